@@ -1,0 +1,171 @@
+"""Tensor names, shapes and files of a compressed checkpoint. The only module that knows them.
+
+Per layer, below ``model.layers.{i}.self_attn.`` (``full`` is ``group_size * head_dim``):
+
+====================  ============================================  =================================
+name                  shape                                         present
+====================  ============================================  =================================
+``q_proj.weight``     ``[num_heads * head_dim, hidden]``            always
+``k_down.weight``     ``[num_groups * rank_k, hidden]``             always
+``k_up``              ``[num_groups, rank_k, full]``                ``rank_k < full``
+``v_down.weight``     ``[num_groups * rank_v, hidden]``             always
+``v_up``              ``[num_groups, rank_v, full]``                factored and ``rank_v < full``
+``o_proj.weight``     ``[hidden, num_heads * rank_v]``              fused and ``rank_v < full``
+``o_proj.weight``     ``[hidden, num_heads * head_dim]``            otherwise
+``q_proj.bias``       ``[num_heads * head_dim]``                    ``attention_bias``
+``k_bias``            ``[num_kv_heads * head_dim]``                 ``attention_bias``
+``o_proj.bias``       ``[hidden]``: own bias plus ``O b_v``         ``attention_bias``
+====================  ============================================  =================================
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint on disk is not what it should be. The message is one sentence that says what to do."""
+
+
+def attention_prefix(layer: int) -> str:
+    return f"model.layers.{layer}.self_attn."
+
+
+def layer_tensors(shape: LayerShape, hidden_size: int, attention_bias: bool) -> dict[str, tuple[int, ...]]:
+    """``{name below self_attn.: shape}`` of one compressed layer."""
+    groups, full, q_width = shape.num_groups, shape.group_width, shape.num_heads * shape.head_dim
+    tensors = {
+        "q_proj.weight": (q_width, hidden_size),
+        "k_down.weight": (groups * shape.rank_k, hidden_size),
+        "v_down.weight": (groups * shape.rank_v, hidden_size),
+        "o_proj.weight": (hidden_size, shape.output_width),
+    }
+    if shape.has_k_up:
+        tensors["k_up"] = (groups, shape.rank_k, full)
+    if shape.value_path == "factored":
+        tensors["v_up"] = (groups, shape.rank_v, full)
+    if attention_bias:
+        biases = {"q_proj.bias": q_width, "k_bias": shape.num_kv_heads * shape.head_dim, "o_proj.bias": hidden_size}
+        tensors |= {name: (width,) for name, width in biases.items()}
+    return tensors
+
+
+def attention_tensors(palu: PaluConfig, geometry: AttentionGeometry) -> dict[str, tuple[int, ...]]:
+    """``{full name: shape}`` of every attention tensor of a compressed checkpoint."""
+    return {
+        attention_prefix(layer) + name: size
+        for layer in range(geometry.num_layers)
+        for name, size in layer_tensors(
+            LayerShape.of(palu, geometry, layer), geometry.hidden_size, palu.attention_bias
+        ).items()
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parses a JSON object. Raises CheckpointError if it is missing or not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); expected a model directory.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+def shard_of_tensor(directory: Path) -> dict[str, Path]:
+    """``{tensor name: file}`` of a safetensors checkpoint, sharded or not.
+
+    Raises CheckpointError for a missing or damaged shard, a tensor that its shard lacks, and for names
+    in the index that point outside the directory.
+    """
+    if (directory / INDEX).exists():
+        listed = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise CheckpointError(f"{directory / INDEX} has no weight_map; expected a safetensors index.")
+        where = {tensor: _inside(directory, name) for tensor, name in listed.items()}
+    elif (directory / SINGLE).exists():
+        where = {tensor: directory / SINGLE for tensor in tensor_shapes(directory / SINGLE)}
+    else:
+        raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; expected safetensors weights.")
+    for file in sorted(set(where.values())):
+        missing = {t for t, f in where.items() if f == file} - tensor_shapes(file).keys()
+        if missing:
+            raise CheckpointError(f"{file} lacks tensor {min(missing)}, which the index says it holds.")
+    return where
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """The path of a shard; refuses names that leave the directory (a hub's links into its blobs are followed)."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise CheckpointError(f"{directory / INDEX} names the shard {name!r}; expected a plain file name.")
+    if not (directory / name).is_file():
+        raise CheckpointError(f"shard {name} named by {directory / INDEX} is missing; fetch the checkpoint again.")
+    return directory / name
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """``{name: shape}`` from the header of one safetensors file. Raises CheckpointError if it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file ({error}); fetch it again.") from error
+
+
+def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """``{name: shape}`` of every tensor of a checkpoint; raises as :func:`shard_of_tensor`."""
+    where = shard_of_tensor(directory)
+    shapes = {file: tensor_shapes(file) for file in set(where.values())}
+    return {name: shapes[file][name] for name, file in where.items()}
+
+
+def iterate_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint, one at a time, shard by shard."""
+    where = shard_of_tensor(directory)
+    for file in sorted(set(where.values())):
+        with safe_open(file, framework="pt") as handle:
+            for name in sorted(name for name, f in where.items() if f == file):
+                yield name, handle.get_tensor(name)
+
+
+def read_config(directory: Path) -> tuple[dict[str, Any], PaluConfig, AttentionGeometry]:
+    """``config.json``, its checked ``palu_config`` and the geometry. Raises CheckpointError."""
+    config = read_json(directory / "config.json")
+    try:
+        return config, PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+
+
+def check_shapes(directory: Path) -> None:
+    """Raises CheckpointError unless the attention tensors are exactly those that ``palu_config`` promises.
+
+    vLLM's loaders accept some wrong shapes and serve garbage, so this runs before every load.
+    """
+    _, palu, geometry = read_config(directory)
+    found = checkpoint_shapes(directory)
+    expected = attention_tensors(palu, geometry)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{directory} lacks tensor {name}; compress the model again.")
+        if found[name] != shape:
+            raise CheckpointError(f"{name} has shape {list(found[name])}, expected {list(shape)}; compress the model again.")
+    for name in found:
+        if ".self_attn." in name and name not in expected:
+            raise CheckpointError(f"{directory} has the unexpected tensor {name}; compress the model again.")
+
+
+def check_finite(directory: Path) -> None:
+    """Raises CheckpointError naming the first tensor with a NaN or an infinity."""
+    for name, tensor in iterate_tensors(directory):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} in {directory} has values that are not finite; compress the model again.")

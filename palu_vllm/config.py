@@ -1,0 +1,179 @@
+"""What a compressed checkpoint is: the ``palu_config`` section of its ``config.json``, checked.
+
+Imports nothing but pydantic, so that the compressor, transformers and vLLM all read it at no cost.
+Words and mathematics are those of ``docs/structure.md``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+
+# transformers model_type -> (model_type, architecture) of its compressed form
+FAMILIES = {
+    "llama": ("palu_llama", "PaluLlamaForCausalLM"),
+    "mistral": ("palu_mistral", "PaluMistralForCausalLM"),
+    "qwen2": ("palu_qwen2", "PaluQwen2ForCausalLM"),
+}
+# dynamic and longrope change their frequencies with the length, so a cached latent has no fixed rotation
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class AttentionGeometry:
+    """The sizes of a model's attention, the same for every layer."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
+        """Reads a parsed ``config.json``. Raises ValueError for a size that is missing or does not divide."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in names:
+            if not isinstance(config.get(name), int) or config[name] < 1:
+                raise ValueError(f"config.json has {name}={config.get(name)!r}; expected a positive integer.")
+        hidden, layers, heads = (config[name] for name in names)
+        kv_heads = config.get("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise ValueError(f"{heads} attention heads are not a multiple of {kv_heads} key-value heads.")
+        return cls(hidden, layers, heads, kv_heads, config.get("head_dim") or hidden // heads)
+
+    def dense_bytes_per_token(self, dtype: str) -> int:
+        """Bytes of KV cache per token of the uncompressed model, all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+class PaluConfig(BaseModel):
+    """How the projections of a checkpoint were decomposed. Unknown keys are errors.
+
+    ``rank_k[layer]`` and ``rank_v[layer]`` are latent widths per group. A layer whose rank equals
+    ``group_size * head_dim`` is stored uncompressed: its down-projection is the original projection
+    and it has no up-projection.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format_version: Literal[1] = FORMAT_VERSION
+    base_model: str
+    base_revision: str | None = None
+    group_size_k: int = Field(ge=1)
+    group_size_v: int = Field(ge=1)
+    rank_k: list[int] = Field(min_length=1)
+    rank_v: list[int] = Field(min_length=1)
+    value_path: Literal["fused", "factored"]
+    attention_bias: bool = False
+    objective: str
+    search: str
+    calibration: str
+    seed: int
+    tool_version: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.group_size_k != self.group_size_v:
+            raise ValueError(f"group_size_k {self.group_size_k} and group_size_v {self.group_size_v} differ; expected equal")
+        if len(self.rank_k) != len(self.rank_v):
+            raise ValueError(f"rank_k has {len(self.rank_k)} layers and rank_v {len(self.rank_v)}; expected equal")
+        if min(self.rank_k + self.rank_v) < 1:
+            raise ValueError("a rank is below 1")
+        return self
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
+        """The checked ``palu_config`` of a parsed ``config.json``. Raises ValueError with one sentence."""
+        section = config.get("palu_config")
+        if not isinstance(section, Mapping):
+            raise ValueError("config.json has no palu_config section; expected a checkpoint written by palu-compress.")
+        try:
+            palu = cls.model_validate(dict(section))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "palu_config"
+            raise ValueError(
+                f"palu_config is not valid at {where}: {first['msg']} (format version {FORMAT_VERSION})."
+            ) from error
+        palu.check(AttentionGeometry.from_hf_config(config))
+        return palu
+
+    def check(self, geometry: AttentionGeometry) -> None:
+        """Raises ValueError where ranks or groups do not fit the model."""
+        if len(self.rank_k) != geometry.num_layers:
+            raise ValueError(f"palu_config has ranks for {len(self.rank_k)} layers, the model has {geometry.num_layers}.")
+        if geometry.num_kv_heads % self.group_size_k:
+            raise ValueError(f"group size {self.group_size_k} does not divide {geometry.num_kv_heads} key-value heads.")
+        largest = max(self.rank_k + self.rank_v)
+        if largest > self.full_rank(geometry):
+            raise ValueError(f"rank {largest} is above the full rank {self.full_rank(geometry)} of a group.")
+
+    def num_groups(self, geometry: AttentionGeometry) -> int:
+        return geometry.num_kv_heads // self.group_size_k
+
+    def full_rank(self, geometry: AttentionGeometry) -> int:
+        """``group_size * head_dim``: the rank at which nothing is lost."""
+        return self.group_size_k * geometry.head_dim
+
+    def bytes_per_token(self, geometry: AttentionGeometry, dtype: str) -> int:
+        """Bytes of latent cache per token, all layers."""
+        return self.num_groups(geometry) * (sum(self.rank_k) + sum(self.rank_v)) * DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer's view of the configuration: everything that serving code asks about a layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    group_size: int
+    rank_k: int
+    rank_v: int
+    value_path: Literal["fused", "factored", "uncompressed"]
+
+    @classmethod
+    def of(cls, palu: PaluConfig, geometry: AttentionGeometry, layer: int) -> Self:
+        uncompressed = palu.rank_v[layer] == palu.full_rank(geometry)
+        return cls(
+            num_heads=geometry.num_heads,
+            num_kv_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_dim,
+            group_size=palu.group_size_k,
+            rank_k=palu.rank_k[layer],
+            rank_v=palu.rank_v[layer],
+            value_path="uncompressed" if uncompressed else palu.value_path,
+        )
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_kv_heads // self.group_size
+
+    @property
+    def group_width(self) -> int:
+        return self.group_size * self.head_dim
+
+    @property
+    def has_k_up(self) -> bool:
+        return self.rank_k < self.group_width
+
+    @property
+    def output_width(self) -> int:
+        """Input features of the stored output projection."""
+        return self.num_heads * (self.rank_v if self.value_path == "fused" else self.head_dim)
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """The rotary scaling of a ``config.json`` in transformers 4 or 5 spelling. Raises ValueError if not served."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope type {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}.")
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not 1; partial rotary embeddings are not supported.")
+    return kind

@@ -1,0 +1,41 @@
+"""Packaging of palu-vllm. vLLM, torch and triton are deliberately not dependencies: the user's vLLM brings them."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+HOOK = "palu_vllm_autoload.pth"
+
+
+class BuildWithHook(build_py):
+    """Adds the line that lets transformers find the palu model types without an import by the user."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(str(HERE / HOOK), str(Path(self.build_lib) / HOOK))
+
+
+setup(
+    name="palu-vllm",
+    version="0.1.0",
+    description="Serve language models whose KV cache is compressed by low-rank projection (Palu) with vLLM",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["palu_vllm*", "offline_compress*"]),
+    cmdclass={"build_py": BuildWithHook},
+    install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
+    extras_require={"serve": ["vllm>=0.32,<0.34"], "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"]},
+    entry_points={
+        "console_scripts": [
+            "palu-compress=offline_compress.cli:main",
+            "palu-doctor=palu_vllm.server.doctor:main",
+        ],
+        "vllm.general_plugins": ["palu=palu_vllm:register"],
+    },
+)
