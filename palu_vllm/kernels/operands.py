@@ -1,0 +1,63 @@
+"""What every implementation of latent attention takes: the specification, the torch path and the Triton kernels.
+
+An implementation is built once per layer from ``AttentionShape`` and ``KeyRebuild`` and then offers
+
+``store(latent_k, latent_v, cache, slot_mapping)``
+    ``latent_k [tokens, num_groups, rank_k]``, ``latent_v [tokens, num_groups, rank_v]``, ``slot_mapping [tokens]``
+    int64, block * block_size + offset, negative for padding; writes ``cache``.
+``attend(query, cache, batch, out)``
+    ``query [tokens, num_heads, head_dim]``, rotated; ``out [tokens, num_heads, rank_v]``: for every query head
+    the softmax-weighted sum of the latent values of its group. Rows past the last query are left alone.
+
+``cache`` is ``[num_blocks, num_groups, block_size, rank_k + rank_v]`` with any strides whose last is 1; a slot
+holds the key latent, then the value latent. Latents are never rotated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of one layer on one device. A group is ``group_size`` adjacent KV heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    group_size: int
+    rank_k: int
+    rank_v: int
+    scale: float
+    sliding_window: int | None = None  # a query sees itself and the window - 1 tokens before it
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_kv_heads // self.group_size
+
+    @property
+    def queries_per_kv(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True)
+class KeyRebuild:
+    """Everything that turns a key latent into a rotated key.
+
+    ``k[t, h] = RoPE_t(c_k[t] @ k_up[g, :, h] + k_bias[h])``, rotating the pairs (i, i + head_dim / 2).
+    """
+
+    k_up: torch.Tensor | None  # [num_groups, rank_k, group_size * head_dim]; None: the latent is the key
+    k_bias: torch.Tensor | None  # [num_kv_heads * head_dim]
+    cos_sin: torch.Tensor  # [max_position, head_dim] float32: cosines of the head_dim / 2 pairs, then sines
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """Which queries attend to which blocks. Request r owns queries query_start_loc[r] : query_start_loc[r + 1]."""
+
+    block_table: torch.Tensor  # [requests, max_blocks] int32
+    seq_lens: torch.Tensor  # [requests] int32: cached tokens, the request's queries included
+    query_start_loc: torch.Tensor  # [requests + 1] int32
+    max_query_len: int
+    max_seq_len: int  # at least the longest; an upper bound is allowed
