@@ -1,0 +1,64 @@
+"""Refuses operands whose shapes do not fit each other. Reads shapes, strides and dtypes only, never values."""
+
+import torch
+
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+
+
+def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"got {name} {list(tensor.shape)}, expected {list(expected)}")
+
+
+def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
+    """Raises ValueError where the sizes of a layer or its ``KeyRebuild`` contradict each other."""
+    if shape.num_heads % shape.num_kv_heads:
+        raise ValueError(f"got {shape.num_heads} heads, expected a multiple of {shape.num_kv_heads} KV heads")
+    if shape.num_kv_heads % shape.group_size:
+        raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
+    if shape.head_dim % 2:
+        raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
+    if shape.sliding_window is not None and shape.sliding_window < 1:
+        raise ValueError(f"got sliding_window {shape.sliding_window}, expected at least 1 or None")
+    group_width = shape.group_size * shape.head_dim
+    if rebuild.k_up is not None:
+        expect_shape("k_up", rebuild.k_up, (shape.num_groups, shape.rank_k, group_width))
+    elif shape.rank_k != group_width:
+        raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {group_width}")
+    if rebuild.k_bias is not None:
+        expect_shape("k_bias", rebuild.k_bias, (shape.num_kv_heads * shape.head_dim,))
+    expect_shape("cos_sin", rebuild.cos_sin, (rebuild.cos_sin.shape[0], shape.head_dim))
+    if rebuild.cos_sin.dtype != torch.float32:
+        raise ValueError(f"got cos_sin {rebuild.cos_sin.dtype}, expected torch.float32")
+
+
+def check_cache(cache: torch.Tensor, num_groups: int, width: int) -> None:
+    """Raises ValueError unless ``cache`` is ``[num_blocks, num_groups, block_size, width]`` with last stride 1."""
+    if cache.dim() != 4 or cache.shape[1] != num_groups or cache.shape[3] != width:
+        raise ValueError(f"got cache {list(cache.shape)}, expected [num_blocks, {num_groups}, block_size, {width}]")
+    if cache.stride(3) != 1:
+        raise ValueError(f"got cache with last stride {cache.stride(3)}, expected 1")
+
+
+def check_store(
+    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """Raises ValueError unless the latents fill one slot of ``cache`` for each entry of ``slot_mapping``."""
+    num_groups = cache.shape[1]
+    for name, latent in (("latent_k", latent_k), ("latent_v", latent_v)):
+        if latent.dim() != 3 or latent.shape[1] != num_groups or latent.shape[0] < slot_mapping.shape[0]:
+            expected = f"at least {slot_mapping.shape[0]} tokens of {num_groups} groups"
+            raise ValueError(f"got {name} {list(latent.shape)}, expected {expected}")
+    check_cache(cache, num_groups, latent_k.shape[2] + latent_v.shape[2])
+
+
+def check_attend(
+    query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, shape: AttentionShape
+) -> None:
+    """Raises ValueError where the operands of ``attend`` contradict ``shape`` or each other."""
+    expect_shape("query", query, (query.shape[0], shape.num_heads, shape.head_dim))
+    expect_shape("out", out, (out.shape[0], shape.num_heads, shape.rank_v))
+    check_cache(cache, shape.num_groups, shape.rank_k + shape.rank_v)
+    requests = batch.seq_lens.shape[0]
+    expect_shape("query_start_loc", batch.query_start_loc, (requests + 1,))
+    expect_shape("block_table", batch.block_table, (requests, batch.block_table.shape[1]))

@@ -1,0 +1,138 @@
+"""What the kernels must compute, in plain float32 torch: test oracle and benchmark baseline, not a fast path.
+
+Accepts a cache of any floating dtype; every number is upcast before it is used. The notation is the paper's
+(Palu, ICLR 2025): latents ``h = x A``, keys rebuilt as ``h B`` and rotated inside the attention (section 3.2),
+values never rebuilt because ``B_v`` is multiplied into the output projection (equation 3).
+"""
+
+import torch
+
+from palu_vllm.kernels.checks import check_attend, check_layer, check_store
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+
+
+def rotate(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of the pairs (i, i + head_dim / 2).
+
+    Takes ``x [tokens, heads, head_dim]``, ``cos_sin [max_position, head_dim]`` (cosines, then sines) and
+    ``positions [tokens]``; returns float32 of the shape of ``x``.
+    """
+    cos, sin = cos_sin.float()[positions].unsqueeze(1).chunk(2, dim=-1)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rebuild_keys(
+    latent_k: torch.Tensor, rebuild: KeyRebuild, shape: AttentionShape, positions: torch.Tensor
+) -> torch.Tensor:
+    """``k[t, h] = RoPE_t(c_k[t] @ k_up[g, :, h] + k_bias[h])``.
+
+    Takes ``latent_k [tokens, num_groups, rank_k]`` and ``positions [tokens]``; returns float32
+    ``[tokens, num_kv_heads, head_dim]``.
+    """
+    keys = latent_k.float()
+    if rebuild.k_up is not None:
+        keys = torch.einsum("tgr,grd->tgd", keys, rebuild.k_up.float())
+    keys = keys.reshape(-1, shape.num_kv_heads, shape.head_dim)
+    if rebuild.k_bias is not None:
+        keys = keys + rebuild.k_bias.float().view(shape.num_kv_heads, shape.head_dim)
+    return rotate(keys, rebuild.cos_sin, positions)
+
+
+def store_latents(
+    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """Writes one slot of ``cache`` per entry of ``slot_mapping``; negative entries are padding.
+
+    Shapes as in ``operands``; latents may have more rows than ``slot_mapping``, which are ignored.
+    Raises ValueError for shapes that do not fit each other.
+    """
+    check_store(latent_k, latent_v, cache, slot_mapping)
+    tokens = torch.nonzero(slot_mapping >= 0).flatten()
+    slots = slot_mapping[tokens]
+    block_size = cache.shape[2]
+    latents = torch.cat((latent_k[tokens], latent_v[tokens]), dim=-1)
+    cache[slots // block_size, :, slots % block_size] = latents.to(cache.dtype)
+
+
+def gather_latents(
+    cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, rank_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents of one request at ``positions [tokens]``, whose blocks are ``blocks [max_blocks]``.
+
+    Returns ``[tokens, num_groups, rank_k]`` and ``[tokens, num_groups, rank_v]`` in the dtype of ``cache``.
+    """
+    block_size = cache.shape[2]
+    slots = cache[blocks.long()[positions // block_size], :, positions % block_size]
+    return slots[..., :rank_k], slots[..., rank_k:]
+
+
+def visible(query_positions: torch.Tensor, key_positions: torch.Tensor, sliding_window: int | None) -> torch.Tensor:
+    """Which keys a query sees: itself and those before it, at most ``sliding_window``. Bool ``[queries, keys]``."""
+    distance = query_positions[:, None] - key_positions[None, :]
+    mask = distance >= 0
+    return mask if sliding_window is None else mask & (distance < sliding_window)
+
+
+def latent_attention(
+    query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: AttentionShape
+) -> torch.Tensor:
+    """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for one request.
+
+    Takes ``query [queries, num_heads, head_dim]``, ``keys [tokens, num_kv_heads, head_dim]``,
+    ``latent_v [tokens, num_groups, rank_v]``, ``mask [queries, tokens]``; returns float32
+    ``[queries, num_heads, rank_v]``.
+    """
+    keys = keys.repeat_interleave(shape.queries_per_kv, dim=1)
+    values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size, dim=1)
+    scores = shape.scale * torch.einsum("qhd,thd->hqt", query.float(), keys)
+    probabilities = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqt,thr->qhr", probabilities, values)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    batch: PagedBatch,
+    out: torch.Tensor,
+    shape: AttentionShape,
+    rebuild: KeyRebuild,
+) -> None:
+    """Attention of every query over the latents of its request; shapes as in ``operands``, ``out`` of any dtype.
+
+    Raises ValueError for shapes that do not fit each other.
+    """
+    check_attend(query, cache, batch, out, shape)
+    starts = batch.query_start_loc.tolist()
+    for request, seq_len in enumerate(batch.seq_lens.tolist()):
+        rows = slice(starts[request], starts[request + 1])
+        query_len = rows.stop - rows.start
+        if query_len == 0:
+            continue
+        query_positions = torch.arange(seq_len - query_len, seq_len, device=query.device)
+        first = 0 if shape.sliding_window is None else max(0, seq_len - query_len - shape.sliding_window + 1)
+        positions = torch.arange(first, seq_len, device=query.device)
+        latent_k, latent_v = gather_latents(cache, batch.block_table[request], positions, shape.rank_k)
+        keys = rebuild_keys(latent_k, rebuild, shape, positions)
+        mask = visible(query_positions, positions, shape.sliding_window)
+        out[rows] = latent_attention(query[rows], keys, latent_v, mask, shape).to(out.dtype)
+
+
+class ReferenceAttention:
+    """``store`` and ``attend`` of ``operands`` in float32 torch, on any device.
+
+    Raises ValueError where ``shape`` and ``rebuild`` contradict each other.
+    """
+
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
+        check_layer(shape, rebuild)
+        self.shape = shape
+        self.rebuild = rebuild
+
+    def store(
+        self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        store_latents(latent_k, latent_v, cache, slot_mapping)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        paged_attention(query, cache, batch, out, self.shape, self.rebuild)

@@ -1,0 +1,35 @@
+"""Layers that tests run on, by name: every kind of grouping, odd ranks, every head size that is served."""
+
+from dataclasses import dataclass, replace
+
+from palu_vllm.kernels.operands import AttentionShape
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Sizes of one layer; ``compressed`` layers have ``k_up``, others cache whole keys."""
+
+    shape: AttentionShape
+    compressed: bool = True
+    has_bias: bool = False
+
+    def with_window(self, sliding_window: int) -> "Layer":
+        return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
+
+
+def sizes(heads: int, kv_heads: int, head_dim: int, group_size: int, rank_k: int, rank_v: int) -> AttentionShape:
+    return AttentionShape(heads, kv_heads, head_dim, group_size, rank_k, rank_v, scale=head_dim**-0.5)
+
+
+LAYERS = {
+    "per_head_odd_ranks": Layer(sizes(4, 4, 64, 1, 17, 23)),
+    "all_heads_in_one_group": Layer(sizes(8, 4, 64, 4, 48, 40)),
+    "two_groups_bias_head_dim_80": Layer(sizes(8, 4, 80, 2, 33, 50), has_bias=True),
+    "three_queries_per_kv_head_dim_96": Layer(sizes(6, 2, 96, 1, 31, 63)),
+    "seven_queries_per_kv_bias": Layer(sizes(14, 2, 128, 2, 64, 111), has_bias=True),
+    "head_dim_256": Layer(sizes(2, 1, 256, 1, 40, 24)),
+    "group_of_eight": Layer(sizes(8, 8, 64, 8, 96, 130)),
+    "uncompressed": Layer(sizes(4, 2, 64, 2, 128, 128), compressed=False),
+    "uncompressed_bias_head_dim_80": Layer(sizes(4, 4, 80, 2, 160, 37), compressed=False, has_bias=True),
+    "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),
+}
