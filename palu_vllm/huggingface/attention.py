@@ -1,0 +1,139 @@
+"""Attention of one layer over cached latents, for every family. The mathematics is that of ``kernels.reference``."""
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedConfig
+from transformers import initialization as init
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from palu_vllm.config import LayerShape
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.reference import rebuild_keys, rotate
+
+# implementations that take values of another width than the keys and the mask that transformers builds
+IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}
+
+
+class PaluAttention(nn.Module):
+    """Stands in for a decoder layer's ``self_attn``; parameters are those of ``checkpoint.layer_tensors``.
+
+    Keys are rebuilt from the latents and rotated by their index in the cache, and so is the query: rotary
+    scores depend on distances only, so a row shifted by left padding is exact and ``position_ids`` are not used.
+    """
+
+    is_causal = True
+
+    def __init__(
+        self, config: PreTrainedConfig, layer_idx: int, shape: LayerShape, attention_bias: bool, rotary_emb: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config, self.layer_idx, self.layer_shape = config, layer_idx, shape
+        self.shape = AttentionShape(
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            group_size=shape.group_size,
+            rank_k=shape.rank_k,
+            rank_v=shape.rank_v,
+            scale=shape.head_dim**-0.5,
+        )
+        self.num_key_value_groups = self.shape.queries_per_kv  # read by transformers' attention functions
+        self.rotary_emb = rotary_emb
+        hidden, groups = config.hidden_size, shape.num_groups
+        self.q_proj = nn.Linear(hidden, shape.num_heads * shape.head_dim, bias=attention_bias)
+        self.k_down = nn.Linear(hidden, groups * shape.rank_k, bias=False)
+        self.v_down = nn.Linear(hidden, groups * shape.rank_v, bias=False)
+        self.o_proj = nn.Linear(shape.output_width, hidden, bias=attention_bias)
+        self.k_up = _parameter(shape.has_k_up, groups, shape.rank_k, shape.group_width)
+        self.v_up = _parameter(shape.value_path == "factored", groups, shape.rank_v, shape.group_width)
+        self.k_bias = _parameter(attention_bias, shape.num_kv_heads * shape.head_dim)
+
+    def init_weights(self, std: float) -> None:
+        """Random values for the parameters that are not part of a linear layer."""
+        for factor in (self.k_up, self.v_up):
+            if factor is not None:
+                init.normal_(factor, mean=0.0, std=std)
+        if self.k_bias is not None:
+            init.zeros_(self.k_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``hidden_states [batch, length, hidden]`` to the same shape, and the probabilities where they exist.
+
+        ``attention_mask`` is what transformers builds for eager or sdpa attention. The cache receives
+        ``[batch, num_groups, length, rank_k]`` and ``[.., rank_v]``. Raises ValueError for other attention
+        implementations.
+        """
+        attend = IMPLEMENTATIONS.get(self.config._attn_implementation)
+        if attend is None:
+            expected = " or ".join(IMPLEMENTATIONS)
+            raise ValueError(f"got attn_implementation {self.config._attn_implementation!r}, expected {expected}.")
+        batch, length, _ = hidden_states.shape
+        first_query, first_key = 0, 0
+        if past_key_values is not None:
+            first_query = past_key_values.get_query_offset(self.layer_idx)
+            _, first_key = past_key_values.get_mask_sizes(length, self.layer_idx)
+        query_rows = torch.arange(length, device=hidden_states.device) + (first_query - first_key)
+        latent_k = self._by_group(self.k_down(hidden_states))
+        latent_v = self._by_group(self.v_down(hidden_states))
+        if past_key_values is not None:
+            latent_k, latent_v = past_key_values.update(latent_k, latent_v, self.layer_idx)
+        cos_sin = self._cos_sin(first_key, latent_k)
+        query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
+        query = rotate(query, cos_sin, query_rows.repeat(batch))
+        query = query.view(batch, length, -1, self.shape.head_dim).transpose(1, 2).to(hidden_states.dtype)
+        out, weights = attend(
+            self,
+            query,
+            self._keys(latent_k, cos_sin).to(query.dtype),
+            self._values(latent_v),
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.shape.scale,
+            **kwargs,
+        )
+        return self.o_proj(self._heads(out).reshape(batch, length, -1)), weights
+
+    def _by_group(self, latent: torch.Tensor) -> torch.Tensor:
+        """``[batch, length, num_groups * rank]`` to ``[batch, num_groups, length, rank]``."""
+        return latent.unflatten(-1, (self.shape.num_groups, -1)).transpose(1, 2)
+
+    def _cos_sin(self, first: int, latent_k: torch.Tensor) -> torch.Tensor:
+        """The rotary table of the cached tokens, whose first has position ``first``: float32 ``[tokens, head_dim]``."""
+        positions = torch.arange(latent_k.shape[2], device=latent_k.device) + first
+        anchor = torch.empty(0, device=latent_k.device)  # transformers takes device and dtype from it
+        half = self.shape.head_dim // 2
+        return torch.cat([table[0, :, :half] for table in self.rotary_emb(anchor, positions[None])], dim=-1)
+
+    def _keys(self, latent_k: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+        """``[batch, num_groups, tokens, rank_k]`` to float32 ``[batch, num_kv_heads, tokens, head_dim]``."""
+        batch, _, tokens, _ = latent_k.shape
+        rows = torch.arange(tokens, device=latent_k.device).repeat(batch)
+        rebuild = KeyRebuild(self.k_up, self.k_bias, cos_sin)
+        keys = rebuild_keys(latent_k.transpose(1, 2).flatten(0, 1), rebuild, self.shape, rows)
+        return keys.unflatten(0, (batch, tokens)).transpose(1, 2)
+
+    def _values(self, latent_v: torch.Tensor) -> torch.Tensor:
+        """``[batch, num_groups, tokens, rank_v]`` to ``[batch, num_kv_heads, tokens, what a head averages]``."""
+        if self.layer_shape.value_path == "uncompressed":
+            heads = latent_v.unflatten(-1, (self.shape.group_size, self.shape.head_dim))
+            return heads.transpose(2, 3).flatten(1, 2)
+        return latent_v.repeat_interleave(self.shape.group_size, dim=1)
+
+    def _heads(self, out: torch.Tensor) -> torch.Tensor:
+        """``[batch, length, num_heads, averaged]``, multiplied by ``v_up`` of its KV head where there is one."""
+        if self.v_up is None:
+            return out
+        v_up = self.v_up.unflatten(-1, (self.shape.group_size, self.shape.head_dim)).transpose(1, 2).flatten(0, 1)
+        by_kv_head = out.unflatten(2, (self.shape.num_kv_heads, self.shape.queries_per_kv))
+        return torch.einsum("bthjr,hrd->bthjd", by_kv_head, v_up)
+
+
+def _parameter(present: bool, *size: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(size)) if present else None
