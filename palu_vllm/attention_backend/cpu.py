@@ -1,0 +1,146 @@
+"""Latent attention in vectorised torch: the path that serves on machines without a GPU.
+
+Works through the context tile by tile with an online softmax, always in float32. One query per request (decoding) is
+the fast case: tiles of all requests form one sequence of equal pieces of work, however unequal the requests are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, cover, pair_up
+from palu_vllm.kernels.checks import check_attend, check_layer
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.reference import store_latents
+
+SCRATCH_FLOATS = 2**20
+DECODE_TILE = 128
+PREFILL_TILE = 512
+LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Runs of equally many queries, one run per owner."""
+
+    paired: torch.Tensor  # [owners, num_kv_heads, queries_per_kv, run, head_dim] float32, scaled
+    positions: torch.Tensor  # [owners, run] int64, ascending by one
+    block_table: torch.Tensor  # [owners, max_blocks]
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Running state of ``sum_t exp(score_t) value_t``, per owner, group and query of the group."""
+
+    peak: torch.Tensor  # [owners, num_groups, queries]
+    total: torch.Tensor  # [owners, num_groups, queries]
+    values: torch.Tensor  # [owners, num_groups, queries, rank_v]
+
+    @classmethod
+    def empty(cls, owners: int, num_groups: int, queries: int, rank_v: int) -> "Softmax":
+        peak = torch.full((owners, num_groups, queries), LOWEST)
+        return cls(peak, torch.zeros_like(peak), torch.zeros(owners, num_groups, queries, rank_v))
+
+    def add(self, owner: torch.Tensor, scores: torch.Tensor, values: torch.Tensor) -> None:
+        """Adds tiles: ``owner [tiles]``, ``scores [tiles, num_groups, queries, tile_tokens]`` (overwritten; minus
+        infinity where hidden) and ``values [tiles, num_groups, tile_tokens, rank_v]``, finite everywhere.
+        """
+        tile_peak = scores.amax(-1)
+        peak = self.peak.scatter_reduce(0, owner.view(-1, 1, 1).expand_as(tile_peak), tile_peak, "amax")
+        shrink = (self.peak - peak).exp_()
+        weights = scores.sub_(peak[owner].unsqueeze(-1)).exp_()
+        self.total.mul_(shrink).index_add_(0, owner, weights.sum(-1))
+        self.values.mul_(shrink.unsqueeze(-1)).index_add_(0, owner, weights @ values)
+        self.peak.copy_(peak)
+
+    def result(self) -> torch.Tensor:
+        """The weighted means ``[owners, num_groups, queries, rank_v]``."""
+        return self.values / self.total.unsqueeze(-1)
+
+
+class TorchAttention:
+    """``store`` and ``attend`` of ``operands`` on the CPU. Caches of float32, bfloat16 and float16.
+
+    Beyond its operands, one float32 per query head, query of a run and ``rank_v``, and tables of one entry per tile,
+    ``attend`` allocates a small multiple of ``max(SCRATCH_FLOATS, one tile)`` floats, however long the context is.
+    Raises ValueError where ``shape`` and ``rebuild`` contradict each other, or operands contradict them.
+    """
+
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
+        check_layer(shape, rebuild)
+        self.shape = shape
+        self.source = KeySource(shape, rebuild)
+
+    def store(
+        self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        store_latents(latent_k, latent_v, cache, slot_mapping)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        check_attend(query, cache, batch, out, self.shape)
+        starts = batch.query_start_loc.long()
+        query_lens = starts.diff()
+        single = (query_lens == 1).nonzero().flatten()
+        if len(single):
+            self._attend_rows(query, cache, batch, out, single, starts[single, None])
+        longest_run = max(1, SCRATCH_FLOATS // (self.shape.num_heads * PREFILL_TILE))
+        for request in (query_lens > 1).nonzero().flatten():
+            for rows in torch.arange(starts[request], starts[request + 1]).split(longest_run):
+                self._attend_rows(query, cache, batch, out, request[None], rows[None])
+
+    def _attend_rows(
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        batch: PagedBatch,
+        out: torch.Tensor,
+        requests: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> None:
+        """Attends from ``rows [owners, run]`` of ``query``, where every owner is one of ``requests [owners]``."""
+        shape = self.shape
+        owners, run = rows.shape
+        after_last = batch.query_start_loc[requests + 1].long()
+        paired = pair_up(query[rows]).mul_(shape.scale).transpose(1, 2)  # [owners, num_heads, run, head_dim]
+        queries = Queries(
+            paired=paired.unflatten(1, (shape.num_kv_heads, shape.queries_per_kv)),
+            positions=rows + (batch.seq_lens[requests].long() - after_last)[:, None],
+            block_table=batch.block_table[requests].long(),
+        )
+        means = self._walk(queries, cache)
+        out[rows] = means.view(owners, shape.num_heads, run, shape.rank_v).transpose(1, 2).to(out.dtype)
+
+    def _walk(self, queries: Queries, cache: torch.Tensor) -> torch.Tensor:
+        """The attention of ``queries`` over their contexts: ``[owners, num_groups, queries of a group, rank_v]``."""
+        shape, block_size = self.shape, cache.shape[2]
+        owners, run = queries.positions.shape
+        tile = block_size * max(1, (DECODE_TILE if run == 1 else PREFILL_TILE) // block_size)
+        floats_per_token = cache.shape[1] * cache.shape[3] + shape.num_kv_heads * shape.head_dim + shape.num_heads * run
+        first, last = torch.zeros(owners, dtype=torch.int64), queries.positions[:, -1]
+        if shape.sliding_window is not None:
+            first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=0)
+        state = Softmax.empty(owners, shape.num_groups, shape.num_heads // shape.num_groups * run, shape.rank_v)
+        for tiles in cover(first, last, tile, max(1, SCRATCH_FLOATS // (floats_per_token * tile))):
+            blocks = tiles.blocks(queries.block_table, block_size)
+            latents = self.source.latents(cache, blocks, tiles.unused.flatten())
+            keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
+            scores = self._scores(queries, tiles, keys)
+            values = latents[..., shape.rank_k :].unflatten(1, (-1, tile)).transpose(0, 1)
+            state.add(tiles.owner, scores, values)
+        return state.result()
+
+    def _scores(self, queries: Queries, tiles: Tiles, keys: torch.Tensor) -> torch.Tensor:
+        """``[tiles, num_groups, queries of a group, tile_tokens]``, minus infinity where a query does not see a key."""
+        shape = self.shape
+        count, tile = tiles.positions.shape
+        # of shape [num_kv_heads * tiles, queries_per_kv * run, head_dim], and scores [.., .., tile]
+        paired = queries.paired[tiles.owner].transpose(0, 1).flatten(2, 3).flatten(0, 1)
+        scores = torch.bmm(paired, keys.view(-1, tile, shape.head_dim).transpose(1, 2))
+        # of shape [tiles, run, tile]
+        distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
+        hidden = distance < 0
+        if shape.sliding_window is not None:
+            hidden |= distance >= shape.sliding_window
+        run = hidden.shape[1]
+        scores.view(shape.num_kv_heads, count, -1, run, tile).masked_fill_(hidden.unsqueeze(1), float("-inf"))
+        return scores.view(shape.num_groups, shape.group_size, count, -1, tile).permute(2, 0, 1, 3, 4).flatten(2, 3)

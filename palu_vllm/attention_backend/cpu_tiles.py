@@ -1,0 +1,94 @@
+"""Tiles of context: which ones a query needs, and their latents turned into rotated keys, in vectorised torch.
+
+Two layouts make it fast. Keys are head-major, so that the keys of one head in one tile are a matrix. The two numbers
+of a rotary pair are neighbours (``pair_up``), so that rotating is one complex product in place; queries are paired
+alike, which leaves their products with keys as they were.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+
+
+def pair_up(x: torch.Tensor) -> torch.Tensor:
+    """Float32, the last dimension reordered from (first halves, second halves) to (pair 0, pair 1, ...)."""
+    return x.float().unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of context that are worked on together. A tile belongs to one owner, a run of queries of one request."""
+
+    owner: torch.Tensor  # [tiles] int64: row of the block table
+    positions: torch.Tensor  # [tiles, tile_tokens] int64
+    unused: torch.Tensor  # [tiles, tile_tokens] bool: no query sees them; they may hold anything, NaN included
+
+    def blocks(self, block_table: torch.Tensor, block_size: int) -> torch.Tensor:
+        """Ids of the blocks, flat; 0 for blocks of unused slots only, whose entries say nothing."""
+        # of shape [tiles, blocks_per_tile]
+        columns = self.positions[:, ::block_size] // block_size
+        ids = block_table[self.owner[:, None], columns.clamp(max=block_table.shape[1] - 1)]
+        return ids.masked_fill(self.unused.unflatten(1, (-1, block_size)).all(-1), 0).flatten()
+
+
+def cover(first: torch.Tensor, last: torch.Tensor, tile_tokens: int, tiles_per_step: int) -> Iterator[Tiles]:
+    """The tiles that hold positions ``first .. last`` (int64 ``[owners]``, both included), in steps."""
+    tile_of_first = first // tile_tokens
+    counts = last // tile_tokens - tile_of_first + 1
+    # of shape [tiles]
+    owners = torch.repeat_interleave(counts)
+    indices = torch.arange(len(owners)) + (tile_of_first - counts.cumsum(0) + counts)[owners]
+    for owner, index in zip(owners.split(tiles_per_step), indices.split(tiles_per_step), strict=True):
+        positions = index[:, None] * tile_tokens + torch.arange(tile_tokens)
+        yield Tiles(owner, positions, (positions < first[owner, None]) | (positions > last[owner, None]))
+
+
+class KeySource:
+    """Reads latents from the cache and rebuilds their keys. Constants are prepared once per layer."""
+
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
+        self.shape = shape
+        self.cos_sin = rebuild.cos_sin
+        self.k_up = None
+        # of shape [num_groups, group_size, 1, head_dim]
+        self.bias = torch.zeros(shape.num_groups, shape.group_size, 1, shape.head_dim)
+        if rebuild.k_bias is not None:
+            self.bias = pair_up(rebuild.k_bias.view(self.bias.shape)).contiguous()
+        if rebuild.k_up is not None:
+            # of shape [num_groups, group_size, rank_k, head_dim]
+            per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
+            self.k_up = pair_up(per_head).contiguous()
+
+    def latents(self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+        """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``blocks``; zeros where ``unused [tokens]``."""
+        latents = torch.empty(cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
+        for group, slots in enumerate(latents):
+            torch.index_select(cache[:, group], 0, blocks, out=slots)
+        latents = latents.float().flatten(1, 2)
+        return latents.index_fill_(1, unused.nonzero().flatten(), 0.0)
+
+    def keys(self, latents: torch.Tensor) -> torch.Tensor:
+        """Keys before rotation ``[num_kv_heads, tokens, head_dim]`` of ``latents [num_groups, tokens, width]``."""
+        shape, tokens = self.shape, latents.shape[1]
+        # of shape [num_groups, group_size, tokens, head_dim]
+        keys = torch.empty(shape.num_groups, shape.group_size, tokens, shape.head_dim)
+        latent_k = latents[:, None, :, : shape.rank_k]
+        if self.k_up is None:
+            whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).squeeze(1).transpose(1, 2)
+            torch.add(pair_up(whole_keys), self.bias, out=keys)
+        else:
+            for group, out in enumerate(keys):
+                latent = latent_k[group].expand(shape.group_size, -1, -1)
+                torch.baddbmm(self.bias[group], latent, self.k_up[group], out=out)
+        return keys.flatten(0, 1)
+
+    def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""
+        rows = positions.clamp(max=self.cos_sin.shape[0] - 1)
+        # of shape [tokens, head_dim / 2]
+        cos, sin = self.cos_sin.index_select(0, rows).chunk(2, dim=-1)
+        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+        return keys
