@@ -2,30 +2,27 @@
 
 transformers has no plugin mechanism, and neither ``import palu_vllm`` nor the start of an interpreter may
 cost an import of transformers. So this waits for transformers' own modules and registers right behind them.
-``palu_vllm_autoload.pth`` in site-packages installs it at the start of every interpreter, hence the few
-imports. Until transformers reads entry points.
+``palu_vllm_autoload.pth`` in site-packages installs it at the start of every interpreter, hence so few imports
+here. Until transformers reads entry points.
 """
 
 import sys
-import warnings
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
-# module of transformers -> function of palu_vllm.huggingface to call once it is imported
-AWAITED = {
-    "transformers.models.auto.configuration_auto": "register_configs",
-    "transformers.models.auto.modeling_auto": "register_auto_classes",
-}
+CONFIGS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"  # imports CONFIGS
 
 
-def _register(awaited: str) -> None:
+def _register() -> None:
     """Registers; where that fails, transformers goes on without the palu models."""
     try:
-        from palu_vllm import huggingface
+        from palu_vllm.huggingface import register_auto_classes
 
-        getattr(huggingface, AWAITED[awaited])()
+        register_auto_classes()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
+        import warnings
+
         warnings.warn(
             f"transformers will not load palu checkpoints: {type(error).__name__}: {error}; "
             "palu-vllm needs torch, safetensors and transformers 5.16 or newer.",
@@ -37,7 +34,7 @@ def _register(awaited: str) -> None:
 class _Loader:
     """The real loader, followed by the registration."""
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real) -> None:
         self.real = real
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -46,14 +43,15 @@ class _Loader:
     def exec_module(self, module: ModuleType) -> None:
         module.__loader__ = module.__spec__.loader = self.real
         self.real.exec_module(module)
-        _register(module.__name__)
+        if module.__name__ == MODELS or MODELS not in sys.modules:
+            _register()
 
 
 class _Finder:
     """Asks the other finders. Stays in ``sys.meta_path``, for another thread may be walking it."""
 
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname not in AWAITED:
+    def find_spec(self, fullname: str, path, target=None) -> ModuleSpec | None:
+        if fullname not in (CONFIGS, MODELS):
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
@@ -64,9 +62,9 @@ class _Finder:
 
 
 def install() -> None:
-    """Registers with the auto classes that are loaded, and with the others when they are. Harmless to repeat."""
-    for awaited in AWAITED:
-        if awaited in sys.modules:
-            _register(awaited)
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Registers now if the auto classes are loaded, otherwise as soon as they are. Harmless to repeat."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    if CONFIGS in sys.modules:
+        _register()

@@ -5,22 +5,12 @@ puts it into transformers' own Llama, Mistral and Qwen2. Importing this package 
 """
 
 
-def register_configs() -> None:
-    """Makes ``AutoConfig`` know the palu model types. Harmless to repeat."""
-    from transformers.models.auto.configuration_auto import AutoConfig
-
-    from palu_vllm.huggingface.configuration import CONFIGS
-
-    for config in CONFIGS:
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-
-
 def register_auto_classes() -> None:
     """Makes ``AutoConfig`` and ``AutoModelForCausalLM`` know the palu model types. Harmless to repeat."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from palu_vllm.huggingface.modeling import MODELS
 
-    register_configs()
     for model in MODELS:
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
         AutoModelForCausalLM.register(model.config_class, model, exist_ok=True)

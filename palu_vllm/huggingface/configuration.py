@@ -26,6 +26,3 @@ class PaluQwen2Config(Qwen2Config):
     model_type = "palu_qwen2"
     base_model_tp_plan = None
     palu_config: dict[str, Any] | None = None
-
-
-CONFIGS = (PaluLlamaConfig, PaluMistralConfig, PaluQwen2Config)
