@@ -1,0 +1,22 @@
+"""Serves language models whose KV cache holds low-rank latents (Palu, ICLR 2025) with vLLM.
+
+Importing this package imports neither torch nor transformers nor vLLM.
+"""
+
+from palu_vllm import transformers_hook
+
+__version__ = "0.1.0"
+
+
+def register() -> None:
+    """Entry point ``vllm.general_plugins``: makes vLLM know the palu models and the attention backend.
+
+    vLLM calls it in each of its processes, possibly more than once. Says nothing about an unsupported vLLM:
+    that is told where a palu model is used, so that other models are served as before.
+    """
+    from palu_vllm import plugin
+
+    plugin.register_all()
+
+
+transformers_hook.install()

@@ -1,0 +1,61 @@
+"""The attention layer of a palu model: queries of ``head_dim`` against latents of another width."""
+
+import torch
+from vllm.config import CacheConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.utils.torch_utils import _encode_layer_name
+
+from palu_vllm.attention_backend.backend import PaluBackend
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+
+
+class LatentAttention(Attention):
+    """vLLM's layer with groups in the place of KV heads, ``rank_k`` and ``rank_v`` in the place of head sizes.
+
+    With these numbers its KV cache spec, full or sliding, is the right one, and ranks may differ between layers.
+    Raises ValueError on platforms where vLLM does not hide attention from torch.compile.
+    """
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        rebuild: KeyRebuild,
+        cache_config: CacheConfig | None,
+        sliding_window: int | None,
+        prefix: str,
+    ) -> None:
+        super().__init__(
+            num_heads=shape.num_heads,
+            head_size=shape.rank_k,
+            scale=shape.scale,
+            num_kv_heads=shape.num_groups,
+            cache_config=cache_config,
+            per_layer_sliding_window=sliding_window,
+            prefix=prefix,
+            attn_backend=PaluBackend,
+            head_size_v=shape.rank_v,
+            shape=shape,
+            rebuild=rebuild,
+        )
+        if self.use_direct_call:
+            raise ValueError("PALU runs on CUDA, ROCm and CPU platforms of vLLM only.")
+        self.shape = self.impl.shape
+
+    def forward(self, query: torch.Tensor, latent_k: torch.Tensor, latent_v: torch.Tensor) -> torch.Tensor:
+        """Stores the latents and attends to those of the whole context.
+
+        Takes ``query [tokens, num_heads * head_dim]``, rotated, ``latent_k [tokens, num_groups * rank_k]`` and
+        ``latent_v [tokens, num_groups * rank_v]``; returns ``[tokens, num_heads, rank_v]``. The parent's forward
+        would cut query and key into heads of one width.
+        """
+        shape = self.shape
+        query = query.view(-1, shape.num_heads, shape.head_dim)
+        latent_k = latent_k.view(-1, shape.num_groups, shape.rank_k)
+        latent_v = latent_v.view(-1, shape.num_groups, shape.rank_v)
+        output = query.new_empty(query.shape[0], shape.num_heads, shape.rank_v)
+        name = _encode_layer_name(self.layer_name)
+        written = torch.ops.vllm.unified_kv_cache_update(latent_k, latent_v, name)
+        torch.ops.vllm.unified_attention_with_output(
+            query, latent_k, latent_v, output, name, kv_cache_dummy_dep=written
+        )
+        return output

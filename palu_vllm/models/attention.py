@@ -1,0 +1,123 @@
+"""Attention of every palu model: three projections to query and latents, latent attention, one projection back."""
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+from vllm.config import CacheConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
+from vllm.model_executor.models.utils import extract_layer_index
+
+from palu_vllm.attention_backend.layer import LatentAttention
+from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+
+
+class PaluAttention(nn.Module):
+    """Owns the tensors of ``checkpoint.layer_tensors`` under the same names, split by groups over devices.
+
+    Takes the arguments that vLLM's LlamaDecoderLayer gives to its attention. Ranks, groups and biases come from
+    ``palu_config``. Raises ValueError where that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        max_position_embeddings: int,
+        quant_config: QuantizationConfig | None,
+        bias: bool,
+        bias_o_proj: bool,
+        cache_config: CacheConfig | None,
+        prefix: str,
+        attn_type: str,
+    ) -> None:
+        super().__init__()
+        layer = extract_layer_index(prefix)
+        palu = PaluConfig.from_hf_config(config.to_dict())
+        whole = LayerShape.of(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
+        self.value_path = whole.value_path
+        self._create_projections(whole, hidden_size, palu.attention_bias, prefix)
+        rope = {"max_position": max_position_embeddings, "rope_parameters": config.rope_parameters}
+        self.rotary_emb = get_rope(whole.head_dim, **rope)
+        # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
+        table = get_rope(whole.head_dim, **rope, dtype=torch.float32).cos_sin_cache
+        self.attn = LatentAttention(
+            shape=_share_of_device(whole),
+            rebuild=KeyRebuild(self.k_up, self.k_bias, table),
+            cache_config=cache_config,
+            sliding_window=_sliding_window(config, layer),
+            prefix=f"{prefix}.attn",
+        )
+        self.shape = self.attn.shape
+
+    def _create_projections(self, whole: LayerShape, hidden_size: int, bias: bool, prefix: str) -> None:
+        widths = {
+            "q_proj": whole.num_heads * whole.head_dim,
+            "k_down": whole.num_groups * whole.rank_k,
+            "v_down": whole.num_groups * whole.rank_v,
+        }
+        for name, width in widths.items():
+            with_bias = bias and name == "q_proj"
+            linear = ColumnParallelLinear(
+                hidden_size, width, bias=with_bias, prefix=f"{prefix}.{name}", return_bias=False
+            )
+            self.add_module(name, linear)
+        self.o_proj = RowParallelLinear(
+            whole.output_width, hidden_size, bias=bias, prefix=f"{prefix}.o_proj", return_bias=False
+        )
+        groups, full = whole.num_groups, whole.group_width
+        self.k_up = _parameter(groups, whole.rank_k, full) if whole.has_k_up else None
+        self.v_up = _parameter(groups, whole.rank_v, full) if whole.value_path == "factored" else None
+        self.k_bias = _parameter(whole.num_kv_heads * whole.head_dim) if bias else None
+
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``positions [tokens]`` and ``hidden_states [tokens, hidden]`` to ``[tokens, hidden]``."""
+        query, _ = self.rotary_emb(positions, self.q_proj(hidden_states), None)
+        latents = self.attn(query, self.k_down(hidden_states), self.v_down(hidden_states))
+        return self.o_proj(self._values(latents).flatten(1))
+
+    def _values(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the output projection multiplies: ``[tokens, num_heads, rank_v]`` or ``[..., head_dim]``."""
+        if self.value_path == "fused":
+            return latents
+        groups, group_size = self.shape.num_groups, self.shape.group_size
+        # [tokens, group, KV head in the group, query head of it, rank_v]
+        latents = latents.unflatten(1, (groups, group_size, self.shape.queries_per_kv))
+        if self.v_up is None:  # the latent is the values of all heads of the group; each takes its own
+            own = latents.unflatten(-1, (group_size, self.shape.head_dim)).diagonal(dim1=2, dim2=4)
+            return own.movedim(-1, 2)
+        v_up = self.v_up.unflatten(-1, (group_size, self.shape.head_dim))
+        return torch.einsum("tghqr,grhd->tghqd", latents, v_up)
+
+
+def _parameter(*size: int) -> nn.Parameter:
+    """This device's part of a tensor whose first dimension is split by groups."""
+    first, *rest = size
+    parameter = nn.Parameter(torch.empty(first // get_tensor_model_parallel_world_size(), *rest), requires_grad=False)
+    parameter.weight_loader = sharded_weight_loader(0)
+    return parameter
+
+
+def _share_of_device(whole: LayerShape) -> AttentionShape:
+    devices = get_tensor_model_parallel_world_size()
+    return AttentionShape(
+        num_heads=whole.num_heads // devices,
+        num_kv_heads=whole.num_kv_heads // devices,
+        head_dim=whole.head_dim,
+        group_size=whole.group_size,
+        rank_k=whole.rank_k,
+        rank_v=whole.rank_v,
+        scale=whole.head_dim**-0.5,
+    )
+
+
+def _sliding_window(config: PretrainedConfig, layer: int) -> int | None:
+    """The window of one layer where layers differ; None leaves it to vLLM's setting for the whole model."""
+    kinds = getattr(config, "layer_types", None)
+    return config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None

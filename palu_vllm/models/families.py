@@ -1,0 +1,57 @@
+"""The palu form of each supported family, as vLLM loads it.
+
+Llama, Mistral and Qwen2 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases, so all
+three are vLLM's Llama with its attention exchanged through the argument that vLLM has for this.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.utils import WeightsMapper
+
+from palu_vllm.models.attention import PaluAttention
+from palu_vllm.models.banner import show_banner
+from palu_vllm.models.load_checks import checked
+
+
+class PaluDecoderLayer(LlamaDecoderLayer):
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config, prefix, attn_layer_type=PaluAttention)
+
+
+class PaluModel(LlamaModel):
+    # Llama's, without the joining of q_proj, k_proj and v_proj
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_stacked={".gate_proj": (".gate_up_proj", 0), ".up_proj": (".gate_up_proj", 1)}
+    )
+
+
+class PaluForCausalLM(LlamaForCausalLM):
+    hf_to_vllm_mapper = PaluModel.hf_to_vllm_mapper
+    packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=PaluDecoderLayer)
+        show_banner(vllm_config)
+
+    def _init_model(self, vllm_config: VllmConfig, prefix: str, layer_type: type[nn.Module]) -> PaluModel:
+        return PaluModel(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Loads a checkpoint; raises CheckpointError at the first tensor whose name or shape is not expected."""
+        return super().load_weights(checked(weights, self.config.to_dict()))
+
+
+class PaluLlamaForCausalLM(PaluForCausalLM):
+    """Llama 2 and 3."""
+
+
+class PaluMistralForCausalLM(PaluForCausalLM):
+    """Mistral; its sliding window comes with vLLM's configuration of the cache."""
+
+
+class PaluQwen2ForCausalLM(PaluForCausalLM):
+    """Qwen 2 and 2.5; their biases come with ``palu_config.attention_bias``."""

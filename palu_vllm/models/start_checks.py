@@ -1,0 +1,122 @@
+"""Pairings of model, server settings and machine that cannot work, refused before anything is loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm.config import VllmConfig
+
+from palu_vllm.attention_backend.kernel_path import kernel_path
+from palu_vllm.checkpoint import check_shapes
+from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
+from palu_vllm.plugin import ARCHITECTURES, BACKEND
+
+
+class StartError(RuntimeError):
+    """This server cannot start. The message is one sentence that says what to do.
+
+    Not a ValueError, which pydantic would bury in a report about VllmConfig.
+    """
+
+
+def check(vllm_config: VllmConfig) -> None:
+    """Raises StartError for a palu model that cannot be served as asked, and for a dense model with PALU."""
+    model = vllm_config.model_config
+    if model is None:
+        return
+    if ARCHITECTURES.isdisjoint(model.architectures):
+        _check_dense(vllm_config)
+        return
+    try:
+        _check_checkpoint(vllm_config)
+        _check_parallelism(vllm_config)
+        kernel_path(vllm_config.device_config.device_type)
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    _check_settings(vllm_config)
+
+
+def _chosen_backends(vllm_config: VllmConfig) -> set[str]:
+    attention = vllm_config.attention_config
+    chosen = {attention.backend, *attention.backend_per_kind.values()} - {None}
+    return {backend.name for backend in chosen}
+
+
+def _check_dense(vllm_config: VllmConfig) -> None:
+    if BACKEND in _chosen_backends(vllm_config):
+        name = vllm_config.model_config.model
+        raise StartError(
+            f"{name} is not a palu checkpoint, so --attention-backend palu cannot serve it; "
+            f"compress it with `palu-compress {name} OUT` and serve OUT, or leave the flag out."
+        )
+
+
+def _check_checkpoint(vllm_config: VllmConfig) -> None:
+    """The configuration, and the shapes in a local directory; a hub's files are checked while they load."""
+    model = vllm_config.model_config
+    config = model.hf_config.to_dict()
+    PaluConfig.from_hf_config(config)
+    rope_type(config)
+    if Path(model.model).is_dir() and vllm_config.load_config.load_format != "dummy":
+        check_shapes(Path(model.model))
+
+
+def _check_parallelism(vllm_config: VllmConfig) -> None:
+    config = vllm_config.model_config.hf_config.to_dict()
+    groups = PaluConfig.from_hf_config(config).num_groups(AttentionGeometry.from_hf_config(config))
+    devices = vllm_config.parallel_config.tensor_parallel_size
+    if groups % devices:
+        largest = max(size for size in range(1, min(groups, devices) + 1) if groups % size == 0)
+        raise StartError(
+            f"tensor parallel size {devices} would cut a group of the {groups} groups of KV heads; "
+            f"the largest size that works is {largest}."
+        )
+
+
+def _check_settings(vllm_config: VllmConfig) -> None:
+    for refused, sentence in _SETTINGS:
+        if refused(vllm_config):
+            raise StartError(sentence.format(config=vllm_config))
+
+
+def _other_cache_dtype(vllm_config: VllmConfig) -> bool:
+    dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    return vllm_config.cache_config.cache_dtype not in ("auto", dtype)
+
+
+_SETTINGS: tuple[tuple[Callable[[VllmConfig], bool], str], ...] = (
+    (
+        lambda config: bool(_chosen_backends(config) - {BACKEND}),
+        "{config.model_config.model} is a palu checkpoint, which only --attention-backend palu serves; "
+        "choose that or leave the flag out.",
+    ),
+    (
+        _other_cache_dtype,
+        "--kv-cache-dtype {config.cache_config.cache_dtype} is not supported with latents in "
+        "{config.model_config.dtype}; leave it at auto.",
+    ),
+    (
+        lambda config: config.model_config.quantization is not None,
+        "weight quantization ({config.model_config.quantization}) is not proven for palu models; "
+        "leave --quantization out and compress an unquantized model.",
+    ),
+    (
+        lambda config: config.lora_config is not None,
+        "LoRA adapters change k_proj and v_proj, which a palu checkpoint no longer has; "
+        "merge the adapter into the model before palu-compress.",
+    ),
+    (
+        lambda config: config.speculative_config is not None,
+        "speculative decoding is not proven for palu models; leave --speculative-config out.",
+    ),
+    (
+        lambda config: config.kv_transfer_config is not None,
+        "moving latents with a KV connector is not proven; leave --kv-transfer-config out.",
+    ),
+    (
+        lambda config: (
+            config.parallel_config.decode_context_parallel_size > 1
+            or config.parallel_config.prefill_context_parallel_size > 1
+        ),
+        "context parallelism is not supported for latents; leave the context parallel sizes at 1.",
+    ),
+)

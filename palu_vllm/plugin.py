@@ -1,0 +1,95 @@
+"""Everything that vLLM is told about palu. The only module that writes to vLLM's registries.
+
+vLLM internals used: ``AttentionBackendEnum`` and its ``register_backend`` (public), the pickling of its members
+and the call of ``VllmConfig.try_verify_and_update_config`` (both private, see the functions that touch them).
+"""
+
+import copyreg
+import functools
+from typing import TYPE_CHECKING, Any
+
+from palu_vllm import transformers_hook
+from palu_vllm.config import FAMILIES
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+BACKEND = "PALU"
+BACKEND_CLASS = "palu_vllm.attention_backend.backend.PaluBackend"
+ARCHITECTURES = frozenset(architecture for _, architecture in FAMILIES.values())
+TESTED_VLLM = "0.32"
+SUPPORTED_VLLM = (TESTED_VLLM, "0.33")
+
+
+class UnsupportedVllmError(ImportError):
+    """The installed vLLM is not one that palu-vllm was written for."""
+
+
+def is_supported(version: str) -> bool:
+    """Whether a vLLM version such as ``0.32.0+cpu`` is one of ``SUPPORTED_VLLM``."""
+    return ".".join(version.split(".")[:2]) in SUPPORTED_VLLM
+
+
+def require_supported_vllm() -> None:
+    """Raises UnsupportedVllmError. Called first when a palu model is imported."""
+    import vllm
+
+    if not is_supported(vllm.__version__):
+        raise UnsupportedVllmError(
+            f"palu-vllm serves with vLLM {' and '.join(f'{v}.x' for v in SUPPORTED_VLLM)}, but vLLM {vllm.__version__} "
+            f"is installed; install vllm=={TESTED_VLLM}.*."
+        )
+
+
+def register_all() -> None:
+    """Registers configurations, models, the backend and the checks at start. Harmless to repeat."""
+    import vllm
+    from vllm.model_executor.models import ModelRegistry
+
+    transformers_hook.install()
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, f"palu_vllm.models.families:{architecture}")
+    if is_supported(vllm.__version__):
+        palu_backend()
+        _install_start_checks()
+
+
+def palu_backend() -> "AttentionBackendEnum":
+    """The member ``PALU`` of vLLM's enumeration of backends, registered at the first call."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    if BACKEND not in AttentionBackendEnum.__members__:
+        register_backend(BACKEND, BACKEND_CLASS)
+        copyreg.pickle(AttentionBackendEnum, _reduce_backend)
+    return AttentionBackendEnum[BACKEND]
+
+
+def _reduce_backend(member: "AttentionBackendEnum") -> Any:
+    """How a member travels to another process.
+
+    vLLM sends its configuration to a spawned EngineCore, which unpickles it before it loads plugins, so a member
+    must register itself on arrival. Until vLLM loads plugins first there.
+    """
+    return (palu_backend, ()) if member.name == BACKEND else member.__reduce_ex__(2)
+
+
+@functools.cache  # once per process
+def _install_start_checks() -> None:
+    """Runs ``start_checks.check`` while vLLM verifies its configuration, in the process that the user started.
+
+    vLLM offers hooks per architecture only, and on CPU it replaces a chosen backend silently, so a dense model
+    with ``--attention-backend palu`` can be refused nowhere else. Until platforms validate the chosen backend.
+    """
+    from vllm.config import VllmConfig
+
+    original = VllmConfig.try_verify_and_update_config
+
+    @functools.wraps(original)
+    def verify(self: "VllmConfig") -> None:
+        from palu_vllm.models import start_checks
+
+        start_checks.check(self)
+        original(self)
+
+    VllmConfig.try_verify_and_update_config = verify
