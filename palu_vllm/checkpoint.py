@@ -16,20 +16,23 @@ name                  shape                                         present
 ``k_bias``            ``[num_kv_heads * head_dim]``                 ``attention_bias``
 ``o_proj.bias``       ``[hidden]``: own bias plus ``O b_v``         ``attention_bias``
 ====================  ============================================  =================================
+
+All other tensors are those of the dense model, unchanged.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, positive
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LM_HEAD = "lm_head.weight"
 
 
 class CheckpointError(ValueError):
@@ -70,6 +73,23 @@ def attention_tensors(palu: PaluConfig, geometry: AttentionGeometry) -> dict[str
     }
 
 
+def body_tensors(config: Mapping[str, Any], geometry: AttentionGeometry) -> dict[str, tuple[int, ...]]:
+    """``{full name: shape}`` of every tensor outside the attention, ``lm_head.weight`` included.
+
+    Every family is the same network there: RMS norms and a gated MLP, with biases only where ``mlp_bias`` is set.
+    Raises ValueError for a size that ``config.json`` lacks.
+    """
+    vocab, inner, hidden = positive(config, "vocab_size"), positive(config, "intermediate_size"), geometry.hidden_size
+    layer = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    for name, size in (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner))):
+        layer[f"mlp.{name}.weight"] = size
+        if config.get("mlp_bias"):
+            layer[f"mlp.{name}.bias"] = size[:1]
+    tensors = {f"model.layers.{i}.{name}": size for i in range(geometry.num_layers) for name, size in layer.items()}
+    ends = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,), LM_HEAD: (vocab, hidden)}
+    return tensors | ends
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Parses a JSON object. Raises CheckpointError if it is missing or not one."""
     try:
@@ -87,13 +107,13 @@ def shard_of_tensor(directory: Path) -> dict[str, Path]:
     Raises CheckpointError for a missing or damaged shard, a tensor that its shard lacks, and for names
     in the index that point outside the directory.
     """
-    if (directory / INDEX).exists():
+    if (directory / SINGLE).exists():  # the order of transformers
+        where = {tensor: directory / SINGLE for tensor in tensor_shapes(directory / SINGLE)}
+    elif (directory / INDEX).exists():
         listed = read_json(directory / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise CheckpointError(f"{directory / INDEX} has no weight_map; expected a safetensors index.")
         where = {tensor: _inside(directory, name) for tensor, name in listed.items()}
-    elif (directory / SINGLE).exists():
-        where = {tensor: directory / SINGLE for tensor in tensor_shapes(directory / SINGLE)}
     else:
         raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; expected safetensors weights.")
     for file in sorted(set(where.values())):
@@ -116,7 +136,8 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """``{name: shape}`` from the header of one safetensors file. Raises CheckpointError if it is damaged."""
     try:
         with safe_open(file, framework="pt") as handle:
-            return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+            names = handle.keys()
+            return {name: tuple(handle.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file ({error}); fetch it again.") from error
 
@@ -147,21 +168,31 @@ def read_config(directory: Path) -> tuple[dict[str, Any], PaluConfig, AttentionG
 
 
 def check_shapes(directory: Path) -> None:
-    """Raises CheckpointError unless the attention tensors are exactly those that ``palu_config`` promises.
+    """Raises CheckpointError unless the tensors are exactly those that ``config.json`` promises.
 
-    vLLM's loaders accept some wrong shapes and serve garbage, so this runs before every load.
+    vLLM's loaders accept some wrong shapes and serve garbage, so this runs before every load. Where the
+    embeddings are tied, ``lm_head.weight`` may be absent.
     """
-    _, palu, geometry = read_config(directory)
-    found = checkpoint_shapes(directory)
-    expected = attention_tensors(palu, geometry)
+    config, palu, geometry = read_config(directory)
+    try:
+        expected = attention_tensors(palu, geometry) | body_tensors(config, geometry)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+    if (directory / SINGLE).exists() and (directory / INDEX).exists():
+        raise CheckpointError(f"{directory} has both {SINGLE} and {INDEX}; delete the one that is out of date.")
+    files = set(shard_of_tensor(directory).values())
+    found = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
     for name, shape in expected.items():
         if name not in found:
+            if name == LM_HEAD and config.get("tie_word_embeddings"):
+                continue
             raise CheckpointError(f"{directory} lacks tensor {name}; compress the model again.")
         if found[name] != shape:
-            raise CheckpointError(f"{name} has shape {list(found[name])}, expected {list(shape)}; compress the model again.")
-    for name in found:
-        if ".self_attn." in name and name not in expected:
-            raise CheckpointError(f"{directory} has the unexpected tensor {name}; compress the model again.")
+            raise CheckpointError(
+                f"{name} has shape {list(found[name])}, expected {list(shape)}; compress the model again."
+            )
+    if unexpected := found.keys() - expected.keys():
+        raise CheckpointError(f"{directory} has the unexpected tensor {min(unexpected)}; compress the model again.")
 
 
 def check_finite(directory: Path) -> None:

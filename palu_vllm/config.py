@@ -23,6 +23,14 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+def positive(config: Mapping[str, Any], name: str) -> int:
+    """An integer above zero of a parsed ``config.json``. Raises ValueError if it is anything else."""
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json has {name}={value!r}; expected a positive integer.")
+    return value
+
+
 @dataclass(frozen=True)
 class AttentionGeometry:
     """The sizes of a model's attention, the same for every layer."""
@@ -37,14 +45,17 @@ class AttentionGeometry:
     def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
         """Reads a parsed ``config.json``. Raises ValueError for a size that is missing or does not divide."""
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        for name in names:
-            if not isinstance(config.get(name), int) or config[name] < 1:
-                raise ValueError(f"config.json has {name}={config.get(name)!r}; expected a positive integer.")
-        hidden, layers, heads = (config[name] for name in names)
-        kv_heads = config.get("num_key_value_heads") or heads
+        hidden, layers, heads = (positive(config, name) for name in names)
+        kv_heads, head_dim = heads, hidden // heads
+        if config.get("num_key_value_heads") is not None:
+            kv_heads = positive(config, "num_key_value_heads")
+        if config.get("head_dim") is not None:
+            head_dim = positive(config, "head_dim")
         if heads % kv_heads:
             raise ValueError(f"{heads} attention heads are not a multiple of {kv_heads} key-value heads.")
-        return cls(hidden, layers, heads, kv_heads, config.get("head_dim") or hidden // heads)
+        if head_dim < 1 or head_dim % 2:
+            raise ValueError(f"head_dim {head_dim} is not an even number; rotary embeddings turn pairs.")
+        return cls(hidden, layers, heads, kv_heads, head_dim)
 
     def dense_bytes_per_token(self, dtype: str) -> int:
         """Bytes of KV cache per token of the uncompressed model, all layers."""
@@ -79,7 +90,9 @@ class PaluConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.group_size_k != self.group_size_v:
-            raise ValueError(f"group_size_k {self.group_size_k} and group_size_v {self.group_size_v} differ; expected equal")
+            raise ValueError(
+                f"group_size_k {self.group_size_k} and group_size_v {self.group_size_v} differ; expected equal"
+            )
         if len(self.rank_k) != len(self.rank_v):
             raise ValueError(f"rank_k has {len(self.rank_k)} layers and rank_v {len(self.rank_v)}; expected equal")
         if min(self.rank_k + self.rank_v) < 1:
@@ -106,7 +119,9 @@ class PaluConfig(BaseModel):
     def check(self, geometry: AttentionGeometry) -> None:
         """Raises ValueError where ranks or groups do not fit the model."""
         if len(self.rank_k) != geometry.num_layers:
-            raise ValueError(f"palu_config has ranks for {len(self.rank_k)} layers, the model has {geometry.num_layers}.")
+            raise ValueError(
+                f"palu_config has ranks for {len(self.rank_k)} layers, the model has {geometry.num_layers}."
+            )
         if geometry.num_kv_heads % self.group_size_k:
             raise ValueError(f"group size {self.group_size_k} does not divide {geometry.num_kv_heads} key-value heads.")
         largest = max(self.rank_k + self.rank_v)
@@ -171,6 +186,8 @@ class LayerShape:
 def rope_type(config: Mapping[str, Any]) -> str:
     """The rotary scaling of a ``config.json`` in transformers 4 or 5 spelling. Raises ValueError if not served."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"config.json has rope parameters {rope!r}; expected an object.")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise ValueError(f"rope type {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}.")

@@ -1,4 +1,4 @@
-"""Tiny dense models and their plain-SVD compression, written without the compressor so that tests do not depend on it."""
+"""Tiny dense models and their plain-SVD compression, written without the compressor: tests of loading stand alone."""
 
 import json
 from pathlib import Path
@@ -99,9 +99,7 @@ def write_palu(
     """Compresses the dense checkpoint by plain SVD; ranks are per group, one for all layers or one per layer."""
     config = json.loads((dense / "config.json").read_text())
     geometry = AttentionGeometry.from_hf_config(config)
-    ranks_k, ranks_v = (
-        rank if isinstance(rank, list) else [rank] * geometry.num_layers for rank in (rank_k, rank_v)
-    )
+    ranks_k, ranks_v = (rank if isinstance(rank, list) else [rank] * geometry.num_layers for rank in (rank_k, rank_v))
     tensors = load_file(dense / "model.safetensors")
     for layer, (k, v) in enumerate(zip(ranks_k, ranks_v, strict=True)):
         prefix = attention_prefix(layer)

@@ -1,0 +1,165 @@
+"""What ``palu_config`` may say, and the sentence for everything else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
+
+MODEL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+}
+PALU = {
+    "format_version": 1,
+    "base_model": "some/model",
+    "base_revision": None,
+    "group_size_k": 2,
+    "group_size_v": 2,
+    "rank_k": [8, 32],
+    "rank_v": [12, 32],
+    "value_path": "fused",
+    "attention_bias": False,
+    "objective": "svd",
+    "search": "uniform",
+    "calibration": "none",
+    "seed": 0,
+    "tool_version": "tests",
+}
+
+
+def read(**changes) -> PaluConfig:
+    return PaluConfig.from_hf_config(MODEL | {"palu_config": PALU | changes})
+
+
+def test_round_trip_through_json():
+    palu = read()
+    assert palu.model_dump() == PALU
+    again = PaluConfig.from_hf_config(MODEL | {"palu_config": json.loads(palu.model_dump_json())})
+    assert again == palu
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        read().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rank_q": [1, 1]}, "not valid at rank_q: Extra inputs"),
+        ({"format_version": 2}, "not valid at format_version: Input should be 1"),
+        ({"seed": "0"}, "not valid at seed: Input should be a valid integer"),
+        ({"base_model": None}, "not valid at base_model: Input should be a valid string"),
+        ({"value_path": "both"}, "not valid at value_path: Input should be 'fused' or 'factored'"),
+        ({"rank_k": [8, True]}, r"not valid at rank_k\.1: Input should be a valid integer"),
+        ({"rank_k": [8, 8.0]}, r"not valid at rank_k\.1: Input should be a valid integer"),
+        ({"rank_k": [], "rank_v": []}, "not valid at rank_k: List should have at least 1 item"),
+        ({"rank_k": [8, 0]}, "a rank is below 1"),
+        ({"rank_k": [8]}, "rank_k has 1 layers and rank_v 2; expected equal"),
+        ({"rank_k": [8] * 3, "rank_v": [8] * 3}, "ranks for 3 layers, the model has 2"),
+        ({"rank_v": [12, 33]}, "rank 33 is above the full rank 32 of a group"),
+        ({"group_size_k": 0, "group_size_v": 0}, "not valid at group_size_k"),
+        ({"group_size_v": 1}, "group_size_k 2 and group_size_v 1 differ; expected equal"),
+        ({"group_size_k": 3, "group_size_v": 3}, "group size 3 does not divide 4 key-value heads"),
+    ],
+)
+def test_refused_section(changes, sentence):
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        read(**changes)
+    message = str(refusal.value)
+    if "\n" in message or not message.endswith("."):
+        pytest.fail(f"not one sentence: {message}")
+
+
+@pytest.mark.parametrize("key", sorted(PALU.keys() - {"format_version", "base_revision", "attention_bias"}))
+def test_refused_missing_key(key):
+    section = {name: value for name, value in PALU.items() if name != key}
+    with pytest.raises(ValueError, match=f"not valid at {key}: Field required"):
+        PaluConfig.from_hf_config(MODEL | {"palu_config": section})
+
+
+@pytest.mark.parametrize("section", [None, [], "palu"])
+def test_refused_without_section(section):
+    with pytest.raises(ValueError, match="no palu_config section; expected a checkpoint written by palu-compress"):
+        PaluConfig.from_hf_config(MODEL | {"palu_config": section})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": None}, "hidden_size=None; expected a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0; expected a positive integer"),
+        ({"num_attention_heads": True}, "num_attention_heads=True; expected a positive integer"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads='4'; expected a positive integer"),
+        ({"num_key_value_heads": 3}, "8 attention heads are not a multiple of 3 key-value heads"),
+        ({"head_dim": -16}, "head_dim=-16; expected a positive integer"),
+        ({"head_dim": 15}, "head_dim 15 is not an even number"),
+    ],
+)
+def test_refused_geometry(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        AttentionGeometry.from_hf_config(MODEL | changes)
+
+
+def test_geometry_defaults_are_those_of_transformers():
+    model = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8}
+    expected = AttentionGeometry(64, 2, num_heads=8, num_kv_heads=8, head_dim=8)
+    assert AttentionGeometry.from_hf_config(model) == expected
+    assert AttentionGeometry.from_hf_config(model | {"num_key_value_heads": None, "head_dim": None}) == expected
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_bytes_per_token(dtype, size):
+    geometry = AttentionGeometry.from_hf_config(MODEL)
+    assert geometry.dense_bytes_per_token(dtype) == 2 * 2 * 4 * 16 * size
+    assert read().bytes_per_token(geometry, dtype) == 2 * (8 + 32 + 12 + 32) * size
+
+
+def test_layer_shapes():
+    geometry = AttentionGeometry.from_hf_config(MODEL)
+    compressed, whole = (LayerShape.of(read(), geometry, layer) for layer in range(2))
+    assert (compressed.num_groups, compressed.group_width, compressed.has_k_up) == (2, 32, True)
+    assert (compressed.value_path, compressed.output_width) == ("fused", 8 * 12)
+    assert (whole.value_path, whole.has_k_up, whole.output_width) == ("uncompressed", False, 8 * 16)
+    assert LayerShape.of(read(value_path="factored"), geometry, 0).output_width == 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({}, "default"),
+        ({"rope_scaling": None}, "default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+    ],
+)
+def test_rope_types(config, kind):
+    assert rope_type(config) == kind
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"rope_scaling": {"type": "dynamic"}}, "rope type 'dynamic' is not supported; expected one of default"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1"),
+        ({"rope_scaling": "linear"}, "rope parameters 'linear'; expected an object"),
+    ],
+)
+def test_refused_rope(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        rope_type(config)
+
+
+def test_config_imports_neither_torch_nor_transformers():
+    code = "import sys, palu_vllm.config; sys.exit(bool({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
