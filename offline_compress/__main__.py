@@ -1,0 +1,6 @@
+"""``python -m offline_compress`` is ``palu-compress``."""
+
+from offline_compress.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

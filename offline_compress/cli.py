@@ -1,0 +1,168 @@
+"""``palu-compress MODEL OUT``: command line, messages and exit codes."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from offline_compress.options import (
+    DTYPES,
+    OBJECTIVES,
+    SEARCHES,
+    VALUE_PATHS,
+    CompressionError,
+    CompressOptions,
+)
+
+EPILOG = """\
+Names in the style --param_ratio_target are those of the paper's reference implementation and mean the same.
+Group size 1 is the paper's M-LRD, the number of KV heads its J-LRD, anything between its G-LRD.
+
+Rank search: ranks add up to the ratio exactly, in multiples of 16 (fewer for tiny models). `uniform` gives every
+projection the same rank. `fisher_uniform` weighs each K and V projection by its mean Fisher information. `fisher`
+weighs each group of heads, applies minimum and maximum rank to each group, and gives the projection the mean of its
+groups: the checkpoint has one rank per layer for K and one for V (the reference kept one per group). Both Fisher
+searches need the whole model in float32 in memory; everything else holds one layer. See --dry-run.
+
+Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = argparse.ArgumentParser(
+        prog="palu-compress",
+        usage="palu-compress MODEL OUT [options]",
+        description="Write a checkpoint whose KV cache holds low-rank latents (Palu).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("paths", nargs="+", metavar="PATH", help="MODEL OUT, or only OUT when --model_id is given")
+    made.add_argument("--model_id", metavar="MODEL", help="model directory or hub id, instead of MODEL")
+    _add_compression(made.add_argument_group("compression"))
+    _add_calibration(made.add_argument_group("calibration"))
+    _add_running(made.add_argument_group("running"))
+    return made
+
+
+def _add_compression(group: argparse._ArgumentGroup) -> None:
+    defaults = CompressOptions
+    group.add_argument(
+        "--rank-ratio", "--param_ratio_target", type=float, default=defaults.rank_ratio, metavar="R",
+        help="fraction of the KV cache to keep, in (0, 1] (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-size", "--head_group_size", type=int, metavar="N",
+        help="adjacent KV heads that share one decomposition (default: the largest divisor of their number up to 4)",
+    )  # fmt: skip
+    group.add_argument(
+        "--objective", "--decompose_method", choices=OBJECTIVES, default=defaults.objective,
+        help="what is kept best: the weights, or the activations of the calibration data (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--search", "--search_method", choices=SEARCHES, default=defaults.search,
+        help="how ranks are spread over layers, K and V; see below (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--value-path", choices=VALUE_PATHS, default=defaults.value_path,
+        help="v_up multiplied into o_proj, or kept apart, or whichever is smaller (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dtype", choices=DTYPES, default=defaults.dtype,
+        help="dtype of the output; auto keeps the model's (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    defaults = CompressOptions
+    group.add_argument(
+        "--calib-data", "--calib_dataset", metavar="FILE_OR_ID",
+        help="text file, .jsonl or .parquet with a field text, or hub dataset id[:configuration[:split]]; never the "
+        "text you evaluate on",
+    )  # fmt: skip
+    group.add_argument("--calib-samples", type=int, metavar="N", help="sets both sample counts below")
+    group.add_argument(
+        "--n_whiten_calib_samples", type=int, dest="whiten_samples", metavar="N",
+        help=f"most samples for the whitening (default: {defaults.whiten_samples})",
+    )  # fmt: skip
+    group.add_argument(
+        "--n_fisher_calib_samples", type=int, dest="fisher_samples", metavar="N",
+        help=f"most samples for the Fisher information (default: {defaults.fisher_samples})",
+    )  # fmt: skip
+    group.add_argument(
+        "--calib-seqlen", "--calib_seqlen", type=int, metavar="N",
+        help="tokens per sample (default: 1024, or the model's context if shorter)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", type=int, default=defaults.seed, help="chooses the samples among the text (default: %(default)s)"
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--overwrite", action="store_true", help="replace OUT, once the new one is complete")
+    group.add_argument("--dry-run", action="store_true", help="print ranks, bytes, memory and disk; write nothing")
+
+
+def parse_options(argv: Sequence[str] | None) -> CompressOptions:
+    """Raises SystemExit(2) for arguments that argparse refuses, CompressionError for values that make no sense."""
+    made = parser()
+    arguments = vars(made.parse_args(argv))
+    paths, model = arguments.pop("paths"), arguments.pop("model_id")
+    if model is not None:
+        paths = [model, *paths]
+    if len(paths) != 2:
+        made.error(f"got {len(paths)} paths ({', '.join(paths)}); expected MODEL OUT, or --model_id MODEL and OUT")
+    both = arguments.pop("calib_samples")
+    for count in ("whiten_samples", "fisher_samples"):
+        if arguments[count] is None:
+            arguments[count] = getattr(CompressOptions, count) if both is None else both
+    return CompressOptions(model=paths[0], out=Path(paths[1]), **arguments)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(parse_options(argv))
+    except CompressionError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written.", 130)
+
+
+def _run(options: CompressOptions) -> int:
+    """The compression itself; torch and transformers are imported only here, so that ``--help`` is quick."""
+    from offline_compress.pipeline import run
+    from offline_compress.progress import shown_on
+    from palu_vllm.checkpoint import CheckpointError
+
+    try:
+        with shown_on(sys.stderr) as on_event:
+            result = run(options, on_event)
+    except (CheckpointError, OSError) as error:
+        return _fail(str(error), 2)
+    print(json.dumps(result, indent=2) if options.dry_run else _summary(options, result))
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"palu-compress: {sentence}", file=sys.stderr)
+    return code
+
+
+def _summary(options: CompressOptions, report: dict) -> str:
+    return (
+        f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
+        f"{report['dense_bytes_per_token']} ({100 * report['rank_ratio_realised']:.1f} %), {report['seconds']:.0f} s, "
+        f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
+        f"Serve it: vllm serve {options.out} --attention-backend palu"
+    )

@@ -1,0 +1,151 @@
+"""Where each family keeps its projections and how one decoder layer runs. The only module that knows HF's names.
+
+All three families name their modules alike, so one set of names serves them. Layers are computed in float32 with
+weights kept in their stored dtype and widened one matrix at a time: half-precision products are slow or missing on
+many CPUs, and statistics gain from the precision.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from offline_compress.options import CompressionError
+from offline_compress.source import SourceModel
+from palu_vllm.checkpoint import attention_prefix
+
+EMBEDDING = "model.embed_tokens.weight"
+KEY, VALUE, OUTPUT, QUERY = "k_proj", "v_proj", "o_proj", "q_proj"
+# buffers that old checkpoints carry although they follow from the configuration
+DERIVED = ".rotary_emb.inv_freq"
+TIED = "lm_head.weight"
+
+
+def projection(layer: int, name: str, part: str = "weight") -> str:
+    """The full tensor name of one attention projection of the dense model."""
+    return f"{attention_prefix(layer)}{name}.{part}"
+
+
+def is_replaced(name: str) -> bool:
+    """Whether a dense tensor is not copied through: attention is rewritten, derived buffers are dropped."""
+    return ".self_attn." in name or name.endswith(DERIVED)
+
+
+def hf_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers configuration of a parsed ``config.json``. Raises CompressionError if it is not accepted."""
+    try:
+        parsed = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CompressionError(
+            f"config.json is not a valid {config['model_type']} configuration ({reason})."
+        ) from error
+    parsed._attn_implementation = "sdpa"
+    return parsed
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def check_shapes(source: SourceModel, config: PreTrainedConfig) -> None:
+    """Raises CompressionError unless every tensor is there in the shape that ``config.json`` says, and no other."""
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
+    for name, shape in expected.items():
+        found = source.shapes.get(name)
+        if found is None and not (name == TIED and config.tie_word_embeddings):
+            raise CompressionError(
+                f"{source.directory} lacks tensor {name} of shape {list(shape)}; fetch the model again."
+            )
+        if found is not None and found != shape:
+            raise CompressionError(
+                f"{name} has shape {list(found)}, expected {list(shape)} from config.json; "
+                "fetch weights and config.json that belong together."
+            )
+    extra = [name for name in source.shapes if name not in expected and not name.endswith(DERIVED)]
+    if extra:
+        raise CompressionError(
+            f"{source.directory} has tensor {min(extra)}, unknown to {config.model_type}; it cannot be compressed."
+        )
+
+
+class WideningLinear(nn.Linear):
+    """A linear layer whose weight is stored narrow and multiplied in the dtype of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+class LayerRunner:
+    """Runs the decoder layers one after the other, each with its weights in memory only while it is held."""
+
+    def __init__(self, source: SourceModel, config: PreTrainedConfig, device: torch.device):
+        self.source, self.config, self.device = source, config, device
+        body = skeleton(config).model
+        self.layer_type = type(body.layers[0])
+        self.rotary = type(body.rotary_emb)(config).to(device)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``[tokens, hidden]`` float32 input of the first layer."""
+        return self.source.tensor(EMBEDDING)[tokens].float()
+
+    def load(self, layer: int) -> nn.Module:
+        """Decoder layer ``layer`` with its weights as stored."""
+        with torch.device("meta"):
+            module = self.layer_type(self.config, layer)
+        prefix = f"model.layers.{layer}."
+        weights = {name: self.source.tensor(prefix + name).to(self.device) for name in module.state_dict()}
+        module.load_state_dict(weights, assign=True)
+        for child in module.modules():
+            if type(child) is nn.Linear:
+                child.__class__ = WideningLinear
+        return module.eval()
+
+    def run(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Output of a loaded layer for one sample ``hidden [tokens, hidden]`` float32, same shape."""
+        hidden = hidden[None].to(self.device)
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        output = module(
+            hidden,
+            attention_mask=self._mask(hidden.shape[1]),
+            position_ids=positions,
+            position_embeddings=self.rotary(hidden, positions),
+        )
+        return output[0]
+
+    def _mask(self, length: int) -> torch.Tensor | None:
+        """None for plain causal attention, else the boolean mask ``[1, 1, length, length]`` of a sliding window."""
+        window = getattr(self.config, "sliding_window", None)
+        if self.config.model_type != "mistral" or window is None or window >= length:
+            return None
+        positions = torch.arange(length, device=self.device)
+        behind = positions[:, None] - positions
+        return ((behind >= 0) & (behind < window))[None, None]
+
+
+def kv_input(module: nn.Module) -> nn.Module:
+    """The module whose input is what keys and values are projected from."""
+    return module.self_attn.k_proj
+
+
+def whole_model(source: SourceModel, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The complete model in float32."""
+    model = skeleton(config)
+    weights = {name: source.tensor(name).float().to(device) for name in model.state_dict() if name in source.files}
+    model.load_state_dict(weights, assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    return model.eval()
+
+
+def key_value_weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """``k_proj`` and ``v_proj`` weights in the order K0, V0, K1, V1, ..."""
+    return [p for layer in model.model.layers for p in (layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight)]

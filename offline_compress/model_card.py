@@ -1,0 +1,46 @@
+"""The README.md of a compressed checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+CARD = """---
+base_model: {model}
+library_name: vllm
+pipeline_tag: text-generation
+tags: [palu, kv-cache-compression, low-rank]
+---
+# {model}, KV cache at {percent:.1f} %
+
+Compressed by palu-compress: keys and values are cached as low-rank latents
+([Palu, ICLR 2025](https://arxiv.org/abs/2407.21118)).
+
+| | |
+|---|---|
+| KV cache per token | {bytes_per_token} bytes instead of {dense_bytes_per_token} ({dtype}) |
+| kept rank | nominal {rank_ratio_nominal:g}, realised {rank_ratio_realised:.4f} |
+| group size | {group_size} KV heads |
+| objective, rank search | {objective}, {search} |
+| value path | {value_path} |
+| calibration | {calibration} |
+| rank of keys per layer | {ranks_k} |
+| rank of values per layer | {ranks_v} |
+
+```
+vllm serve THIS_DIRECTORY --attention-backend palu
+```
+
+Errors per layer, memory, time and provenance are in `palu_report.json`. Quality was not measured when this was
+written; measure it on your own text before you use the model.
+"""
+
+
+def write_model_card(report: dict[str, Any], directory: Path) -> None:
+    """Writes the card for a report of :func:`offline_compress.report.final_report`."""
+    text = CARD.format(
+        **report,
+        model=report["provenance"]["model"],
+        percent=100 * report["rank_ratio_realised"],
+        ranks_k=", ".join(map(str, report["rank_k"])),
+        ranks_v=", ".join(map(str, report["rank_v"])),
+    )
+    (directory / "README.md").write_text(text, encoding="utf-8")

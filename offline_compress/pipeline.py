@@ -1,0 +1,170 @@
+"""``compress()``: the steps from a dense model to a compressed checkpoint, in order."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_compress.attention_layer import LayerErrors, write_attention
+from offline_compress.calibration import CalibrationSamples, load_samples
+from offline_compress.decomposition import whitening_factor
+from offline_compress.fisher import fisher_information, group_importance
+from offline_compress.memory import resident_memory_bytes
+from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
+from offline_compress.model_card import write_model_card
+from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.output import copy_companions, output_config, tensor_specs
+from offline_compress.plan import NO_CALIBRATION, Plan, make_plan
+from offline_compress.progress import OnEvent, ignore
+from offline_compress.report import estimate, final_report, write_report
+from offline_compress.source import check_finite, open_source
+from offline_compress.staging import check_target, staged_directory
+from offline_compress.statistics import layer_statistics
+from offline_compress.writer import CheckpointWriter
+from palu_vllm.checkpoint import attention_prefix
+from palu_vllm.config import LayerShape, PaluConfig
+
+
+def compress(
+    model: str | Path, out: str | Path, *, calib_samples: int | None = None, on_event: OnEvent = ignore, **options: Any
+) -> dict[str, Any]:
+    """Writes the compressed form of ``model`` to the new directory ``out``; returns the report.
+
+    ``options`` are the other fields of :class:`CompressOptions`; ``calib_samples`` sets both sample counts. With
+    ``dry_run=True`` nothing is written and the estimate is returned. Raises CompressionError or CheckpointError with
+    one sentence for input that cannot be compressed; then, as after any other error, nothing is left behind.
+    """
+    if calib_samples is not None:
+        options = {"whiten_samples": calib_samples, "fisher_samples": calib_samples} | options
+    return run(CompressOptions(model=str(model), out=Path(out), **options), on_event)
+
+
+def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """:func:`compress` for options that are already put together."""
+    started, baseline = time.monotonic(), resident_memory_bytes()
+    source = open_source(options.model)
+    plan = make_plan(options, source)
+    inputs = [source.directory] + ([Path(options.calib_data)] if options.calib_data else [])
+    check_target(options.out, inputs, options.overwrite)
+    for note in plan.notes:
+        on_event({"event": "note", "text": note})
+    samples = _samples(plan, on_event)
+    if options.dry_run:
+        return estimate(plan, samples, baseline)
+    check_finite(source)
+    on_event({"event": "checked", "text": f"{len(source.files)} tensors of {source.name} are finite"})
+    with staged_directory(options.out) as staging:
+        palu = _decide(plan, samples, on_event)
+        layers = _write_weights(plan, palu, samples, staging, on_event)
+        (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
+        copy_companions(source.directory, staging)
+        report = final_report(plan, palu, samples, layers, baseline, time.monotonic() - started)
+        write_report(report, staging)
+        write_model_card(report, staging)
+    return report
+
+
+def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
+    if not plan.samples_needed:
+        return None
+    options, directory = plan.options, plan.source.directory
+    samples = load_samples(
+        options.calib_data, directory, plan.config.vocab_size, plan.samples_needed, plan.seqlen, options.seed
+    )
+    on_event({"event": "calibration", "text": samples.label, "wanted": plan.samples_needed})
+    return samples
+
+
+def _decide(plan: Plan, samples: CalibrationSamples | None, on_event: OnEvent) -> PaluConfig:
+    """Ranks and value path."""
+    ranks = plan.uniform_ranks()
+    if plan.needs_fisher:
+        ranks = plan.ranks(
+            plan.options.search, _importance(plan, samples.tokens[: plan.options.fisher_samples], on_event)
+        )
+    return plan.palu_config(ranks, samples.label if samples else NO_CALIBRATION)
+
+
+def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[list[float]]:
+    model = whole_model(plan.source, plan.config, plan.device).requires_grad_(False)
+    weights = [weight.requires_grad_() for weight in key_value_weights(model)]
+
+    def logits_of(row: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=row[None], use_cache=False).logits[0]
+
+    def on_sample(number: int) -> None:
+        on_event({"event": "fisher", "number": number, "of": len(tokens), "resident_bytes": resident_memory_bytes()})
+
+    try:
+        information = fisher_information(logits_of, weights, tokens.to(plan.device), on_sample)
+    except ValueError as error:
+        raise CompressionError(f"{error}; use --search uniform or other calibration data.") from error
+    return [group_importance(values, plan.num_groups) for values in information]
+
+
+def _write_weights(
+    plan: Plan, palu: PaluConfig, samples: CalibrationSamples | None, staging: Path, on_event: OnEvent
+) -> list[LayerErrors]:
+    """Writes every tensor; returns the errors of each layer."""
+    writer = CheckpointWriter(staging, tensor_specs(plan, palu))
+    whitening = _whitening_factors(plan, samples, staging)
+    errors = []
+    for layer in range(plan.geometry.num_layers):
+        errors.append(_write_layer(plan, palu, layer, next(whitening), writer, on_event))
+    for name in plan.source.files:
+        if not is_replaced(name):
+            writer.write(name, plan.source.chunks(name))
+    writer.finish()
+    return errors
+
+
+def _whitening_factors(plan: Plan, samples: CalibrationSamples | None, scratch: Path) -> Iterator[torch.Tensor | None]:
+    """``S`` of every layer in order, or None for each where the objective is plain SVD."""
+    if not plan.needs_whitening:
+        yield from [None] * plan.geometry.num_layers
+        return
+    runner = LayerRunner(plan.source, plan.config, plan.device)
+    tokens = samples.tokens[: plan.options.whiten_samples]
+    for layer, moment in enumerate(layer_statistics(runner, tokens, scratch)):
+        try:
+            yield whitening_factor(moment)
+        except ValueError as error:
+            raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
+
+
+def _write_layer(
+    plan: Plan,
+    palu: PaluConfig,
+    layer: int,
+    whitening: torch.Tensor | None,
+    writer: CheckpointWriter,
+    on_event: OnEvent,
+) -> LayerErrors:
+    started, prefix = time.monotonic(), attention_prefix(layer)
+    errors = write_attention(
+        lambda name, tensor: writer.write(prefix + name, [tensor]),
+        plan.source,
+        layer,
+        LayerShape.of(palu, plan.geometry, layer),
+        palu.attention_bias,
+        whitening,
+        getattr(torch, plan.dtype),
+        plan.device,
+    )
+    on_event(
+        {
+            "event": "layer",
+            "number": layer,
+            "of": plan.geometry.num_layers,
+            "rank_k": palu.rank_k[layer],
+            "rank_v": palu.rank_v[layer],
+            "relative_error_k": errors.key,
+            "relative_error_v": errors.value,
+            "seconds": round(time.monotonic() - started, 2),
+            "resident_bytes": resident_memory_bytes(),
+        }
+    )
+    return errors

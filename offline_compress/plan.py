@@ -1,0 +1,164 @@
+"""What will be done, once options and model are both known; nothing has been computed yet."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from offline_compress.model_access import KEY, check_shapes, hf_config, projection
+from offline_compress.options import DEFAULT_GROUP_SIZE, DEFAULT_SEQLEN, CompressionError, CompressOptions
+from offline_compress.provenance import tool_version
+from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
+from offline_compress.source import SourceModel
+from palu_vllm.checkpoint import attention_tensors
+from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, PaluConfig
+
+NO_CALIBRATION = "none"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options joined with the model. ``notes`` are sentences about defaults that gave way to the model."""
+
+    options: CompressOptions
+    source: SourceModel
+    config: PreTrainedConfig
+    group_size: int
+    seqlen: int
+    dtype: str
+    device: torch.device
+    notes: tuple[str, ...]
+
+    @property
+    def geometry(self) -> AttentionGeometry:
+        return self.source.geometry
+
+    @property
+    def full_rank(self) -> int:
+        return self.group_size * self.geometry.head_dim
+
+    @property
+    def num_groups(self) -> int:
+        return self.geometry.num_kv_heads // self.group_size
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the budget is below full rank; if not, nothing is decomposed and no data is needed."""
+        matrices = 2 * self.geometry.num_layers
+        kept = budget(matrices, self.full_rank, self.options.rank_ratio)
+        return kept * rank_tile(self.full_rank) < matrices * self.full_rank
+
+    @property
+    def needs_whitening(self) -> bool:
+        return self.truncates and self.options.objective == "whiten"
+
+    @property
+    def needs_fisher(self) -> bool:
+        return self.truncates and self.options.search != "uniform"
+
+    @property
+    def samples_needed(self) -> int:
+        whitening = self.options.whiten_samples if self.needs_whitening else 0
+        return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
+
+    def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
+        """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
+        ranks = allocate_ranks(search, importance, self.full_rank, self.options.rank_ratio)
+        return ranks[0::2], ranks[1::2]
+
+    def uniform_ranks(self) -> tuple[list[int], list[int]]:
+        return self.ranks("uniform", [[1.0] * self.num_groups] * (2 * self.geometry.num_layers))
+
+    def palu_config(self, ranks: tuple[list[int], list[int]], calibration: str) -> PaluConfig:
+        """The ``palu_config`` of the output, value path chosen."""
+        fused = PaluConfig(
+            base_model=self.source.name,
+            base_revision=self.source.revision,
+            group_size_k=self.group_size,
+            group_size_v=self.group_size,
+            rank_k=ranks[0],
+            rank_v=ranks[1],
+            value_path="fused",
+            attention_bias=projection(0, KEY, "bias") in self.source.files,
+            objective=self.options.objective,
+            search=self.options.search,
+            calibration=calibration,
+            seed=self.options.seed,
+            tool_version=tool_version(),
+        )
+        return fused.model_copy(update={"value_path": self._value_path(fused)})
+
+    def _value_path(self, palu: PaluConfig) -> str:
+        if self.options.value_path != "auto":
+            return self.options.value_path
+        sizes = value_path_bytes(palu, self.geometry, self.dtype)
+        return min(sizes, key=sizes.__getitem__)
+
+
+def value_path_bytes(palu: PaluConfig, geometry: AttentionGeometry, dtype: str) -> dict[str, int]:
+    """Bytes of what follows the value latents (``o_proj.weight`` and ``v_up``) for both value paths, all layers."""
+    sizes = {}
+    for path in ("factored", "fused"):
+        shapes = attention_tensors(palu.model_copy(update={"value_path": path}), geometry)
+        kept = [shape for name, shape in shapes.items() if name.endswith((".o_proj.weight", ".v_up"))]
+        sizes[path] = sum(torch.Size(shape).numel() for shape in kept) * DTYPE_BYTES[dtype]
+    return sizes
+
+
+def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
+    """Joins options and model. Raises CompressionError where they do not fit each other."""
+    if source.config["model_type"] not in FAMILIES:
+        raise CompressionError(f"model type {source.config['model_type']!r} is not supported.")
+    config = hf_config(source.config)
+    check_shapes(source, config)
+    group_size, notes = _group_size(options.group_size, source.geometry.num_kv_heads)
+    dtype = source.dtype if options.dtype == "auto" else options.dtype
+    plan = Plan(
+        options,
+        source,
+        config,
+        group_size,
+        _seqlen(options.calib_seqlen, config),
+        dtype,
+        _device(options.device),
+        notes,
+    )
+    if plan.samples_needed and options.calib_data is None:
+        raise CompressionError(
+            f"objective {options.objective} with search {options.search} needs calibration data; add --calib-data with "
+            "a text, jsonl or parquet file or a hub dataset id (or use --objective svd --search uniform)."
+        )
+    return plan
+
+
+def _group_size(wanted: int | None, num_kv_heads: int) -> tuple[int, tuple[str, ...]]:
+    divisors = [size for size in range(1, num_kv_heads + 1) if num_kv_heads % size == 0]
+    if wanted is None:
+        size = max(size for size in divisors if size <= DEFAULT_GROUP_SIZE)
+        note = f"group size {size}, because {DEFAULT_GROUP_SIZE} does not divide {num_kv_heads} key-value heads"
+        return size, () if size == DEFAULT_GROUP_SIZE else (note,)
+    if wanted not in divisors:
+        raise CompressionError(
+            f"group size {wanted} does not divide the {num_kv_heads} key-value heads; "
+            f"expected one of {', '.join(map(str, divisors))}."
+        )
+    return wanted, ()
+
+
+def _seqlen(wanted: int | None, config: PreTrainedConfig) -> int:
+    context = config.max_position_embeddings
+    if wanted is not None and wanted > context:
+        raise CompressionError(
+            f"calibration samples of {wanted} tokens exceed the model's context of {context}; give fewer."
+        )
+    return wanted or min(DEFAULT_SEQLEN, context)
+
+
+def _device(wanted: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise CompressionError(f"device {wanted} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices.")
+    return device

@@ -1,0 +1,93 @@
+"""What a compression gives: estimated before, measured after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_compress.attention_layer import LayerErrors
+from offline_compress.calibration import CalibrationSamples
+from offline_compress.estimate import disk_bytes, fisher_memory_bytes, layer_memory_bytes
+from offline_compress.memory import peak_memory_bytes
+from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
+from offline_compress.plot import write_plot
+from offline_compress.provenance import provenance
+from palu_vllm.config import PaluConfig
+
+REPORT = "palu_report.json"
+
+
+def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
+    """What follows from the ranks: bytes per token, kept ratio, bytes of both value paths."""
+    dense = plan.geometry.dense_bytes_per_token(plan.dtype)
+    kept = palu.bytes_per_token(plan.geometry, plan.dtype)
+    return {
+        "dense_bytes_per_token": dense,
+        "bytes_per_token": kept,
+        "rank_ratio_nominal": plan.options.rank_ratio,
+        "rank_ratio_realised": kept / dense,
+        "group_size": plan.group_size,
+        "full_rank": plan.full_rank,
+        "rank_k": palu.rank_k,
+        "rank_v": palu.rank_v,
+        "value_path": palu.value_path,
+        "value_path_bytes": value_path_bytes(palu, plan.geometry, plan.dtype),
+        "dtype": plan.dtype,
+        "objective": palu.objective,
+        "search": palu.search,
+        "calibration": palu.calibration,
+        "seed": palu.seed,
+    }
+
+
+def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
+    """What ``--dry-run`` prints. Sizes are exact; with a Fisher search the ranks per layer are not known yet."""
+    label = samples.label if samples else NO_CALIBRATION
+    palu = plan.palu_config(plan.uniform_ranks(), label)
+    count = len(samples.tokens[: plan.options.whiten_samples]) if samples and plan.needs_whitening else 0
+    layers = layer_memory_bytes(plan, palu, count)
+    whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
+    return sizes(plan, palu) | {
+        "ranks_are_final": not plan.needs_fisher,
+        "predicted_peak_memory_bytes": baseline + max(layers, whole),
+        "predicted_layer_memory_bytes": layers,
+        "predicted_fisher_memory_bytes": whole,
+        "disk_bytes": disk_bytes(plan, palu),
+    }
+
+
+def final_report(
+    plan: Plan,
+    palu: PaluConfig,
+    samples: CalibrationSamples | None,
+    layers: list[LayerErrors],
+    baseline: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The contents of ``palu_report.json``.
+
+    ``relative_error_*`` per layer is ``|(W - W') S| / |W S|``: with whitening the relative error of keys or values
+    (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights.
+    """
+    report = sizes(plan, palu) | {
+        "relative_error_k": [errors.key for errors in layers],
+        "relative_error_v": [errors.value for errors in layers],
+        "error_measure": "activations" if plan.needs_whitening else "weights",
+        "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
+        "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,
+        "calib_seqlen": plan.seqlen if samples else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "baseline_memory_bytes": baseline,
+        "seconds": round(seconds, 2),
+        "provenance": provenance(plan.source, palu.calibration, samples.digest if samples else None),
+    }
+    if plan.device.type == "cuda":
+        report["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(plan.device)
+    return report
+
+
+def write_report(report: dict[str, Any], directory: Path) -> None:
+    """Writes ``palu_report.json`` and, where matplotlib is installed, ``palu_report.png``."""
+    (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_plot(report, directory)

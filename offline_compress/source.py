@@ -1,0 +1,147 @@
+"""The dense model that is read: where it is, whether it can be compressed, and its tensors one by one.
+
+Nothing of the model is executed. Tensors are views of memory-mapped files: pages come in when they are touched and
+go when the tensor is dropped.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from offline_compress.options import CompressionError
+from palu_vllm.checkpoint import INDEX, SINGLE, checkpoint_shapes, read_json, shard_of_tensor
+from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, rope_type
+
+CHUNK_BYTES = 64 << 20
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A dense checkpoint on disk whose configuration and tensor shapes were found good."""
+
+    directory: Path
+    name: str
+    revision: str | None
+    config: Mapping[str, Any]
+    geometry: AttentionGeometry
+    files: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as stored, a view of the mapped file."""
+        with safe_open(self.files[name], framework="pt") as handle:
+            return handle.get_tensor(name)
+
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor in runs of rows of at most 64 MiB, each mapped only while it is used."""
+        shape = self.shapes[name]
+        if not shape:
+            yield self.tensor(name)
+            return
+        rows_at_once = max(1, CHUNK_BYTES * shape[0] // max(1, self.num_bytes(name)))
+        for start in range(0, shape[0], rows_at_once):
+            with safe_open(self.files[name], framework="pt") as handle:
+                yield handle.get_slice(name)[start : start + rows_at_once]
+
+    def num_bytes(self, name: str) -> int:
+        return self.stored_dtype(name).itemsize * torch.Size(self.shapes[name]).numel()
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        with safe_open(self.files[name], framework="pt") as handle:
+            shape = self.shapes[name]
+            return (handle.get_slice(name)[:0] if shape else handle.get_tensor(name)).dtype
+
+
+def find_directory(model: str) -> Path:
+    """A local directory, or the local copy of a hub model. Raises CompressionError."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise CompressionError(f"{model} is not a directory; give a model directory or a hub id such as org/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CompressionError(
+            f"{model} is neither a directory nor a model that the hub gives ({type(error).__name__}); check the name."
+        ) from error
+
+
+def refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
+    """Raises CompressionError for a configuration that cannot be compressed or served."""
+    kind = config.get("model_type")
+    if str(kind).startswith("palu_") or "palu_config" in config:
+        raise CompressionError(f"{directory} is already compressed; give the dense model that it was made from.")
+    if config.get("auto_map"):
+        raise CompressionError(
+            f"{directory} needs code of its own (auto_map), which is never run; it cannot be compressed."
+        )
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise CompressionError(f"{directory} has quantized weights; give the checkpoint before quantization.")
+    if kind not in FAMILIES:
+        raise CompressionError(f"model type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}.")
+    layer_types = set(config.get("layer_types") or ())
+    if (kind == "qwen2" and (config.get("use_sliding_window") or "sliding_attention" in layer_types)) or len(
+        layer_types
+    ) > 1:
+        raise CompressionError(
+            f"{directory} uses sliding windows in some layers, which is not supported; choose another model."
+        )
+    try:
+        rope_type(config)
+    except ValueError as error:
+        raise CompressionError(f"{directory / 'config.json'}: {error}") from error
+
+
+def open_source(model: str) -> SourceModel:
+    """Finds and checks a dense model: configuration, shards, the shape of every tensor.
+
+    Raises CompressionError or CheckpointError with one sentence.
+    """
+    directory = find_directory(model)
+    config = read_json(directory / "config.json")
+    refuse_unsupported(config, directory)
+    if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):
+        raise CompressionError(f"{directory} has pickled weights only (*.bin); convert them to safetensors first.")
+    try:
+        geometry = AttentionGeometry.from_hf_config(config)
+    except ValueError as error:
+        raise CompressionError(f"{directory / 'config.json'}: {error}") from error
+    resolved = directory.resolve()
+    revision = resolved.name if resolved.parent.name == "snapshots" else None
+    name = model if revision else resolved.name
+    files, shapes = shard_of_tensor(directory), checkpoint_shapes(directory)
+    source = SourceModel(directory, name, revision, config, geometry, files, shapes, "")
+    return _with_dtype(source)
+
+
+def _with_dtype(source: SourceModel) -> SourceModel:
+    """Fills in the dtype in which the model is served: the configuration's, else that of the stored weights."""
+    from dataclasses import replace
+
+    named = source.config.get("dtype") or source.config.get("torch_dtype")
+    if not named:
+        named = str(source.stored_dtype(min(source.files))).removeprefix("torch.")
+    if named not in DTYPE_BYTES:
+        raise CompressionError(f"{source.directory} has dtype {named!r}; expected one of {', '.join(DTYPE_BYTES)}.")
+    return replace(source, dtype=named)
+
+
+def check_finite(source: SourceModel) -> None:
+    """Reads every tensor once. Raises CompressionError naming the first one with a NaN or an infinity."""
+    for name in sorted(source.files):
+        for rows in source.chunks(name):
+            if rows.is_floating_point() and not torch.isfinite(rows).all():
+                raise CompressionError(
+                    f"{name} in {source.files[name]} has values that are not finite; fetch the model again."
+                )

@@ -1,0 +1,118 @@
+"""Writes safetensors files whose tensors arrive one at a time, in any order.
+
+The safetensors library writes a file from a dictionary that holds all of it. Here the header is written first, from
+names, dtypes and shapes that are known beforehand, and each tensor goes to its place as soon as it is computed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from palu_vllm.checkpoint import INDEX, SINGLE
+
+MAX_SHARD_BYTES = 5_000_000_000
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class TensorSpec(NamedTuple):
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def plan_shards(specs: Iterable[TensorSpec], max_bytes: int = MAX_SHARD_BYTES) -> dict[str, list[TensorSpec]]:
+    """``{file name: tensors}`` in order, each file within ``max_bytes`` unless a single tensor is larger."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.num_bytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.num_bytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+class CheckpointWriter:
+    """The safetensors files of one checkpoint, with their index where there are several."""
+
+    def __init__(self, directory: Path, specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES):
+        self._directory = directory
+        self._shards = plan_shards(specs, max_shard_bytes)
+        self._places: dict[str, tuple[Path, int, TensorSpec]] = {}
+        for file, shard in self._shards.items():
+            self._start(directory / file, shard)
+
+    def _start(self, path: Path, shard: list[TensorSpec]) -> None:
+        """Writes the header and reserves the rest; wide dtypes first, so that every tensor is aligned."""
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset, ordered = 0, sorted(shard, key=lambda spec: -spec.dtype.itemsize)
+        for spec in ordered:
+            end = offset + spec.num_bytes
+            header[spec.name] = {
+                "dtype": DTYPE_NAMES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + offset)
+        position = 8 + len(text)
+        for spec in ordered:
+            self._places[spec.name] = (path, position, spec)
+            position += spec.num_bytes
+
+    def write(self, name: str, chunks: Iterable[torch.Tensor]) -> None:
+        """Writes one tensor given as consecutive runs of rows. Raises ValueError unless its size is as planned."""
+        path, position, spec = self._places.pop(name)
+        written = 0
+        with path.open("r+b") as file:
+            file.seek(position)
+            for chunk in chunks:
+                data = chunk.to(device="cpu", dtype=spec.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+                written += file.write(data.data)
+        if written != spec.num_bytes:
+            raise ValueError(f"{name} has {written} bytes, expected {spec.num_bytes} for shape {list(spec.shape)}")
+
+    def finish(self) -> None:
+        """Flushes to disk and writes the index. Raises ValueError if a planned tensor was never written."""
+        if self._places:
+            raise ValueError(f"tensor {min(self._places)} was planned and not written")
+        for file in self._shards:
+            with (self._directory / file).open("rb") as handle:
+                os.fsync(handle.fileno())
+        if len(self._shards) > 1:
+            self._write_index()
+
+    def _write_index(self) -> None:
+        weight_map = {spec.name: file for file, shard in self._shards.items() for spec in shard}
+        total = sum(spec.num_bytes for shard in self._shards.values() for spec in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
