@@ -13,7 +13,7 @@ from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
 
-SCRATCH_FLOATS = 2**20
+SCRATCH_FLOATS = 2**22
 DECODE_TILE = 128
 PREFILL_TILE = 512
 LOWEST = torch.finfo(torch.float32).min

@@ -5,12 +5,41 @@ of a rotary pair are neighbours (``pair_up``), so that rotating is one complex p
 alike, which leaves their products with keys as they were.
 """
 
+import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+
+
+class Scratch(threading.local):
+    """Buffers that stay from step to step and layer to layer: fresh pages cost more than what is written to them."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Uninitialised; valid until the next ``take`` of the same name."""
+        size = math.prod(shape)
+        if (name, dtype) not in self.buffers or self.buffers[name, dtype].numel() < size:
+            with torch.inference_mode(False):
+                self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        return self.buffers[name, dtype][:size].view(shape)
+
+
+_scratch = Scratch()
+_rotations = WeakTensorKeyDictionary()
+
+
+def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
+    """``cos + i sin``, complex ``[max_position, head_dim / 2]``; one copy for all the layers that share a table."""
+    if cos_sin not in _rotations:
+        _rotations[cos_sin] = torch.complex(*cos_sin.chunk(2, dim=-1))
+    return _rotations[cos_sin]
 
 
 def pair_up(x: torch.Tensor) -> torch.Tensor:
@@ -51,44 +80,38 @@ class KeySource:
 
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
         self.shape = shape
-        self.cos_sin = rebuild.cos_sin
-        self.k_up = None
-        # of shape [num_groups, group_size, 1, head_dim]
-        self.bias = torch.zeros(shape.num_groups, shape.group_size, 1, shape.head_dim)
-        if rebuild.k_bias is not None:
-            self.bias = pair_up(rebuild.k_bias.view(self.bias.shape)).contiguous()
-        if rebuild.k_up is not None:
-            # of shape [num_groups, group_size, rank_k, head_dim]
+        self.rotations = rotations(rebuild.cos_sin)
+        self.k_up = self.k_bias = None
+        if rebuild.k_up is not None:  # [num_groups, group_size, rank_k, head_dim]
             per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
             self.k_up = pair_up(per_head).contiguous()
+        if rebuild.k_bias is not None:  # [num_kv_heads, 1, head_dim]
+            self.k_bias = pair_up(rebuild.k_bias.view(shape.num_kv_heads, 1, shape.head_dim))
 
     def latents(self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
         """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``blocks``; zeros where ``unused [tokens]``."""
-        latents = torch.empty(cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
-        for group, slots in enumerate(latents):
-            torch.index_select(cache[:, group], 0, blocks, out=slots)
-        latents = latents.float().flatten(1, 2)
-        return latents.index_fill_(1, unused.nonzero().flatten(), 0.0)
+        slots = _scratch.take("slots", cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
+        for group, out in enumerate(slots):
+            torch.index_select(cache[:, group], 0, blocks, out=out)
+        return slots.flatten(1, 2).float().index_fill_(1, unused.nonzero().flatten(), 0.0)
 
     def keys(self, latents: torch.Tensor) -> torch.Tensor:
         """Keys before rotation ``[num_kv_heads, tokens, head_dim]`` of ``latents [num_groups, tokens, width]``."""
-        shape, tokens = self.shape, latents.shape[1]
-        # of shape [num_groups, group_size, tokens, head_dim]
-        keys = torch.empty(shape.num_groups, shape.group_size, tokens, shape.head_dim)
-        latent_k = latents[:, None, :, : shape.rank_k]
+        shape = self.shape
+        latent_k = latents[..., : shape.rank_k]
         if self.k_up is None:
-            whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).squeeze(1).transpose(1, 2)
-            torch.add(pair_up(whole_keys), self.bias, out=keys)
+            whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
+            keys = pair_up(whole_keys).flatten(0, 1).contiguous()
         else:
-            for group, out in enumerate(keys):
-                latent = latent_k[group].expand(shape.group_size, -1, -1)
-                torch.baddbmm(self.bias[group], latent, self.k_up[group], out=out)
-        return keys.flatten(0, 1)
+            keys = _scratch.take("keys", shape.num_kv_heads, latents.shape[1], shape.head_dim)
+            for latent, k_up, out in zip(latent_k, self.k_up, keys.split(shape.group_size), strict=True):
+                torch.bmm(latent.expand(shape.group_size, -1, -1), k_up, out=out)
+        return keys if self.k_bias is None else keys.add_(self.k_bias)
 
     def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""
-        rows = positions.clamp(max=self.cos_sin.shape[0] - 1)
-        # of shape [tokens, head_dim / 2]
-        cos, sin = self.cos_sin.index_select(0, rows).chunk(2, dim=-1)
-        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+        known = positions.clamp(max=len(self.rotations) - 1)  # unused slots may lie past the table
+        angles = _scratch.take("angles", len(known), self.rotations.shape[1], dtype=torch.complex64)
+        torch.index_select(self.rotations, 0, known, out=angles)
+        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(angles)
         return keys
