@@ -54,9 +54,9 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
     samples = _samples(plan, on_event)
     if options.dry_run:
         return estimate(plan, samples, baseline)
-    check_finite(source)
-    on_event({"event": "checked", "text": f"{len(source.files)} tensors of {source.name} are finite"})
     with staged_directory(options.out) as staging:
+        check_finite(source)
+        on_event({"event": "checked", "text": f"{len(source.files)} tensors of {source.name} are finite"})
         palu = _decide(plan, samples, on_event)
         layers = _write_weights(plan, palu, samples, staging, on_event)
         (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")

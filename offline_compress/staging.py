@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from offline_compress.options import CompressionError
@@ -27,19 +27,33 @@ def check_target(out: Path, inputs: list[Path], overwrite: bool) -> None:
 
 @contextmanager
 def staged_directory(out: Path) -> Iterator[Path]:
-    """A new directory beside ``out`` that takes its place when the block ends well and is removed otherwise."""
-    created = [path for path in (out.resolve().parent, *out.resolve().parents) if not path.exists()]
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.resolve().parent))
+    """A new directory beside ``out`` that takes its place when the block ends well and is removed otherwise.
+
+    Raises CompressionError if it cannot be made.
+    """
+    out = out.resolve()
+    created = [path for path in out.parents if not path.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
+    except OSError as error:
+        _remove_empty(created)
+        raise CompressionError(f"{out} cannot be written ({error}); choose another output directory.") from error
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
-        _replace(out.resolve(), staging)
+        _replace(out, staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        for path in sorted(set(created), key=lambda path: -len(path.parts)):
-            path.rmdir()
+        _remove_empty(created)
         raise
+
+
+def _remove_empty(created: list[Path]) -> None:
+    """Removes parents that were made for this output, deepest first, as far as nobody else uses them."""
+    with suppress(OSError):
+        for path in created:
+            path.rmdir()
 
 
 def _umask() -> int:

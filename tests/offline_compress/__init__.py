@@ -1,0 +1,1 @@
+"""Tests of palu-compress, one file per source file."""

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline_compress.decomposition import decompose, decompose_group, whitening_factor
+
+HIDDEN, GROUPS, FULL = 24, 3, 8
+
+
+def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A projection, correlated inputs and the mean of x x^T of those inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(GROUPS * FULL, HIDDEN, generator=generator, dtype=torch.float64)
+    mix = torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(400, HIDDEN, generator=generator, dtype=torch.float64) @ (
+        mix * torch.linspace(0.05, 1, HIDDEN)
+    )
+    return weight, inputs, inputs.T @ inputs / len(inputs)
+
+
+def rebuild(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.cat([u.T @ d for u, d in zip(up, down.chunk(len(up)), strict=True)])
+
+
+def output_error(weight: torch.Tensor, approximation: torch.Tensor, inputs: torch.Tensor) -> float:
+    return ((inputs @ (weight - approximation).T).norm() / (inputs @ weight.T).norm()).item()
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_full_rank_gives_the_weights_back(whitened):
+    weight, _, moment = random_case(0)
+    factors = decompose(weight, GROUPS, FULL, whitening_factor(moment) if whitened else None)
+    torch.testing.assert_close(rebuild(factors.down, factors.up), weight, rtol=1e-9, atol=1e-9)
+    assert factors.relative_error == pytest.approx(0, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), rank=st.integers(1, FULL - 1))
+def test_whitened_error_is_the_discarded_singular_values_and_below_svd(seed, rank):
+    weight, inputs, moment = random_case(seed)
+    whitened = decompose(weight, GROUPS, rank, whitening_factor(moment))
+    plain = decompose(weight, GROUPS, rank)
+    error = output_error(weight, rebuild(whitened.down, whitened.up), inputs)
+    assert whitened.relative_error == pytest.approx(error, rel=1e-3)
+    assert error <= output_error(weight, rebuild(plain.down, plain.up), inputs) + 1e-9
+
+
+def test_plain_svd_error_is_that_of_the_weights():
+    weight, _, _ = random_case(1)
+    factors = decompose(weight, GROUPS, 3)
+    error = (weight - rebuild(factors.down, factors.up)).norm() / weight.norm()
+    assert factors.relative_error == pytest.approx(error.item())
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_error_never_grows_with_rank(whitened):
+    weight, _, moment = random_case(2)
+    factor = whitening_factor(moment) if whitened else None
+    errors = [decompose(weight, GROUPS, rank, factor).relative_error for rank in range(1, FULL + 1)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_groups_do_not_mix():
+    weight, _, moment = random_case(3)
+    factor = whitening_factor(moment)
+    together = decompose(weight, GROUPS, 4, factor)
+    up, down, _ = decompose_group(weight[FULL : 2 * FULL], 4, factor)
+    assert torch.equal(together.down[4:8], down)
+    assert torch.equal(together.up[1], up.T)
+
+
+def test_whitening_survives_inputs_of_deficient_rank():
+    weight, inputs, _ = random_case(4)
+    few = inputs[:5]
+    factors = decompose(weight, GROUPS, 5, whitening_factor(few.T @ few / 5))
+    assert output_error(weight, rebuild(factors.down, factors.up), few) < 1e-3
+
+
+@pytest.mark.parametrize("moment", [torch.zeros(4, 4).double(), torch.full((4, 4), torch.nan).double()])
+def test_useless_inputs_are_an_error(moment):
+    with pytest.raises(ValueError, match="all zero or not finite"):
+        whitening_factor(moment)
