@@ -13,9 +13,11 @@ from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
 
-SCRATCH_FLOATS = 2**22
-DECODE_TILE = 128
-PREFILL_TILE = 512
+DECODE_TILE = 128  # tokens; small, because the last tile of every request is partly wasted
+DECODE_FLOATS = 2**22  # latents, keys and scores of the tiles that are worked on together
+PREFILL_RUN = 256  # queries that share one rebuild of a tile's keys
+PREFILL_TILES = range(256, 2048)  # tokens; the fewer queries, the longer
+PREFILL_SCORES = 2**19
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -58,11 +60,21 @@ class Softmax:
         return self.values / self.total.unsqueeze(-1)
 
 
+def tiling(shape: AttentionShape, run: int, block_size: int) -> tuple[int, int]:
+    """Tokens of a tile, a multiple of ``block_size``, and how many tiles are worked on together, for a run length."""
+    if run > 1:
+        tokens = min(max(PREFILL_SCORES // (shape.num_heads * run), PREFILL_TILES.start), PREFILL_TILES.stop)
+        return max(1, tokens // block_size) * block_size, 1
+    tile_tokens = max(1, DECODE_TILE // block_size) * block_size
+    latents = shape.num_groups * (shape.rank_k + shape.rank_v)
+    return tile_tokens, max(1, DECODE_FLOATS // tile_tokens // (latents + shape.num_kv_heads * shape.head_dim))
+
+
 class TorchAttention:
     """``store`` and ``attend`` of ``operands`` on the CPU. Caches of float32, bfloat16 and float16.
 
-    Beyond its operands, one float32 per query head, query of a run and ``rank_v``, and tables of one entry per tile,
-    ``attend`` allocates a small multiple of ``max(SCRATCH_FLOATS, one tile)`` floats, however long the context is.
+    The scratch of ``attend`` does not grow with the context, but for two int64 per tile of it: about 2 *
+    ``DECODE_FLOATS`` floats, or a few times the scores of ``PREFILL_RUN`` queries in a tile, or one block.
     Raises ValueError where ``shape`` and ``rebuild`` contradict each other, or operands contradict them.
     """
 
@@ -83,9 +95,8 @@ class TorchAttention:
         single = (query_lens == 1).nonzero().flatten()
         if len(single):
             self._attend_rows(query, cache, batch, out, single, starts[single, None])
-        longest_run = max(1, SCRATCH_FLOATS // (self.shape.num_heads * PREFILL_TILE))
         for request in (query_lens > 1).nonzero().flatten():
-            for rows in torch.arange(starts[request], starts[request + 1]).split(longest_run):
+            for rows in torch.arange(starts[request], starts[request + 1]).split(PREFILL_RUN):
                 self._attend_rows(query, cache, batch, out, request[None], rows[None])
 
     def _attend_rows(
@@ -114,13 +125,12 @@ class TorchAttention:
         """The attention of ``queries`` over their contexts: ``[owners, num_groups, queries of a group, rank_v]``."""
         shape, block_size = self.shape, cache.shape[2]
         owners, run = queries.positions.shape
-        tile = block_size * max(1, (DECODE_TILE if run == 1 else PREFILL_TILE) // block_size)
-        floats_per_token = cache.shape[1] * cache.shape[3] + shape.num_kv_heads * shape.head_dim + shape.num_heads * run
+        tile, tiles_per_step = tiling(shape, run, block_size)
         first, last = torch.zeros(owners, dtype=torch.int64), queries.positions[:, -1]
         if shape.sliding_window is not None:
             first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=0)
         state = Softmax.empty(owners, shape.num_groups, shape.num_heads // shape.num_groups * run, shape.rank_v)
-        for tiles in cover(first, last, tile, max(1, SCRATCH_FLOATS // (floats_per_token * tile))):
+        for tiles in cover(first, last, tile, tiles_per_step):
             blocks = tiles.blocks(queries.block_table, block_size)
             latents = self.source.latents(cache, blocks, tiles.unused.flatten())
             keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
@@ -141,6 +151,7 @@ class TorchAttention:
         hidden = distance < 0
         if shape.sliding_window is not None:
             hidden |= distance >= shape.sliding_window
-        run = hidden.shape[1]
-        scores.view(shape.num_kv_heads, count, -1, run, tile).masked_fill_(hidden.unsqueeze(1), float("-inf"))
+        if hidden.any():
+            per_query = scores.view(shape.num_kv_heads, count, -1, hidden.shape[1], tile)
+            per_query.masked_fill_(hidden.unsqueeze(1), float("-inf"))
         return scores.view(shape.num_groups, shape.group_size, count, -1, tile).permute(2, 0, 1, 3, 4).flatten(2, 3)
