@@ -111,7 +111,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 def parse_options(argv: Sequence[str] | None) -> CompressOptions:
     """Raises SystemExit(2) for arguments that argparse refuses, CompressionError for values that make no sense."""
     made = parser()
-    arguments = vars(made.parse_args(argv))
+    arguments = vars(made.parse_intermixed_args(argv))
     paths, model = arguments.pop("paths"), arguments.pop("model_id")
     if model is not None:
         paths = [model, *paths]
@@ -130,13 +130,15 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(parse_options(argv))
     except CompressionError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written.", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(options: CompressOptions) -> int:

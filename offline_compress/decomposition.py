@@ -49,12 +49,13 @@ def decompose_group(
     All tensors are float64. ``whitening`` is ``S`` or None for plain SVD.
     """
     scaled = weight if whitening is None else weight @ whitening
-    left, singular, right = torch.linalg.svd(scaled, full_matrices=False)
+    # LAPACK is more than twice as fast on the tall transpose: V Sigma U^T
+    right, singular, left = torch.linalg.svd(scaled.T, full_matrices=False)
     root = singular[:rank].sqrt()
-    down = root[:, None] * right[:rank]
+    down = (right[:, :rank] * root).T
     if whitening is not None:
         down = torch.linalg.solve_triangular(whitening, down, upper=False, left=False)
-    return left[:, :rank] * root, down, singular
+    return left[:rank].T * root, down, singular
 
 
 def decompose(weight: torch.Tensor, num_groups: int, rank: int, whitening: torch.Tensor | None = None) -> Factors:

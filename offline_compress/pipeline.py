@@ -23,7 +23,7 @@ from offline_compress.report import estimate, final_report, write_report
 from offline_compress.source import check_finite, open_source
 from offline_compress.staging import check_target, staged_directory
 from offline_compress.statistics import layer_statistics
-from offline_compress.writer import CheckpointWriter
+from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import LayerShape, PaluConfig
 
@@ -109,7 +109,7 @@ def _write_weights(
     plan: Plan, palu: PaluConfig, samples: CalibrationSamples | None, staging: Path, on_event: OnEvent
 ) -> list[LayerErrors]:
     """Writes every tensor; returns the errors of each layer."""
-    writer = CheckpointWriter(staging, tensor_specs(plan, palu))
+    writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES)
     whitening = _whitening_factors(plan, samples, staging)
     errors = []
     for layer in range(plan.geometry.num_layers):

@@ -6,7 +6,7 @@ go when the tensor is dropped.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +117,21 @@ def open_source(model: str) -> SourceModel:
         geometry = AttentionGeometry.from_hf_config(config)
     except ValueError as error:
         raise CompressionError(f"{directory / 'config.json'}: {error}") from error
-    resolved = directory.resolve()
-    revision = resolved.name if resolved.parent.name == "snapshots" else None
-    name = model if revision else resolved.name
+    name, revision = _identity(directory.resolve())
     files, shapes = shard_of_tensor(directory), checkpoint_shapes(directory)
     source = SourceModel(directory, name, revision, config, geometry, files, shapes, "")
     return _with_dtype(source)
 
 
+def _identity(directory: Path) -> tuple[str, str | None]:
+    """``(name, revision)``: both from the path for a hub snapshot, else the directory's own name."""
+    if directory.parent.name != "snapshots":
+        return directory.name, None
+    return directory.parents[1].name.removeprefix("models--").replace("--", "/"), directory.name
+
+
 def _with_dtype(source: SourceModel) -> SourceModel:
     """Fills in the dtype in which the model is served: the configuration's, else that of the stored weights."""
-    from dataclasses import replace
-
     named = source.config.get("dtype") or source.config.get("torch_dtype")
     if not named:
         named = str(source.stored_dtype(min(source.files))).removeprefix("torch.")

@@ -42,7 +42,7 @@ class TensorSpec(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def plan_shards(specs: Iterable[TensorSpec], max_bytes: int = MAX_SHARD_BYTES) -> dict[str, list[TensorSpec]]:
+def plan_shards(specs: Iterable[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
     """``{file name: tensors}`` in order, each file within ``max_bytes`` unless a single tensor is larger."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
@@ -60,7 +60,7 @@ def plan_shards(specs: Iterable[TensorSpec], max_bytes: int = MAX_SHARD_BYTES) -
 class CheckpointWriter:
     """The safetensors files of one checkpoint, with their index where there are several."""
 
-    def __init__(self, directory: Path, specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES):
+    def __init__(self, directory: Path, specs: Iterable[TensorSpec], max_shard_bytes: int):
         self._directory = directory
         self._shards = plan_shards(specs, max_shard_bytes)
         self._places: dict[str, tuple[Path, int, TensorSpec]] = {}

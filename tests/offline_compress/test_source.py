@@ -148,4 +148,4 @@ def test_a_snapshot_of_the_hub_gives_its_revision(dense, tmp_path):
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc123"
     shutil.copytree(dense("llama"), snapshot)
     source = open_source(str(snapshot))
-    assert source.revision == "abc123"
+    assert (source.name, source.revision) == ("org/name", "abc123")

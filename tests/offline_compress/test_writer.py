@@ -18,7 +18,7 @@ def specs_of(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
 
 
 def test_reads_back_what_was_written_in_any_order(tmp_path):
-    writer = CheckpointWriter(tmp_path, specs_of(TENSORS))
+    writer = CheckpointWriter(tmp_path, specs_of(TENSORS), 10**6)
     for name in reversed(TENSORS):
         writer.write(name, [TENSORS[name]])
     writer.finish()
@@ -30,7 +30,7 @@ def test_reads_back_what_was_written_in_any_order(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 def test_every_dtype_is_named_as_safetensors_names_it(tmp_path, dtype):
     tensor = torch.ones(2, 3).to(dtype)
-    writer = CheckpointWriter(tmp_path, [TensorSpec("x", dtype, (2, 3))])
+    writer = CheckpointWriter(tmp_path, [TensorSpec("x", dtype, (2, 3))], 10**6)
     writer.write("x", [tensor])
     writer.finish()
     save_file({"x": tensor}, tmp_path / "theirs", metadata={"format": "pt"})
@@ -55,12 +55,12 @@ def test_a_tensor_above_the_limit_has_a_shard_of_its_own():
 
 
 def test_a_forgotten_tensor_is_an_error(tmp_path):
-    writer = CheckpointWriter(tmp_path, specs_of(TENSORS))
+    writer = CheckpointWriter(tmp_path, specs_of(TENSORS), 10**6)
     with pytest.raises(ValueError, match="planned and not written"):
         writer.finish()
 
 
 def test_a_wrong_size_is_an_error(tmp_path):
-    writer = CheckpointWriter(tmp_path, specs_of(TENSORS))
+    writer = CheckpointWriter(tmp_path, specs_of(TENSORS), 10**6)
     with pytest.raises(ValueError, match="has 12 bytes, expected 96"):
         writer.write("wide", [torch.zeros(3)])

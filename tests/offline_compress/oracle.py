@@ -1,0 +1,70 @@
+"""Attention of one layer, dense and from latents, in float64 and without RoPE: both must agree where nothing is lost.
+
+RoPE acts on keys after they are rebuilt, alike in both, so leaving it out loses nothing.
+"""
+
+from pathlib import Path
+
+import torch
+
+from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config
+from palu_vllm.config import LayerShape
+
+
+def layer_of(directory: Path, layer: int) -> dict[str, torch.Tensor]:
+    prefix = attention_prefix(layer)
+    return {
+        name.removeprefix(prefix): tensor.double()
+        for name, tensor in iterate_tensors(directory)
+        if name.startswith(prefix)
+    }
+
+
+def linear(tensors: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    return x @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", torch.zeros(()))
+
+
+def weigh(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Causal attention weights ``[heads, tokens, tokens]`` of ``queries [heads, tokens, d]``."""
+    scores = queries @ keys.mT * queries.shape[-1] ** -0.5
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def heads_of(x: torch.Tensor, width: int, heads: int) -> torch.Tensor:
+    """``[tokens, n * width]`` to ``[heads, tokens, width]``, each part repeated for its query heads."""
+    split = x.view(len(x), -1, width).transpose(0, 1)
+    return split.repeat_interleave(heads // len(split), 0)
+
+
+def dense_attention(directory: Path, layer: int, shape: LayerShape, x: torch.Tensor) -> torch.Tensor:
+    """Output ``[tokens, hidden]`` of the dense layer for ``x [tokens, hidden]`` float64."""
+    tensors, heads, width = layer_of(directory, layer), shape.num_heads, shape.head_dim
+    queries, keys, values = (
+        heads_of(linear(tensors, name, x), width, heads) for name in ("q_proj", "k_proj", "v_proj")
+    )
+    return linear(tensors, "o_proj", (weigh(queries, keys) @ values).transpose(0, 1).flatten(1))
+
+
+def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tensor:
+    """The same from the tensors of a compressed checkpoint, as ``palu_vllm.checkpoint`` describes them."""
+    _, palu, geometry = read_config(directory)
+    shape, tensors = LayerShape.of(palu, geometry, layer), layer_of(directory, layer)
+    keys = linear(tensors, "k_down", x)
+    if shape.has_k_up:
+        keys = torch.cat([c @ up for c, up in zip(keys.chunk(shape.num_groups, 1), tensors["k_up"], strict=True)], 1)
+    keys = keys + tensors.get("k_bias", torch.zeros(()))
+    values = linear(tensors, "v_down", x)
+    width = shape.rank_v if shape.value_path == "fused" else shape.head_dim
+    if shape.value_path == "factored":
+        values = torch.cat(
+            [c @ up for c, up in zip(values.chunk(shape.num_groups, 1), tensors["v_up"], strict=True)], 1
+        )
+    queries = heads_of(linear(tensors, "q_proj", x), shape.head_dim, shape.num_heads)
+    weights = weigh(queries, heads_of(keys, shape.head_dim, shape.num_heads))
+    attended = weights @ heads_of(values, width, shape.num_heads)
+    return linear(tensors, "o_proj", attended.transpose(0, 1).flatten(1))
+
+
+def shape_of(directory: Path, layer: int) -> LayerShape:
+    _, palu, geometry = read_config(directory)
+    return LayerShape.of(palu, geometry, layer)
