@@ -2,13 +2,11 @@
 
 transformers has no plugin mechanism, and neither ``import palu_vllm`` nor the start of an interpreter may
 cost an import of transformers. So this waits for transformers' own modules and registers right behind them.
-``palu_vllm_autoload.pth`` in site-packages installs it at the start of every interpreter, hence so few imports
-here. Until transformers reads entry points.
+``palu_vllm_autoload.pth`` in site-packages installs it at the start of every interpreter, hence no import but
+``sys``. Until transformers reads entry points.
 """
 
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"  # imports CONFIGS
@@ -37,10 +35,10 @@ class _Loader:
     def __init__(self, real) -> None:
         self.real = real
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec):
         return self.real.create_module(spec)
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module) -> None:
         module.__loader__ = module.__spec__.loader = self.real
         self.real.exec_module(module)
         if module.__name__ == MODELS or MODELS not in sys.modules:
@@ -50,7 +48,7 @@ class _Loader:
 class _Finder:
     """Asks the other finders. Stays in ``sys.meta_path``, for another thread may be walking it."""
 
-    def find_spec(self, fullname: str, path, target=None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path, target=None):
         if fullname not in (CONFIGS, MODELS):
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
