@@ -33,3 +33,10 @@ LAYERS = {
     "uncompressed_bias_head_dim_80": Layer(sizes(4, 4, 80, 2, 160, 37), compressed=False, has_bias=True),
     "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),
 }
+
+SERVED_LAYERS = {
+    "llama_2_7b_128_384": Layer(sizes(32, 32, 128, 4, 128, 384)),
+    "llama_3_8b_256_256": Layer(sizes(32, 8, 128, 4, 256, 256)),
+    "qwen_2_7b_128_384": Layer(sizes(28, 4, 128, 4, 128, 384), has_bias=True),
+    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False),
+}

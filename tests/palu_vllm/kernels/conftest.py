@@ -8,13 +8,24 @@ import torch
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-if "palu_vllm.kernels.common" in sys.modules:
-    import triton
+from triton.runtime.jit import JITFunction
 
-    if isinstance(sys.modules["palu_vllm.kernels.common"].softmax_step, triton.JITFunction):
-        raise RuntimeError("kernels were imported without TRITON_INTERPRET=1; set it before pytest starts")
+from tests.palu_vllm.kernels import interpreter_bfloat16
+
+if isinstance(getattr(sys.modules.get("palu_vllm.kernels.common"), "softmax_step", None), JITFunction):
+    raise RuntimeError("the kernels were imported without TRITON_INTERPRET=1; set it before pytest starts")
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def one_thread_and_seed():
+    """Tensors are tiny here, and one thread leaves the other cores to whatever else runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch):
+    interpreter_bfloat16.install(monkeypatch)

@@ -1,0 +1,67 @@
+"""The arguments that the decode and the prefill kernel have in common, by their names in the kernels."""
+
+import math
+from typing import Any
+
+import torch
+
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.tiling import Tiling
+
+
+def attention_arguments(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    rebuild: KeyRebuild,
+    tiling: Tiling,
+) -> dict[str, Any]:
+    return (
+        operands(query, cache, batch, rebuild)
+        | {"scale_log2": shape.scale / math.log(2), "num_groups": shape.num_groups}
+        | constants(shape, cache.shape[2], tiling)
+    )
+
+
+def operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, rebuild: KeyRebuild) -> dict[str, Any]:
+    """Pointers and their strides, in elements."""
+    k_up_strides = (0, 0) if rebuild.k_up is None else rebuild.k_up.stride()
+    return {
+        "query_ptr": query,
+        "cache_ptr": cache,
+        "block_table_ptr": batch.block_table,
+        "seq_lens_ptr": batch.seq_lens,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "k_up_ptr": rebuild.k_up,
+        "k_bias_ptr": rebuild.k_bias,
+        "cos_sin_ptr": rebuild.cos_sin,
+        "stride_query_token": query.stride(0),
+        "stride_query_head": query.stride(1),
+        "stride_cache_block": cache.stride(0),
+        "stride_cache_group": cache.stride(1),
+        "stride_cache_slot": cache.stride(2),
+        "stride_block_table_request": batch.block_table.stride(0),
+        "stride_k_up_group": k_up_strides[0],
+        "stride_k_up_rank": k_up_strides[1],
+    }
+
+
+def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return {
+        "GROUP_SIZE": shape.group_size,
+        "QUERIES_PER_KV": shape.queries_per_kv,
+        "HEAD_DIM": shape.head_dim,
+        "RANK_K": shape.rank_k,
+        "RANK_V": shape.rank_v,
+        "BLOCK_SIZE": block_size,
+        "SLIDING_WINDOW": shape.sliding_window,
+        "TILE_TOKENS": tiling.tokens,
+        "TILE_RANK": tiling.rank,
+        "TILE_HALF": tiling.half,
+        "TILE_ROWS": tiling.rows,
+        "TILE_VALUES": tiling.values,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.num_stages,
+    }

@@ -1,0 +1,161 @@
+# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
+"""Pieces that the decode and the prefill kernel share.
+
+Both work on tiles of tokens, with scores transposed (``[TILE_TOKENS, TILE_ROWS]``): the rebuilt key is then the
+left operand of its product and never leaves the registers it was rebuilt in. A row is one query of one head.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def slot_offsets(block_table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE: tl.constexpr):
+    """Where the slots of ``tokens`` begin, in elements from the start of a group: int64 of the shape of ``tokens``."""
+    block = tl.load(block_table_row_ptr + tokens // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
+    return block * stride_cache_block + (tokens % BLOCK_SIZE).to(tl.int64) * stride_cache_slot
+
+
+@triton.jit
+def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr):
+    """Both halves of the query of each row, ``[TILE_HALF, TILE_ROWS]`` each; zero where there is no row."""
+    half = tl.arange(0, TILE_HALF)
+    # [TILE_HALF, TILE_ROWS]
+    pointers = row_ptrs[None, :] + half[:, None]
+    mask = row_valid[None, :] & (half < HEAD_DIM // 2)[:, None]
+    first = tl.load(pointers, mask=mask, other=0.0).to(dtype)
+    second = tl.load(pointers + HEAD_DIM // 2, mask=mask, other=0.0).to(dtype)
+    return first, second
+
+
+@triton.jit
+def load_latent(slot_ptrs, valid, rank_start, RANK_K: tl.constexpr, TILE_RANK: tl.constexpr):
+    """Key latents from ``rank_start`` on, ``[TILE_TOKENS, TILE_RANK]``."""
+    rank = rank_start + tl.arange(0, TILE_RANK)
+    mask = valid[:, None] & (rank < RANK_K)[None, :]
+    return tl.load(slot_ptrs[:, None] + rank[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def add_rebuilt(
+    first,  # [TILE_TOKENS, TILE_HALF] float32
+    second,  # [TILE_TOKENS, TILE_HALF] float32
+    latent,  # [TILE_TOKENS, TILE_RANK]
+    up_ptr,  # the head's columns of k_up
+    stride_k_up_rank,
+    rank_start,
+    RANK_K: tl.constexpr,
+    HALF: tl.constexpr,
+    TILE_RANK: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
+    """Both halves of a key plus ``latent @ k_up`` over one tile of ranks."""
+    rank = rank_start + tl.arange(0, TILE_RANK)
+    half = tl.arange(0, TILE_HALF)
+    # [TILE_RANK, TILE_HALF]
+    pointers = up_ptr + rank[:, None] * stride_k_up_rank + half[None, :]
+    mask = (rank < RANK_K)[:, None] & (half < HALF)[None, :]
+    up_first = tl.load(pointers, mask=mask, other=0.0).to(latent.dtype)
+    up_second = tl.load(pointers + HALF, mask=mask, other=0.0).to(latent.dtype)
+    first = tl.dot(latent, up_first, first, input_precision="ieee")
+    second = tl.dot(latent, up_second, second, input_precision="ieee")
+    return first, second
+
+
+@triton.jit
+def rebuild_key(
+    latent,  # [TILE_TOKENS, TILE_RANK], the first tile of ranks, which all heads of a group share
+    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    valid,  # [TILE_TOKENS]
+    k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
+    stride_k_up_group,
+    stride_k_up_rank,
+    k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
+    kv_head,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    RANK_K: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TILE_RANK: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
+    """Both halves of one head's key before rotation, float32 ``[TILE_TOKENS, TILE_HALF]`` each."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    half = tl.arange(0, TILE_HALF)
+    first_column = kv_head % GROUP_SIZE * HEAD_DIM
+    if k_up_ptr is None:
+        # [TILE_TOKENS, TILE_HALF]
+        pointers = slot_ptrs[:, None] + (first_column + half)[None, :]
+        mask = valid[:, None] & (half < HALF)[None, :]
+        first = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
+    else:
+        up_ptr = k_up_ptr + kv_head // GROUP_SIZE * stride_k_up_group + first_column
+        first = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
+        second = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
+        first, second = add_rebuilt(
+            first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HALF, TILE_RANK, TILE_HALF
+        )
+        for rank_start in range(TILE_RANK, RANK_K, TILE_RANK):
+            further = load_latent(slot_ptrs, valid, rank_start, RANK_K, TILE_RANK)
+            first, second = add_rebuilt(
+                first, second, further, up_ptr, stride_k_up_rank, rank_start, RANK_K, HALF, TILE_RANK, TILE_HALF
+            )
+    if k_bias_ptr is not None:
+        pointers = k_bias_ptr + kv_head * HEAD_DIM + half
+        first += tl.load(pointers, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
+        second += tl.load(pointers + HALF, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
+    return first, second
+
+
+@triton.jit
+def load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr):
+    """Cosines and sines of the positions ``tokens``, float32 ``[TILE_TOKENS, TILE_HALF]`` each."""
+    half = tl.arange(0, TILE_HALF)
+    # [TILE_TOKENS, TILE_HALF]
+    pointers = cos_sin_ptr + tokens.to(tl.int64)[:, None] * HEAD_DIM + half[None, :]
+    mask = valid[:, None] & (half < HEAD_DIM // 2)[None, :]
+    cos = tl.load(pointers, mask=mask, other=0.0)
+    sin = tl.load(pointers + HEAD_DIM // 2, mask=mask, other=0.0)
+    return cos, sin
+
+
+@triton.jit
+def rotated_scores(key_first, key_second, cos, sin, query_first, query_second):
+    """``RoPE(key) . query``, float32 ``[TILE_TOKENS, TILE_ROWS]``; the rotated key has the dtype of the query."""
+    # [TILE_TOKENS, TILE_HALF]
+    rotated_first = (key_first * cos - key_second * sin).to(query_first.dtype)
+    rotated_second = (key_second * cos + key_first * sin).to(query_first.dtype)
+    # [TILE_TOKENS, TILE_ROWS]
+    scores = tl.dot(rotated_first, query_first, input_precision="ieee")
+    return tl.dot(rotated_second, query_second, scores, input_precision="ieee")
+
+
+@triton.jit
+def softmax_step(scores, running_max, running_sum):
+    """One tile of online softmax over axis 0, for scores in units of log 2 and -inf where a row sees no token.
+
+    Returns the unnormalised probabilities, the factor for what was accumulated so far, the new maximum and sum.
+    """
+    new_max = tl.maximum(running_max, tl.max(scores, axis=0))
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    probabilities = tl.exp2(scores - shift[None, :])
+    correction = tl.exp2(running_max - shift)
+    return probabilities, correction, new_max, running_sum * correction + tl.sum(probabilities, axis=0)
+
+
+@triton.jit
+def add_values(
+    accumulated,  # [TILE_VALUES, TILE_ROWS] float32
+    probabilities,  # [TILE_TOKENS, TILE_ROWS] float32
+    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    valid,  # [TILE_TOKENS]
+    columns,  # [TILE_VALUES] of the latent values
+    RANK_K: tl.constexpr,
+    RANK_V: tl.constexpr,
+):
+    """``accumulated + latent_v^T probabilities``."""
+    # [TILE_TOKENS, TILE_VALUES]
+    mask = valid[:, None] & (columns < RANK_V)[None, :]
+    values = tl.load(slot_ptrs[:, None] + RANK_K + columns[None, :], mask=mask, other=0.0)
+    return tl.dot(tl.trans(values), probabilities.to(values.dtype), accumulated, input_precision="ieee")

@@ -1,0 +1,76 @@
+"""The Triton implementation of ``operands``: chooses the kernel, its tiles and its scratch memory."""
+
+from collections.abc import Callable
+from functools import cache as cached
+
+import torch
+
+from palu_vllm.kernels.checks import check_attend, check_layer
+from palu_vllm.kernels.decode import decode_attention, partial_shapes
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.prefill import prefill_attention
+from palu_vllm.kernels.store_latents import store_latents
+from palu_vllm.kernels.tiling import Device, decode_splits, decode_tiling, prefill_tiling
+
+STAND_IN = Device(multiprocessors=8, shared_memory=227 * 1024)  # where there is no GPU: interpreter, compile tests
+
+
+@cached
+def device_of(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return STAND_IN
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+def check_device(cache: torch.Tensor) -> None:
+    """Raises ValueError for bfloat16 on the CPU, whose products Triton's interpreter gets wrong."""
+    if cache.device.type == "cpu" and cache.dtype == torch.bfloat16:
+        raise ValueError("got a bfloat16 cache on the CPU, expected float16 or float32 in Triton's interpreter")
+
+
+def new_scratch(shapes: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Uninitialised contiguous float32 tensors, needed until the call of ``attend`` has run on the device."""
+    return tuple(torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes)
+
+
+class TritonAttention:
+    """``store`` and ``attend`` of ``operands`` as Triton kernels.
+
+    ``allocate`` is ``new_scratch`` or a replacement that hands out memory shared between layers. ``attend`` reads
+    no tensor on the host, so it can be captured in a graph. Raises ValueError where ``shape`` and ``rebuild``
+    contradict each other, and where an operand does not fit them.
+    """
+
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, allocate: Callable = new_scratch) -> None:
+        check_layer(shape, rebuild)
+        self.shape = shape
+        self.rebuild = rebuild
+        self.allocate = allocate
+
+    def store(
+        self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        store_latents(latent_k, latent_v, cache, slot_mapping)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        check_attend(query, cache, batch, out, self.shape)
+        check_device(cache)
+        if batch.seq_lens.shape[0] == 0:
+            return
+        if batch.max_query_len == 1:
+            self.decode(query, cache, batch, out)
+        else:
+            self.prefill(query, cache, batch, out)
+
+    def decode(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        device = device_of(cache.device)
+        requests = batch.seq_lens.shape[0]
+        tiling = decode_tiling(self.shape, cache.element_size(), device)
+        num_splits = decode_splits(self.shape, tiling, requests, batch.max_seq_len, device)
+        partials = self.allocate(partial_shapes(self.shape, requests, num_splits), cache.device)
+        decode_attention(query, cache, batch, out, self.shape, self.rebuild, tiling, partials)
+
+    def prefill(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        tiling = prefill_tiling(self.shape, cache.element_size(), device_of(cache.device))
+        prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling)

@@ -1,0 +1,75 @@
+# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
+"""Writes new latents into their slots of the paged cache."""
+
+import torch
+import triton
+import triton.language as tl
+
+from palu_vllm.kernels.checks import check_store
+
+
+@triton.jit
+def store_latents_kernel(
+    latent_k_ptr,  # [tokens, num_groups, RANK_K]
+    latent_v_ptr,  # [tokens, num_groups, RANK_V]
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V]
+    slot_mapping_ptr,  # [tokens] int64, negative for padding
+    stride_latent_k_token,
+    stride_latent_k_group,
+    stride_latent_v_token,
+    stride_latent_v_group,
+    stride_cache_block,
+    stride_cache_group,
+    stride_cache_slot,
+    BLOCK_SIZE: tl.constexpr,
+    RANK_K: tl.constexpr,
+    RANK_V: tl.constexpr,
+    TILE_K: tl.constexpr,
+    TILE_V: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
+    slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
+    block_offset = slot // BLOCK_SIZE * stride_cache_block + slot % BLOCK_SIZE * stride_cache_slot
+    slot_ptr = cache_ptr + block_offset + group * stride_cache_group
+    # [TILE_K]
+    column = tl.arange(0, TILE_K)
+    latent_ptr = latent_k_ptr + token * stride_latent_k_token + group * stride_latent_k_group
+    latent = tl.load(latent_ptr + column, mask=column < RANK_K)
+    tl.store(slot_ptr + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_K)
+    # [TILE_V]
+    column = tl.arange(0, TILE_V)
+    latent_ptr = latent_v_ptr + token * stride_latent_v_token + group * stride_latent_v_group
+    latent = tl.load(latent_ptr + column, mask=column < RANK_V)
+    tl.store(slot_ptr + RANK_K + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_V)
+
+
+def store_latents(
+    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """Writes one slot of ``cache`` per entry of ``slot_mapping``; negative entries are padding.
+
+    Shapes as in ``operands``; latents may have more rows than ``slot_mapping``, which are ignored.
+    Raises ValueError for shapes that do not fit each other.
+    """
+    check_store(latent_k, latent_v, cache, slot_mapping)
+    tokens, num_groups, rank_k, rank_v = slot_mapping.shape[0], cache.shape[1], latent_k.shape[2], latent_v.shape[2]
+    if tokens == 0:
+        return
+    store_latents_kernel[(tokens, num_groups)](
+        latent_k,
+        latent_v,
+        cache,
+        slot_mapping,
+        *latent_k.stride()[:2],
+        *latent_v.stride()[:2],
+        *cache.stride()[:3],
+        BLOCK_SIZE=cache.shape[2],
+        RANK_K=rank_k,
+        RANK_V=rank_v,
+        TILE_K=triton.next_power_of_2(rank_k),
+        TILE_V=triton.next_power_of_2(rank_v),
+        num_warps=4,
+    )

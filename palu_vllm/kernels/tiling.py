@@ -1,0 +1,100 @@
+"""How the kernels cut a layer into tiles: pure functions of shapes and device, testable without a GPU."""
+
+from dataclasses import dataclass, replace
+
+from palu_vllm.kernels.operands import AttentionShape
+
+SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
+PREFILL_ROW_BYTES = 128  # of one column of queries: 64 rows in two bytes, 32 in float32
+ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the kernels need to know of a GPU."""
+
+    multiprocessors: int
+    shared_memory: int  # bytes that one program may use
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes of the tiles of one program, all powers of two, and how it is compiled."""
+
+    tokens: int  # of the context, per step
+    rank: int  # of the latent key, per product
+    half: int  # half of head_dim, padded
+    rows: int  # queries times heads
+    values: int  # of the latent value, per program
+    num_stages: int  # of pipelined loads
+    num_warps: int = 8
+
+    def shared_memory(self, rank_k: int, element_size: int) -> int:
+        """Bytes that a program needs at most: ``k_up``, beside it latents or values, and the queries.
+
+        Of the tiles of ``k_up`` the first is always kept, the others pass through one more buffer.
+        """
+        rank = self.rank * min(ceil_div(rank_k, self.rank), 2)
+        k_up = self.num_stages * rank * 2 * self.half
+        values = self.tokens * (self.values + self.rows)
+        return element_size * (k_up + max(self.tokens * rank, values) + self.rows * 2 * self.half)
+
+    @property
+    def can_shrink(self) -> bool:
+        return max(self.tokens, self.rank) > SMALLEST_TILE
+
+    def shrunk(self) -> "Tiling":
+        """Half as large where it is larger. Only a single tile of ranks is loaded ahead."""
+        if self.tokens >= self.rank:
+            return replace(self, tokens=self.tokens // 2)
+        return replace(self, rank=self.rank // 2, num_stages=1)
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+def padded(size: int) -> int:
+    """The next power of two, at least ``SMALLEST_TILE``."""
+    return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
+
+
+def decode_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
+    """One program has one query of every head of a group; where there are several, ``k_up`` is loaded ahead."""
+    rows = padded(shape.group_size * shape.queries_per_kv)
+    return fitting_tiling(shape, rows, 2 if shape.group_size > 1 else 1, element_size, device)
+
+
+def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
+    """One program has ``rows // queries_per_kv`` queries of the heads that share a KV head."""
+    rows = max(PREFILL_ROW_BYTES // element_size, padded(shape.queries_per_kv))
+    return fitting_tiling(shape, rows, 1, element_size, device)
+
+
+def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:
+    """The largest tiles whose operands fit into shared memory.
+
+    Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
+    """
+    tokens, rank = (128, 512) if element_size <= 2 else (32, 32)
+    tiling = Tiling(
+        tokens=tokens,
+        rank=min(padded(shape.rank_k), rank),
+        half=padded(shape.head_dim // 2),
+        rows=rows,
+        values=min(padded(shape.rank_v), max(SMALLEST_TILE, ACCUMULATED_NUMBERS // rows)),
+        num_stages=num_stages,
+    )
+    while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
+        tiling = tiling.shrunk()
+    return tiling
+
+
+def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:
+    """Into how many parts the context is split, so that one wave of programs fills the device.
+
+    Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.
+    """
+    longest = max_seq_len if shape.sliding_window is None else min(max_seq_len, shape.sliding_window)
+    programs = requests * shape.num_groups * ceil_div(shape.rank_v, tiling.values)
+    return max(1, min(device.multiprocessors // programs, ceil_div(longest, tiling.tokens)))

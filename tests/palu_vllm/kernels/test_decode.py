@@ -1,0 +1,109 @@
+"""The decode kernel against the specification."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palu_vllm.kernels.decode import decode_attention, partial_shapes
+from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.reference import ReferenceAttention
+from palu_vllm.kernels.tiling import Tiling, padded
+from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
+from tests.palu_vllm.kernels.same_precision import assert_as_precise
+from tests.shapes import LAYERS
+
+REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
+every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+
+
+def small_tiling(problem: Problem, tokens: int = 32, rank: int = 32, values: int = 64) -> Tiling:
+    """Several tiles in every direction, so that all loops run more than once."""
+    shape = problem.shape
+    rows = padded(shape.group_size * shape.queries_per_kv)
+    return Tiling(tokens, rank, padded(shape.head_dim // 2), rows, values, num_stages=1)
+
+
+def decode(problem: Problem, tiling: Tiling, num_splits: int) -> torch.Tensor:
+    out = problem.empty_out()
+    sizes = partial_shapes(problem.shape, problem.batch.seq_lens.shape[0], num_splits)
+    partials = tuple(torch.full(size, float("nan")) for size in sizes)
+    batch = problem.batch
+    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, tiling, partials)
+    return out
+
+
+def reference(problem: Problem) -> torch.Tensor:
+    out = problem.empty_out().float()
+    ReferenceAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    return out
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_is_as_precise_as_torch(layer, dtype):
+    problem = random_problem(layer, REQUESTS, dtype=dtype)
+    assert_as_precise(decode(problem, small_tiling(problem), num_splits=3), reference(problem), problem)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    layer=st.sampled_from(list(LAYERS.values())),
+    window=st.none() | st.integers(1, 70),
+    seq_lens=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    block_size=st.sampled_from([16, 24, 64, 256]),
+    num_splits=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, seed):
+    layer = replace(layer, shape=replace(layer.shape, sliding_window=window))
+    problem = random_problem(layer, [(1, length) for length in seq_lens], block_size, dtype, seed)
+    assert_as_precise(decode(problem, small_tiling(problem), num_splits), reference(problem), problem)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 7])
+def test_splits_do_not_change_the_result(num_splits):
+    problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 111), (1, 33)])
+    whole, split = decode(problem, small_tiling(problem), 1), decode(problem, small_tiling(problem), num_splits)
+    torch.testing.assert_close(split, whole)
+
+
+def test_large_scores_do_not_overflow():
+    problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 63)])
+    problem = replace(problem, query=1000 * problem.query)
+    assert_as_precise(decode(problem, small_tiling(problem), num_splits=2), reference(problem), problem)
+
+
+def test_launch_chooses_tiles_and_scratch():
+    problem = random_problem(LAYERS["two_groups_bias_head_dim_80"], REQUESTS)
+    allocated = []
+
+    def allocate(shapes, device):
+        allocated.extend(torch.full(shape, float("nan"), device=device) for shape in shapes)
+        return tuple(allocated)
+
+    out = problem.empty_out()
+    attention = TritonAttention(problem.shape, problem.rebuild, allocate)
+    attention.attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+    assert len(allocated) == 3
+
+
+def test_an_upper_bound_of_the_longest_request_is_enough():
+    problem = random_problem(LAYERS["sliding_window"], [(1, 20)])
+    bound = replace(problem, batch=replace(problem.batch, max_seq_len=4096))
+    outs = problem.empty_out(), problem.empty_out()
+    for each, out in zip((problem, bound), outs, strict=True):
+        TritonAttention(each.shape, each.rebuild).attend(each.query, each.cache, each.batch, out)
+    torch.testing.assert_close(*outs)
+    assert (outs[0][-PADDING_ROWS:] == UNTOUCHED).all()
+
+
+def test_bfloat16_on_the_cpu_is_refused():
+    problem = random_problem(LAYERS["uncompressed"], [(1, 5)], dtype=torch.bfloat16)
+    attention = TritonAttention(problem.shape, problem.rebuild)
+    with pytest.raises(ValueError, match="got a bfloat16 cache on the CPU"):
+        attention.attend(problem.query, problem.cache, problem.batch, problem.empty_out())

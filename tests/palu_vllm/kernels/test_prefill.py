@@ -1,0 +1,105 @@
+"""The prefill kernel against the specification."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.operands import PagedBatch
+from palu_vllm.kernels.prefill import prefill_attention
+from palu_vllm.kernels.reference import ReferenceAttention
+from palu_vllm.kernels.tiling import Tiling, padded
+from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
+from tests.palu_vllm.kernels.same_precision import assert_as_precise
+from tests.shapes import LAYERS
+
+REQUESTS = [(1, 40), (33, 33), (0, 3), (5, 50)]
+every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+
+
+def small_tiling(problem: Problem) -> Tiling:
+    """Several tiles in every direction, so that all loops run more than once."""
+    shape = problem.shape
+    rows = max(32, padded(shape.queries_per_kv))
+    return Tiling(32, 32, padded(shape.head_dim // 2), rows, values=128, num_stages=1)
+
+
+def prefill(problem: Problem) -> torch.Tensor:
+    out = problem.empty_out()
+    tiling = small_tiling(problem)
+    prefill_attention(problem.query, problem.cache, problem.batch, out, problem.shape, problem.rebuild, tiling)
+    return out
+
+
+def reference(problem: Problem) -> torch.Tensor:
+    out = problem.empty_out().float()
+    ReferenceAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    return out
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_is_as_precise_as_torch(layer, dtype):
+    problem = random_problem(layer, REQUESTS, dtype=dtype)
+    assert_as_precise(prefill(problem), reference(problem), problem)
+
+
+@st.composite
+def requests(draw) -> list[tuple[int, int]]:
+    """Pairs of (query_len, seq_len), at least one of them with a query."""
+    seq_lens = draw(st.lists(st.integers(1, 60), min_size=1, max_size=3))
+    drawn = [(draw(st.integers(0, length)), length) for length in seq_lens]
+    return drawn if any(query_len for query_len, _ in drawn) else [(seq_lens[0], seq_lens[0]), *drawn[1:]]
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    layer=st.sampled_from(list(LAYERS.values())),
+    window=st.none() | st.integers(1, 70),
+    requests=requests(),
+    block_size=st.sampled_from([16, 24, 64, 256]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_random_batches(layer, window, requests, block_size, dtype, seed):
+    layer = replace(layer, shape=replace(layer.shape, sliding_window=window))
+    problem = random_problem(layer, requests, block_size, dtype, seed)
+    assert_as_precise(prefill(problem), reference(problem), problem)
+
+
+def test_chunks_equal_one_shot():
+    problem = random_problem(LAYERS["sliding_window"], [(63, 63)])
+    chunks = []
+    for start, stop in ((0, 1), (1, 40), (40, 63)):
+        batch = PagedBatch(
+            block_table=problem.batch.block_table,
+            seq_lens=torch.tensor([stop], dtype=torch.int32),
+            query_start_loc=torch.tensor([0, stop - start], dtype=torch.int32),
+            max_query_len=stop - start,
+            max_seq_len=stop,
+        )
+        chunks.append(prefill(replace(problem, query=problem.query[start:stop], batch=batch)))
+    torch.testing.assert_close(torch.cat(chunks), prefill(problem)[:63])
+
+
+def test_batch_company_changes_nothing():
+    problem = random_problem(LAYERS["seven_queries_per_kv_bias"], REQUESTS)
+    alone = torch.cat([prefill(only_request(problem, request)) for request in range(len(REQUESTS))])
+    torch.testing.assert_close(prefill(problem)[:-PADDING_ROWS], alone)
+
+
+def test_decode_kernel_gives_the_same_result():
+    problem = random_problem(LAYERS["two_groups_bias_head_dim_80"], [(1, 63), (1, 17)])
+    out = problem.empty_out()
+    TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    torch.testing.assert_close(prefill(problem), out)
+
+
+def test_launch_chooses_prefill_for_several_queries():
+    problem = random_problem(LAYERS["three_queries_per_kv_head_dim_96"], REQUESTS)
+    out = problem.empty_out()
+    TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)

@@ -1,0 +1,60 @@
+"""Tiles and splits follow from shapes alone, and fit every device that is served."""
+
+from dataclasses import astuple, replace
+
+import pytest
+
+from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded, prefill_tiling
+from tests.shapes import LAYERS, SERVED_LAYERS
+
+DEVICES = {
+    "h200": Device(multiprocessors=132, shared_memory=227 * 1024),
+    "a100": Device(multiprocessors=108, shared_memory=163 * 1024),
+    "l4": Device(multiprocessors=58, shared_memory=99 * 1024),
+}
+H200 = DEVICES["h200"]
+every_layer = pytest.mark.parametrize("layer", (LAYERS | SERVED_LAYERS).values(), ids=LAYERS | SERVED_LAYERS)
+
+
+@every_layer
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
+def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
+    shape = layer.shape
+    tiling = tiling_of(shape, element_size, device)
+    sizes = (tiling.tokens, tiling.rank, tiling.half, tiling.rows, tiling.values)
+    assert all(size >= 16 and size & (size - 1) == 0 for size in sizes), astuple(tiling)
+    assert tiling.shared_memory(shape.rank_k, element_size) <= device.shared_memory
+    assert 2 * tiling.half >= shape.head_dim
+    assert tiling.rows >= shape.queries_per_kv
+
+
+@pytest.mark.parametrize("layer", SERVED_LAYERS.values(), ids=SERVED_LAYERS)
+def test_served_layers_decode_in_large_tiles(layer):
+    """Fewer than 128 tokens re-read ``k_up`` from L2 more than the latents cost in device memory."""
+    assert decode_tiling(layer.shape, 2, H200).tokens == 128
+
+
+def test_splits_fill_the_device_once():
+    shape = SERVED_LAYERS["llama_3_8b_256_256"].shape
+    tiling = decode_tiling(shape, 2, H200)
+    splits = {requests: decode_splits(shape, tiling, requests, 32768, H200) for requests in (1, 4, 64, 1000)}
+    assert splits == {1: 66, 4: 16, 64: 1, 1000: 1}
+
+
+def test_a_short_context_is_not_split_below_one_tile():
+    shape = SERVED_LAYERS["llama_3_8b_256_256"].shape
+    tiling = decode_tiling(shape, 2, H200)
+    assert decode_splits(shape, tiling, 1, 300, H200) == 3
+    windowed = replace(shape, sliding_window=200)
+    assert decode_splits(windowed, tiling, 1, 32768, H200) == 2
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 16), (16, 16), (17, 32), (96, 128), (384, 512)])
+def test_padded_is_a_power_of_two(size, expected):
+    assert padded(size) == expected
+
+
+def test_ceil_div():
+    assert [ceil_div(n, 16) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
