@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, cover, pair_up
+from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, cover, pair_up, scratch
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
@@ -32,31 +32,33 @@ class Queries:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Running state of ``sum_t exp(score_t) value_t``, per owner, group and query of the group."""
+    """Running state of ``sum_t exp(score_t) value_t``, per group, owner and query of the group."""
 
-    peak: torch.Tensor  # [owners, num_groups, queries]
-    total: torch.Tensor  # [owners, num_groups, queries]
-    values: torch.Tensor  # [owners, num_groups, queries, rank_v]
+    peak: torch.Tensor  # [num_groups, owners, queries]
+    total: torch.Tensor  # [num_groups, owners, queries]
+    values: torch.Tensor  # [num_groups, owners, queries, rank_v]
 
     @classmethod
-    def empty(cls, owners: int, num_groups: int, queries: int, rank_v: int) -> "Softmax":
-        peak = torch.full((owners, num_groups, queries), LOWEST)
-        return cls(peak, torch.zeros_like(peak), torch.zeros(owners, num_groups, queries, rank_v))
+    def empty(cls, num_groups: int, owners: int, queries: int, rank_v: int) -> "Softmax":
+        peak = torch.full((num_groups, owners, queries), LOWEST)
+        return cls(peak, torch.zeros_like(peak), torch.zeros(num_groups, owners, queries, rank_v))
 
     def add(self, owner: torch.Tensor, scores: torch.Tensor, values: torch.Tensor) -> None:
-        """Adds tiles: ``owner [tiles]``, ``scores [tiles, num_groups, queries, tile_tokens]`` (overwritten; minus
-        infinity where hidden) and ``values [tiles, num_groups, tile_tokens, rank_v]``, finite everywhere.
+        """Adds tiles: ``owner [tiles]``, ``scores [num_groups, tiles, queries, tile_tokens]`` (overwritten; minus
+        infinity where hidden) and ``values [num_groups * tiles, tile_tokens, rank_v]``, finite everywhere.
         """
         tile_peak = scores.amax(-1)
-        peak = self.peak.scatter_reduce(0, owner.view(-1, 1, 1).expand_as(tile_peak), tile_peak, "amax")
+        peak = self.peak.scatter_reduce(1, owner.view(1, -1, 1).expand_as(tile_peak), tile_peak, "amax")
         shrink = (self.peak - peak).exp_()
-        weights = scores.sub_(peak[owner].unsqueeze(-1)).exp_()
-        self.total.mul_(shrink).index_add_(0, owner, weights.sum(-1))
-        self.values.mul_(shrink.unsqueeze(-1)).index_add_(0, owner, weights @ values)
+        weights = scores.sub_(peak[:, owner].unsqueeze(-1)).exp_()
+        sums = scratch.take("sums", *weights.shape[:3], values.shape[-1])
+        torch.bmm(weights.flatten(0, 1), values, out=sums.flatten(0, 1))
+        self.total.mul_(shrink).index_add_(1, owner, weights.sum(-1))
+        self.values.mul_(shrink.unsqueeze(-1)).index_add_(1, owner, sums)
         self.peak.copy_(peak)
 
     def result(self) -> torch.Tensor:
-        """The weighted means ``[owners, num_groups, queries, rank_v]``."""
+        """The weighted means ``[num_groups, owners, queries, rank_v]``."""
         return self.values / self.total.unsqueeze(-1)
 
 
@@ -118,34 +120,35 @@ class TorchAttention:
             positions=rows + (batch.seq_lens[requests].long() - after_last)[:, None],
             block_table=batch.block_table[requests].long(),
         )
-        means = self._walk(queries, cache)
-        out[rows] = means.view(owners, shape.num_heads, run, shape.rank_v).transpose(1, 2).to(out.dtype)
+        means = self._walk(queries, cache).unflatten(2, (-1, run))
+        out[rows] = means.permute(1, 3, 0, 2, 4).flatten(2, 3).to(out.dtype)
 
     def _walk(self, queries: Queries, cache: torch.Tensor) -> torch.Tensor:
-        """The attention of ``queries`` over their contexts: ``[owners, num_groups, queries of a group, rank_v]``."""
+        """The attention of ``queries`` over their contexts: ``[num_groups, owners, queries of a group, rank_v]``."""
         shape, block_size = self.shape, cache.shape[2]
         owners, run = queries.positions.shape
         tile, tiles_per_step = tiling(shape, run, block_size)
         first, last = torch.zeros(owners, dtype=torch.int64), queries.positions[:, -1]
         if shape.sliding_window is not None:
             first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=0)
-        state = Softmax.empty(owners, shape.num_groups, shape.num_heads // shape.num_groups * run, shape.rank_v)
+        state = Softmax.empty(shape.num_groups, owners, shape.num_heads // shape.num_groups * run, shape.rank_v)
         for tiles in cover(first, last, tile, tiles_per_step):
             blocks = tiles.blocks(queries.block_table, block_size)
             latents = self.source.latents(cache, blocks, tiles.unused.flatten())
             keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
             scores = self._scores(queries, tiles, keys)
-            values = latents[..., shape.rank_k :].unflatten(1, (-1, tile)).transpose(0, 1)
+            values = latents[..., shape.rank_k :].unflatten(1, (-1, tile)).flatten(0, 1)
             state.add(tiles.owner, scores, values)
         return state.result()
 
     def _scores(self, queries: Queries, tiles: Tiles, keys: torch.Tensor) -> torch.Tensor:
-        """``[tiles, num_groups, queries of a group, tile_tokens]``, minus infinity where a query does not see a key."""
+        """``[num_groups, tiles, queries of a group, tile_tokens]``, minus infinity where a query does not see a key."""
         shape = self.shape
         count, tile = tiles.positions.shape
         # of shape [num_kv_heads * tiles, queries_per_kv * run, head_dim], and scores [.., .., tile]
         paired = queries.paired[tiles.owner].transpose(0, 1).flatten(2, 3).flatten(0, 1)
-        scores = torch.bmm(paired, keys.view(-1, tile, shape.head_dim).transpose(1, 2))
+        scores = scratch.take("scores", len(paired), paired.shape[1], tile)
+        torch.bmm(paired, keys.view(-1, tile, shape.head_dim).transpose(1, 2), out=scores)
         # of shape [tiles, run, tile]
         distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
         hidden = distance < 0
@@ -154,4 +157,4 @@ class TorchAttention:
         if hidden.any():
             per_query = scores.view(shape.num_kv_heads, count, -1, hidden.shape[1], tile)
             per_query.masked_fill_(hidden.unsqueeze(1), float("-inf"))
-        return scores.view(shape.num_groups, shape.group_size, count, -1, tile).permute(2, 0, 1, 3, 4).flatten(2, 3)
+        return scores.view(shape.num_groups, shape.group_size, count, -1, tile).transpose(1, 2).flatten(2, 3)

@@ -31,7 +31,7 @@ class Scratch(threading.local):
         return self.buffers[name, dtype][:size].view(shape)
 
 
-_scratch = Scratch()
+scratch = Scratch()
 _rotations = WeakTensorKeyDictionary()
 
 
@@ -90,7 +90,7 @@ class KeySource:
 
     def latents(self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
         """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``blocks``; zeros where ``unused [tokens]``."""
-        slots = _scratch.take("slots", cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
+        slots = scratch.take("slots", cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
         for group, out in enumerate(slots):
             torch.index_select(cache[:, group], 0, blocks, out=out)
         return slots.flatten(1, 2).float().index_fill_(1, unused.nonzero().flatten(), 0.0)
@@ -103,7 +103,7 @@ class KeySource:
             whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
             keys = pair_up(whole_keys).flatten(0, 1).contiguous()
         else:
-            keys = _scratch.take("keys", shape.num_kv_heads, latents.shape[1], shape.head_dim)
+            keys = scratch.take("keys", shape.num_kv_heads, latents.shape[1], shape.head_dim)
             for latent, k_up, out in zip(latent_k, self.k_up, keys.split(shape.group_size), strict=True):
                 torch.bmm(latent.expand(shape.group_size, -1, -1), k_up, out=out)
         return keys if self.k_bias is None else keys.add_(self.k_bias)
@@ -111,7 +111,7 @@ class KeySource:
     def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""
         known = positions.clamp(max=len(self.rotations) - 1)  # unused slots may lie past the table
-        angles = _scratch.take("angles", len(known), self.rotations.shape[1], dtype=torch.complex64)
+        angles = scratch.take("angles", len(known), self.rotations.shape[1], dtype=torch.complex64)
         torch.index_select(self.rotations, 0, known, out=angles)
         torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(angles)
         return keys

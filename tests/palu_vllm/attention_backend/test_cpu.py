@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from palu_vllm.attention_backend import cpu, cpu_tiles
+from palu_vllm.attention_backend import cpu
 from palu_vllm.attention_backend.cpu import TorchAttention, tiling
+from palu_vllm.attention_backend.cpu_tiles import scratch
 from palu_vllm.kernels.operands import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention, visible
 from tests.palu_vllm.kernels.paged_batches import (
@@ -187,7 +188,7 @@ def test_negative_slots_are_not_written():
 
 
 def test_buffers_of_inference_mode_serve_outside_of_it(monkeypatch):
-    monkeypatch.setattr(cpu_tiles, "_scratch", cpu_tiles.Scratch())
+    monkeypatch.setattr(scratch, "buffers", {})
     problem = random_problem(LAYERS["uncompressed"], REQUESTS)
     with torch.inference_mode():
         inside = attend(problem)
@@ -229,7 +230,7 @@ def test_scratch_does_not_grow_with_the_context(query_len, monkeypatch):
     largest = []
     for seq_len in (20_000, 100_000):
         problem = random_problem(layer, [(query_len, seq_len)], block_size=128)
-        monkeypatch.setattr(cpu_tiles, "_scratch", cpu_tiles.Scratch())
+        monkeypatch.setattr(scratch, "buffers", {})
         attention, out = TorchAttention(problem.shape, problem.rebuild), problem.empty_out()
         with LargestAllocation() as allocation:
             attention.attend(problem.query, problem.cache, problem.batch, out)
