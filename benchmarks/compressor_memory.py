@@ -88,7 +88,9 @@ def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "--device": "cpu",
     }
     flags = [str(part) for option in options.items() for part in option]
-    subprocess.run([sys.executable, "-m", "offline_compress", str(model), str(out), *flags], check=True)
+    command = [sys.executable, "-m", "offline_compress", str(model), str(out), *flags]
+    estimate = json.loads(subprocess.run([*command, "--dry-run"], check=True, stdout=subprocess.PIPE).stdout)
+    subprocess.run(command, check=True, stdout=sys.stderr)
     report = json.loads((out / "palu_report.json").read_text())
     activations = arguments.samples * arguments.seqlen * config.hidden_size * FLOAT32
     added = report["peak_memory_bytes"] - report["baseline_memory_bytes"]
@@ -100,6 +102,7 @@ def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_bytes": report["peak_memory_bytes"],
         "baseline_bytes": report["baseline_memory_bytes"],
         "peak_above_baseline_bytes": added,
+        "predicted_above_baseline_bytes": estimate["predicted_layer_memory_bytes"],
         "peak_over_limit": round(added / limit, 3),
         "peak_with_baseline_over_limit": round(report["peak_memory_bytes"] / limit, 3),
         "within_limit": added < limit,

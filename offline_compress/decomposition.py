@@ -8,6 +8,7 @@ that gave ``H`` is then the sum of the discarded squared singular values. Plain 
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 RELATIVE_DAMPING = 1e-6
 
@@ -51,6 +52,10 @@ def decompose_group(
     scaled = weight if whitening is None else weight @ whitening
     # LAPACK is more than twice as fast on the tall transpose: V Sigma U^T
     right, singular, left = torch.linalg.svd(scaled.T, full_matrices=False)
+    if rank > len(singular):
+        # a group wider than the hidden size: ranks beyond it carry nothing
+        padding = (0, rank - len(singular))
+        right, left, singular = pad(right, padding), pad(left.T, padding).T, pad(singular, padding)
     root = singular[:rank].sqrt()
     down = (right[:, :rank] * root).T
     if whitening is not None:

@@ -120,8 +120,8 @@ def test_a_default_group_size_that_gives_way_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_kill_in_the_middle_leaves_nothing(tmp_path, text, number, code):
-    model = build_dense(tmp_path / "model", num_hidden_layers=24)
-    argv = [str(model), str(tmp_path / "out"), "--search", "uniform", "--calib-data", text, "--calib-seqlen", "128"]
+    model = build_dense(tmp_path / "model", num_hidden_layers=12)
+    argv = [str(model), str(tmp_path / "out"), "--search", "uniform", "--calib-data", text, "--calib-samples", "50"]
     with subprocess.Popen(
         [sys.executable, "-m", "offline_compress", *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -61,6 +61,14 @@ def test_error_never_grows_with_rank(whitened):
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.parametrize("whitened", [False, True])
+def test_a_group_wider_than_the_hidden_size(whitened):
+    weight, _, moment = random_case(5)
+    factors = decompose(weight.repeat(4, 1), 1, 40, whitening_factor(moment) if whitened else None)
+    assert factors.down.shape == (40, HIDDEN)
+    torch.testing.assert_close(rebuild(factors.down, factors.up), weight.repeat(4, 1), rtol=1e-9, atol=1e-9)
+
+
 def test_groups_do_not_mix():
     weight, _, moment = random_case(3)
     factor = whitening_factor(moment)
