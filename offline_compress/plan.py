@@ -7,9 +7,9 @@ from transformers import PreTrainedConfig
 
 from offline_compress.model_access import KEY, check_shapes, hf_config, projection
 from offline_compress.options import DEFAULT_GROUP_SIZE, DEFAULT_SEQLEN, CompressionError, CompressOptions
+from offline_compress.provenance import tool_version
 from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
-from palu_vllm import __version__
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, PaluConfig
 
@@ -84,7 +84,7 @@ class Plan:
             search=self.options.search,
             calibration=calibration,
             seed=self.options.seed,
-            tool_version=__version__,
+            tool_version=tool_version(),
         )
         return fused.model_copy(update={"value_path": self._value_path(fused)})
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from offline_compress.source import SourceModel
-from palu_vllm import __version__
 
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pydantic")
 
@@ -19,6 +18,11 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def tool_version() -> str:
+    """The installed version of palu-vllm, ``source`` where it runs without being installed."""
+    return version_of("palu-vllm") or "source"
 
 
 def git_revision() -> str | None:
@@ -45,7 +49,7 @@ def model_digest(source: SourceModel) -> str:
 def provenance(source: SourceModel, calibration: str, calibration_digest: str | None) -> dict[str, Any]:
     return {
         "argv": sys.argv,
-        "tool_version": __version__,
+        "tool_version": tool_version(),
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {package: version_of(package) for package in PACKAGES},
