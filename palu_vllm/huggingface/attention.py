@@ -18,8 +18,9 @@ IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forw
 class PaluAttention(nn.Module):
     """Stands in for a decoder layer's ``self_attn``; parameters are those of ``checkpoint.layer_tensors``.
 
-    Keys are rebuilt from the latents and rotated by their index in the cache, and so is the query: rotary
-    scores depend on distances only, so a row shifted by left padding is exact and ``position_ids`` are not used.
+    Keys are rebuilt from the latents and rotated by their row among those that the cache returned, and so is the
+    query: rotary scores depend on distances only, so rows shifted by left padding or cut off by a sliding window
+    are exact. ``position_ids`` are not used; only those that count every cached token are honoured.
     """
 
     is_causal = True
@@ -84,7 +85,7 @@ class PaluAttention(nn.Module):
         latent_v = self._by_group(self.v_down(hidden_states))
         if past_key_values is not None:
             latent_k, latent_v = past_key_values.update(latent_k, latent_v, self.layer_idx)
-        cos_sin = self._cos_sin(first_key, latent_k)
+        cos_sin = self._cos_sin(latent_k)
         query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
         query = rotate(query, cos_sin, query_rows.repeat(batch))
         query = query.view(batch, length, -1, self.shape.head_dim).transpose(1, 2).to(hidden_states.dtype)
@@ -104,9 +105,9 @@ class PaluAttention(nn.Module):
         """``[batch, length, num_groups * rank]`` to ``[batch, num_groups, length, rank]``."""
         return latent.unflatten(-1, (self.shape.num_groups, -1)).transpose(1, 2)
 
-    def _cos_sin(self, first: int, latent_k: torch.Tensor) -> torch.Tensor:
-        """The rotary table of the cached tokens, whose first has position ``first``: float32 ``[tokens, head_dim]``."""
-        positions = torch.arange(latent_k.shape[2], device=latent_k.device) + first
+    def _cos_sin(self, latent_k: torch.Tensor) -> torch.Tensor:
+        """The rotary table of as many positions as the cache returned: float32 ``[tokens, head_dim]``."""
+        positions = torch.arange(latent_k.shape[2], device=latent_k.device)
         anchor = torch.empty(0, device=latent_k.device)  # transformers takes device and dtype from it
         half = self.shape.head_dim // 2
         return torch.cat([table[0, :, :half] for table in self.rotary_emb(anchor, positions[None])], dim=-1)
