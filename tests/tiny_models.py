@@ -45,7 +45,7 @@ def build_dense(directory: Path, family: str = "llama", seed: int = 0, **overrid
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
-                width = 1.0 if "embed" in name or parameter.dim() == 1 else 1.5 * fan_in**-0.5
+                width = 0.1 if "embed" in name else 0.3 if parameter.dim() == 1 else 1.5 * fan_in**-0.5
                 parameter.normal_(0.0, width)
     model.generation_config.eos_token_id = config.eos_token_id
     model.save_pretrained(directory)

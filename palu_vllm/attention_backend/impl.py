@@ -39,7 +39,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
             "ALiBi": alibi_slopes,
             "a soft cap of the logits": logits_soft_cap,
             "a KV cache shared between layers": kv_sharing_target_layer_name,
-            f"{attn_type} attention": attn_type != AttentionType.DECODER,
+            f"{AttentionType(attn_type).value} attention": attn_type != AttentionType.DECODER,
         }
         for feature, value in unsupported.items():
             if value:

@@ -1,0 +1,65 @@
+"""What all tests share: the environment of vLLM and Triton, seeds, and tiny checkpoints."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported anywhere
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # LLM(...) in this process
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# tiny models gain nothing from a second thread, and threads bound to cores starve on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.tiny_models import build_dense, build_palu  # noqa: E402
+
+Checkpoints = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """``dense(family, **overrides)``: a dense checkpoint of ``tiny_models``, written once per session."""
+    written: dict[str, Path] = {}
+
+    def get(family: str = "llama", **overrides: object) -> Path:
+        key = repr((family, sorted(overrides.items())))
+        if key not in written:
+            written[key] = build_dense(tmp_path_factory.mktemp(family), family, **overrides)
+        return written[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def palu(dense: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """``palu(family, rank_k, rank_v, value_path=, group_size=, **overrides)``: likewise, by plain SVD."""
+    written: dict[str, Path] = {}
+
+    def get(
+        family: str = "llama",
+        rank_k: object = 32,
+        rank_v: object = 32,
+        value_path: str = "fused",
+        group_size: int = 2,
+        **overrides: object,
+    ) -> Path:
+        key = repr((family, rank_k, rank_v, value_path, group_size, sorted(overrides.items())))
+        if key not in written:
+            directory = tmp_path_factory.mktemp(f"palu-{family}") / "model"
+            source = dense(family, **overrides)
+            written[key] = build_palu(source, directory, rank_k, rank_v, group_size, value_path)
+        return written[key]
+
+    return get

@@ -1,0 +1,40 @@
+"""A compressed checkpoint is one model: vLLM and transformers continue a prompt with the same tokens."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.serving import attention_used, engine, greedy, prompts
+
+pytestmark = pytest.mark.serving
+
+RANKS = {"rank_k": (32, 24), "rank_v": (40, 16)}
+UNEVEN = {"rank_k": (64, 8), "rank_v": (16, 64)}  # a layer with uncompressed keys, one with uncompressed values
+CASES = {
+    "llama-fused": ("llama", RANKS),
+    "llama-factored": ("llama", RANKS | {"value_path": "factored"}),
+    "llama-some-uncompressed": ("llama", UNEVEN),
+    "llama-one-group": ("llama", {"rank_k": 48, "rank_v": 72, "group_size": 4}),
+    "mistral-window": ("mistral", RANKS | {"sliding_window": 24}),
+    "qwen2-fused": ("qwen2", RANKS),
+    "qwen2-factored": ("qwen2", RANKS | {"value_path": "factored"}),
+}
+TOKENS = 12
+
+
+def with_transformers(directory, requests):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    continued = [
+        model.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+        for ids in requests
+    ]
+    return [tokens[0, len(ids) :].tolist() for tokens, ids in zip(continued, requests, strict=True)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vllm_and_transformers_agree(case, palu):
+    family, options = CASES[case]
+    directory, requests = palu(family, **options), prompts(6, 45)
+    with engine(directory, attention_backend="palu") as llm:
+        assert greedy(llm, requests, TOKENS) == with_transformers(directory, requests)
+        assert attention_used(llm) == {("PALU", "TorchAttention")}

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from vllm.v1.attention.backend import AttentionType
+
+from palu_vllm.attention_backend.backend import PaluMetadata
+from palu_vllm.attention_backend.cpu import TorchAttention
+from palu_vllm.attention_backend.impl import PaluImpl
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+
+SHAPE = AttentionShape(num_heads=4, num_kv_heads=2, head_dim=8, group_size=2, rank_k=6, rank_v=5, scale=0.35)
+ARGUMENTS = {
+    "num_heads": 4,
+    "head_size": 6,
+    "scale": 0.35,
+    "num_kv_heads": 1,
+    "alibi_slopes": None,
+    "sliding_window": None,
+    "kv_cache_dtype": "auto",
+    "logits_soft_cap": None,
+    "attn_type": AttentionType.DECODER,
+    "kv_sharing_target_layer_name": None,
+}
+
+
+def build(**changes) -> PaluImpl:
+    rebuild = KeyRebuild(torch.randn(1, 6, 16), None, torch.randn(32, 8))
+    return PaluImpl(**ARGUMENTS | changes, shape=SHAPE, rebuild=rebuild)
+
+
+@pytest.mark.parametrize(
+    ("change", "feature"),
+    [
+        ({"alibi_slopes": [0.5]}, "ALiBi"),
+        ({"logits_soft_cap": 30.0}, "a soft cap of the logits"),
+        ({"kv_sharing_target_layer_name": "model.layers.0"}, "a KV cache shared between layers"),
+        ({"attn_type": AttentionType.ENCODER_ONLY}, "encoder_only attention"),
+    ],
+)
+def test_features_that_are_refused(change, feature):
+    with pytest.raises(ValueError, match=f"PALU does not support {feature}"):
+        build(**change)
+
+
+def test_facts_of_a_layer_stay_on_its_instance():
+    wide, narrow = build(sliding_window=None), build(sliding_window=4)
+    assert (wide.shape.sliding_window, narrow.shape.sliding_window) == (None, 4)
+
+
+def test_rows_of_padding_are_left_alone():
+    impl = build()
+    impl.process_weights_after_loading(torch.float32)
+    assert isinstance(impl.attention, TorchAttention)
+    cache = torch.full((3, 1, 16, 11), float("nan"))
+    slots = torch.tensor([16, 17, -1])
+    impl.do_kv_cache_update(None, torch.randn(3, 1, 6), torch.randn(3, 1, 5), cache, slots)
+    table, lengths = torch.tensor([[1]], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+    batch = PagedBatch(table, lengths, torch.tensor([0, 2], dtype=torch.int32), 2, 2)
+    output = torch.full((3, 4, 5), 7.0)
+    impl.forward(None, torch.randn(3, 4, 8), None, None, cache, PaluMetadata(2, batch), output)
+    assert torch.isfinite(output[:2]).all() and (output[2] == 7.0).all()
+
+
+def test_before_there_is_a_cache_the_output_is_zero():
+    output = torch.full((3, 4, 5), float("nan"))
+    build().forward(None, torch.randn(3, 4, 8), None, None, torch.tensor([]), None, output)
+    assert (output == 0).all()

@@ -1,0 +1,103 @@
+"""Each pairing that cannot work ends while vLLM builds its configuration, in one sentence that says what to do."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from vllm.engine.arg_utils import EngineArgs
+
+from palu_vllm.models.start_checks import StartError
+
+
+def refusal(model, **options) -> str:
+    with pytest.raises(StartError) as refused:
+        EngineArgs(str(model), dtype="float32", **options).create_engine_config()
+    sentence = str(refused.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+def test_dense_model_with_palu(dense):
+    sentence = refusal(dense(), attention_backend="palu")
+    assert f"{dense()} is not a palu checkpoint" in sentence and "palu-compress" in sentence
+
+
+def test_dense_model_without_palu_is_left_alone(dense):
+    assert EngineArgs(str(dense()), dtype="float32").create_engine_config().attention_config.backend is None
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_backend": "palu"}, {"attention_backend": "PALU"}])
+def test_palu_model_with_or_without_the_flag(palu, options):
+    EngineArgs(str(palu()), dtype="float32", **options).create_engine_config()
+
+
+REFUSED = {
+    "another backend": ({"attention_backend": "cpu_attn"}, "only --attention-backend palu serves"),
+    "cache dtype": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 is not supported"),
+    "lora": ({"enable_lora": True}, "merge the adapter into the model before palu-compress"),
+    "quantization": ({"quantization": "fp8"}, "leave --quantization out"),
+    "speculation": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+        "leave --speculative-config out",
+    ),
+    "connector": (
+        {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+        "leave --kv-transfer-config out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_are_not_proven(palu, case):
+    options, expected = REFUSED[case]
+    assert expected in refusal(palu(), **options)
+
+
+@pytest.mark.parametrize(("groups_of", "devices", "largest"), [(2, 4, 2), (1, 8, 4), (4, 2, 1)])
+def test_tensor_parallel_size_that_cuts_a_group(palu, groups_of, devices, largest):
+    sentence = refusal(palu(group_size=groups_of), tensor_parallel_size=devices)
+    assert f"tensor parallel size {devices}" in sentence and f"the largest size that works is {largest}" in sentence
+
+
+def test_kernels_that_do_not_exist(palu, monkeypatch):
+    monkeypatch.setenv("PALU_KERNELS", "cuda")
+    assert "expected torch or triton" in refusal(palu())
+
+
+@pytest.fixture
+def copy(palu, tmp_path):
+    return shutil.copytree(palu(), tmp_path / "model")
+
+
+def test_wrong_shape(copy):
+    tensors = load_file(copy / "model.safetensors")
+    name = "model.layers.1.self_attn.k_up"
+    save_file(tensors | {name: tensors[name][:, 1:].contiguous()}, copy / "model.safetensors", {"format": "pt"})
+    assert f"{name} has shape [2, 31, 64], expected [2, 32, 64]" in refusal(copy)
+
+
+def test_missing_tensor(copy):
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.0.self_attn.v_down.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert "lacks tensor model.layers.0.self_attn.v_down.weight" in refusal(copy)
+
+
+def test_truncated_file(copy):
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "is not a readable safetensors file" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"palu_config": None}, "no palu_config section"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic' is not supported"),
+    ],
+)
+def test_configuration_that_is_not_served(copy, change, expected):
+    config = json.loads((copy / "config.json").read_text()) | change
+    (copy / "config.json").write_text(json.dumps(config))
+    assert expected in refusal(copy)
