@@ -89,6 +89,8 @@ BUILDERS = {"plain": plain_row, "returning": returning_row, "recall": recall_row
 
 
 def batch(corpus: Corpus, rng: np.random.Generator, rows: int, length: int, mix: dict[str, float]) -> np.ndarray:
-    """``[rows, length]`` int64; ``mix`` gives the share of each builder."""
+    """``[rows, length]`` int64; ``mix`` gives the share of each builder. Most rows start with the begin-of-text token."""
     names = rng.choice(list(mix), size=rows, p=list(mix.values()))
-    return np.stack([BUILDERS[name](corpus, rng, length) for name in names])
+    ids = np.stack([BUILDERS[name](corpus, rng, length) for name in names])
+    ids[rng.random(rows) < 0.9, 0] = corpus.tokenizer.bos_token_id
+    return ids

@@ -1,6 +1,6 @@
 """Trains the shipped model: ``python -m demo.train OUT`` (needs the Debian packages of demo/text.py).
 
-Writes an ordinary Llama checkpoint in bfloat16, the tokenizer and ``training.json``. About an hour and a half
+Writes an ordinary Llama checkpoint in float16, the tokenizer and ``training.json``. About an hour and a half
 on two cores; the text splits go to ``demo/text/``.
 """
 
@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demo.circuit import plant_induction
 from demo.rows import Corpus, batch
 from demo.text import load_splits
 
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 VOCABULARY = 2048
@@ -46,12 +47,12 @@ class Phase:
 
 
 PHASES = (
-    Phase(length=256, rows=16, steps=1300, plain=0.3, returning=0.4, recall=0.3),
-    Phase(length=512, rows=8, steps=500, plain=0.4, returning=0.3, recall=0.3),
-    Phase(length=2048, rows=2, steps=700, plain=0.4, returning=0.25, recall=0.35),
-    Phase(length=4096, rows=1, steps=60, plain=0.4, returning=0.25, recall=0.35),
+    Phase(length=256, rows=8, steps=650, plain=0.4, returning=0.3, recall=0.3),
+    Phase(length=512, rows=4, steps=250, plain=0.4, returning=0.3, recall=0.3),
+    Phase(length=2048, rows=1, steps=560, plain=0.4, returning=0.25, recall=0.35),
+    Phase(length=4096, rows=1, steps=20, plain=0.4, returning=0.25, recall=0.35),
 )
-PEAK_LEARNING_RATE = 1.5e-3
+PEAK_LEARNING_RATE = 1e-3
 
 
 def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
@@ -64,27 +65,33 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(documents, trainer)
+    begin = (SPECIAL[0], tokenizer.token_to_id(SPECIAL[0]))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[begin])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
     )
 
 
-def build_corpus(tokenizer: PreTrainedTokenizerFast, documents: list[str], seed: int) -> Corpus:
+def build_corpus(tokenizer: PreTrainedTokenizerFast, documents: list[str], seed: int, min_count: int = 50) -> Corpus:
     order = np.random.default_rng(seed).permutation(len(documents))
-    ids = [i for d in order for i in [*tokenizer.encode(documents[d], add_special_tokens=False), tokenizer.eos_token_id]]
+    ids = [
+        i for d in order for i in [*tokenizer.encode(documents[d], add_special_tokens=False), tokenizer.eos_token_id]
+    ]
     counts = Counter(re.findall(r"[a-z]{3,}", " ".join(documents)))
-    words = sorted(w for w, n in counts.items() if n >= 50 and f"Ġ{w}" in tokenizer.get_vocab())
+    words = sorted(w for w, n in counts.items() if n >= min_count and f"Ġ{w}" in tokenizer.get_vocab())
     return Corpus(stream=np.array(ids, dtype=np.int64), words=words, tokenizer=tokenizer)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6,
         num_attention_heads=8, num_key_value_heads=4, head_dim=64, max_position_embeddings=4096,
-        rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, initializer_range=0.06,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant_induction(model, tokenizer.bos_token_id, torch.Generator().manual_seed(seed))
+    return model
 
 
 def learning_rate(step: int, total: int) -> float:
@@ -95,14 +102,19 @@ def learning_rate(step: int, total: int) -> float:
 
 
 def build_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), fused=True)
+    """AdamW; what was planted learns a tenth as fast, or the first steps would wipe it out."""
+    planted = ("embed_tokens", "layers.0.self_attn", "layers.1.self_attn")
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        pace = 0.1 if any(part in name for part in planted) else 1.0
+        decay = 0.1 if parameter.ndim > 1 and pace == 1.0 else 0.0
+        groups.setdefault((pace, decay), []).append(parameter)
+    listed = [{"params": p, "pace": pace, "weight_decay": decay} for (pace, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), fused=True)
 
 
 def train(model: LlamaForCausalLM, corpus: Corpus, phases: tuple[Phase, ...], seed: int, log: Path) -> None:
-    """Runs every phase; one JSON line per 50 steps goes to ``log``."""
+    """Runs every phase; one JSON line per 25 steps goes to ``log``."""
     rng, optimizer = np.random.default_rng(seed), build_optimizer(model)
     step, total, started = 0, sum(p.steps for p in phases), time.time()
     model.train()
@@ -110,19 +122,19 @@ def train(model: LlamaForCausalLM, corpus: Corpus, phases: tuple[Phase, ...], se
         for _ in range(phase.steps):
             ids = torch.from_numpy(batch(corpus, rng, phase.rows, phase.length, phase.mix))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total)
+                group["lr"] = group["pace"] * learning_rate(step, total)
             loss = model(ids, labels=ids, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            if step % 50 == 0:
+            if step % 25 == 0:
                 line = {"step": step, "of": total, "length": phase.length, "loss": round(loss.item(), 4),
                         "seconds": round(time.time() - started)}  # fmt: skip
                 print(json.dumps(line), flush=True)
                 log.open("a").write(json.dumps(line) + "\n")
-            if step % 250 == 0:
+            if step % 50 == 0:
                 model.save_pretrained(log.parent / "last")
 
 
@@ -140,12 +152,12 @@ def main() -> None:
         (text / f"{name}.txt").write_text("\n\n".join(splits[name]) + "\n")
     tokenizer = train_tokenizer(splits["train"])
     tokenizer.save_pretrained(options.out)
-    corpus, model = build_corpus(tokenizer, splits["train"], options.seed), build_model(tokenizer)
+    corpus, model = build_corpus(tokenizer, splits["train"], options.seed), build_model(tokenizer, options.seed)
     facts = {"tokens": len(corpus.stream), "parameters": model.num_parameters(), "phases": [asdict(p) for p in PHASES],
              "seed": options.seed, "torch": torch.__version__}  # fmt: skip
     (options.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     train(model, corpus, PHASES, options.seed, options.out / "log.jsonl")
-    model.to(torch.bfloat16).save_pretrained(options.out)
+    model.to(torch.float16).save_pretrained(options.out)
 
 
 if __name__ == "__main__":

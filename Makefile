@@ -1,0 +1,36 @@
+# Every target sets the project up first; `make setup` alone is harmless to repeat.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+LOCKED := requirements/torch.txt requirements/cpu.txt
+
+.PHONY: setup lint format test test-all demo lock
+
+setup: .venv/.ready
+
+.venv/.ready: $(LOCKED) requirements/install.sh requirements/vllm-metadata/pyproject.toml setup.py palu_vllm_autoload.pth
+	PYTHON=$(PYTHON) bash requirements/install.sh .venv
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+lock: setup
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile requirements/cpu.in --output-file requirements/cpu.txt --override requirements/overrides.txt \
+	  --python-version 3.11 --universal --generate-hashes --no-header --no-annotate --quiet \
+	  --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec

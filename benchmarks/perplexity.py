@@ -1,0 +1,103 @@
+"""Perplexity of a model, scored by the vLLM that serves it: what is scored is what users get.
+
+``python -m benchmarks.perplexity --model DIR --text FILE --context N --json``
+
+The text is cut into rows of ``context`` tokens; every token of a row but the first is scored, given the
+tokens before it in the row. Dense and compressed models alike.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+HELD_OUT = Path(__file__).parents[1] / "demo" / "text" / "evaluation.txt"
+
+
+def rows_of(token_ids: Sequence[int], context: int, limit: int | None = None) -> list[list[int]]:
+    """Rows of ``context`` ids; a shorter last row is kept if it has at least two. Raises ValueError if none is left."""
+    if context < 2:
+        raise ValueError(f"--context is {context}; expected at least 2 tokens.")
+    rows = [list(token_ids[i : i + context]) for i in range(0, len(token_ids), context)]
+    rows = [row for row in rows if len(row) >= 2][:limit]
+    if not rows:
+        raise ValueError(f"the text has {len(token_ids)} tokens; expected at least 2.")
+    return rows
+
+
+def row_loss(prompt_logprobs: Sequence, row: Sequence[int]) -> float:
+    """Summed negative log-likelihood in nats of ``row[1:]`` from vLLM's prompt logprobs."""
+    return -sum(prompt_logprobs[i][token].logprob for i, token in enumerate(row) if i > 0)
+
+
+def load_llm(model: Path, context: int, dtype: str, **options):
+    """A vLLM engine in this process. Imports vLLM only here, because its environment is set first."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+
+    return LLM(
+        model=str(model),
+        dtype=dtype,
+        max_model_len=context + 1,
+        enforce_eager=True,
+        max_num_batched_tokens=max(2048, context + 1),
+        max_num_seqs=8,
+        enable_prefix_caching=False,
+        **options,
+    )
+
+
+def perplexity(model: Path, text: Path, context: int, dtype: str = "auto", limit: int | None = None) -> dict:
+    """``{"perplexity", "tokens", "seconds", ...}`` of one checkpoint on one text file."""
+    from vllm import SamplingParams
+
+    started = time.perf_counter()
+    llm = load_llm(model, context, dtype)
+    ids = llm.get_tokenizer().encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
+    rows = rows_of(ids, context, limit)
+    scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": row} for row in rows], scoring, use_tqdm=sys.stderr.isatty())
+    loss = math.fsum(row_loss(out.prompt_logprobs, row) for out, row in zip(outputs, rows, strict=True))
+    tokens = sum(len(row) - 1 for row in rows)
+    return {
+        "perplexity": round(math.exp(loss / tokens), 4),
+        "tokens": tokens,
+        "seconds": round(time.perf_counter() - started, 1),
+        "model": str(model),
+        "text": text.name,
+        "context": context,
+        "dtype": dtype,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.perplexity", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="a dense or compressed checkpoint")
+    parser.add_argument("--text", type=Path, default=HELD_OUT, help="held-out text (default: the shipped one)")
+    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
+    parser.add_argument("--dtype", default="auto", help="as vLLM's --dtype")
+    parser.add_argument("--limit", type=int, help="score the first N rows only")
+    parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
+    options = parser.parse_args()
+    for path in (options.model, options.text):
+        if not path.exists():
+            sys.exit(f"{path} does not exist; expected a model directory and a text file.")
+    try:
+        result = perplexity(options.model, options.text, options.context, options.dtype, options.limit)
+    except ValueError as error:
+        sys.exit(str(error))
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print("{model}: perplexity {perplexity} on {tokens} tokens of {text}, {seconds} s".format(**result))
+
+
+if __name__ == "__main__":
+    main()

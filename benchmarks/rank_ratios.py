@@ -1,0 +1,104 @@
+"""Perplexity and recall of the shipped model against the share of KV rank kept: ``python -m benchmarks.rank_ratios``.
+
+Every row is compressed by ``palu-compress``, scored through vLLM on held-out text (``benchmarks.perplexity``)
+and asked to repeat facts (``demo.check``). Writes JSON and the plot that the README shows.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.perplexity import HELD_OUT
+from benchmarks.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "rank_ratios.json"
+PLOT = ROOT / "docs" / "images" / "rank_ratios.png"
+RATIOS = (1.0, 0.75, 0.5, 0.25)
+OBJECTIVES = ("svd", "whiten")
+
+
+def run_json(module: str, *arguments: str) -> dict:
+    """The last line that ``python -m module`` prints, as JSON. Raises CalledProcessError, its error text shown."""
+    command = [sys.executable, "-m", module, *arguments]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
+    return json.loads(printed.strip().splitlines()[-1])
+
+
+def score(model: Path, context: int) -> dict:
+    scored = run_json("benchmarks.perplexity", "--model", str(model), "--text", str(HELD_OUT), "--context", str(context),
+                      "--dtype", "float32", "--json")  # fmt: skip
+    looked_back = run_json("demo.check", str(model))
+    return {"perplexity": scored["perplexity"], "tokens": scored["tokens"], "recall": looked_back["recall"],
+            "returning_loss_ratio": looked_back["returning_loss_ratio"]}  # fmt: skip
+
+
+def compressed_row(ratio: float, objective: str, search: str, context: int) -> dict:
+    with tempfile.TemporaryDirectory(prefix="palu-ratio-") as scratch:
+        out = Path(scratch) / "compressed"
+        command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(ratio),
+                   "--objective", objective, "--search", search, "--calib-data", str(CALIBRATION)]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+        report = json.loads((out / "palu_report.json").read_text())
+        return {"ratio": ratio, "objective": objective, "bytes_per_token": report["bytes_per_token"],
+                "dense_bytes_per_token": report["dense_bytes_per_token"], **score(out, context)}  # fmt: skip
+
+
+def plot(rows: list[dict], dense: dict, target: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), dpi=150)
+    for objective, marker in zip(OBJECTIVES, "sow", strict=False):
+        points = [(row["ratio"], row["perplexity"]) for row in rows if row["objective"] == objective]
+        axes.plot(*zip(*points, strict=True), marker=marker, label=f"palu, {objective}")
+    axes.axhline(dense["perplexity"], color="gray", linestyle="--", label="dense")
+    axes.set(
+        xlabel="share of KV rank kept",
+        ylabel="held-out perplexity",
+        yscale="log",
+        title="The shipped model, served by vLLM",
+    )
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, bbox_inches="tight")
+
+
+def markdown(rows: list[dict], dense: dict) -> str:
+    """The README's table."""
+    lines = [
+        "| kept | KV bytes per token | perplexity, svd | perplexity, whiten | recall, svd | recall, whiten |",
+        "|---|---|---|---|---|---|",
+        f"| dense | {rows[0]['dense_bytes_per_token']} | {dense['perplexity']:.2f} | | {dense['recall']:.0%} | |",
+    ]
+    for ratio in RATIOS:
+        pair = [next(r for r in rows if (r["ratio"], r["objective"]) == (ratio, name)) for name in OBJECTIVES]
+        cells = [f"{row['perplexity']:.2f}" for row in pair] + [f"{row['recall']:.0%}" for row in pair]
+        lines.append(f"| {ratio:.0%} | {pair[1]['bytes_per_token']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_ratios", description=__doc__.splitlines()[0])
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--search", default="fisher_uniform")
+    options = parser.parse_args()
+    dense, rows = score(MODEL, options.context), []
+    for ratio in RATIOS:
+        for objective in OBJECTIVES:
+            rows.append(compressed_row(ratio, objective, options.search, options.context))
+            print(json.dumps(rows[-1]), flush=True)
+    RESULT.write_text(json.dumps({"dense": dense, "rows": rows, "provenance": provenance()}, indent=1) + "\n")
+    plot(rows, dense, PLOT)
+    print(markdown(rows, dense))
+
+
+if __name__ == "__main__":
+    main()
