@@ -1,0 +1,56 @@
+"""What the tests of this folder share.
+
+The oracle of a truncated model is a dense transformers model whose ``k_proj`` and ``v_proj`` are replaced by their
+best approximations of that rank: the same mathematics without latents, and without this project's code.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from palu_vllm.huggingface import modeling
+from tests.palu_checkpoints import FULL_RANK
+
+CLASSES = {
+    "llama": modeling.PaluLlamaForCausalLM,
+    "mistral": modeling.PaluMistralForCausalLM,
+    "qwen2": modeling.PaluQwen2ForCausalLM,
+}
+RANKS = {"rank_k": [8, 32], "rank_v": [20, 12]}  # different per layer and for K and V; one layer's keys stay whole
+EXACT = {"rtol": 0, "atol": 3e-5}  # logits have a standard deviation of about 1
+
+
+def load(directory: Path, **options):
+    return AutoModelForCausalLM.from_pretrained(directory, **options)
+
+
+def low_rank(weight: torch.Tensor, rank: int, group_width: int) -> torch.Tensor:
+    """Every group of rows replaced by its best approximation of ``rank``."""
+    parts = []
+    for part in weight.double().split(group_width):
+        values, vectors = torch.linalg.eigh(part.T @ part)
+        kept = vectors[:, values.argsort(descending=True)[:rank]]
+        parts.append(part @ kept @ kept.T)
+    return torch.cat(parts).float()
+
+
+def truncated(dense: Path, rank_k: list[int], rank_v: list[int], group_width: int = FULL_RANK):
+    """The dense model with keys and values of those ranks."""
+    model = load(dense)
+    for layer, k, v in zip(model.model.layers, rank_k, rank_v, strict=True):
+        attention = layer.self_attn
+        attention.k_proj.weight.data = low_rank(attention.k_proj.weight.data, k, group_width)
+        attention.v_proj.weight.data = low_rank(attention.v_proj.weight.data, v, group_width)
+    return model
+
+
+@torch.no_grad()
+def logits(model, tokens, **options) -> torch.Tensor:
+    return model(tokens, **options).logits
+
+
+def generate(model, tokens, **options) -> torch.Tensor:
+    torch.manual_seed(5)
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None} | options
+    return model.generate(tokens, attention_mask=options.pop("attention_mask", torch.ones_like(tokens)), **options)
