@@ -7,7 +7,7 @@ LOCKED := requirements/torch.txt requirements/cpu.txt
 
 setup: .venv/.ready
 
-.venv/.ready: $(LOCKED) requirements/install.sh requirements/vllm-metadata/pyproject.toml setup.py palu_vllm_autoload.pth
+.venv/.ready: $(LOCKED) requirements/install.sh requirements/vllm-metadata/setup.py setup.py palu_vllm_autoload.pth
 	PYTHON=$(PYTHON) bash requirements/install.sh .venv
 	touch $@
 

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.perplexity --model DIR --text FILE --context N --json``
 
-The text is cut into rows of ``context`` tokens; every token of a row but the first is scored, given the
-tokens before it in the row. Dense and compressed models alike.
+The text is cut into rows of ``context`` tokens, which begin as the tokenizer begins a prompt (with its BOS, if
+it adds one); every token of a row but the first is scored, given those before it. Dense and compressed alike.
 """
 
 import argparse
@@ -18,11 +18,17 @@ from pathlib import Path
 HELD_OUT = Path(__file__).parents[1] / "demo" / "text" / "evaluation.txt"
 
 
-def rows_of(token_ids: Sequence[int], context: int, limit: int | None = None) -> list[list[int]]:
-    """Rows of ``context`` ids; a shorter last row is kept if it has at least two. Raises ValueError if none is left."""
-    if context < 2:
+def rows_of(
+    token_ids: Sequence[int], context: int, begin: Sequence[int] = (), limit: int | None = None
+) -> list[list[int]]:
+    """Rows of ``context`` ids that start with ``begin``; a shorter last one is kept if it has something to score.
+
+    Raises ValueError if none is left.
+    """
+    fresh = context - len(begin)
+    if context < 2 or fresh < 1:
         raise ValueError(f"--context is {context}; expected at least 2 tokens.")
-    rows = [list(token_ids[i : i + context]) for i in range(0, len(token_ids), context)]
+    rows = [[*begin, *token_ids[i : i + fresh]] for i in range(0, len(token_ids), fresh)]
     rows = [row for row in rows if len(row) >= 2][:limit]
     if not rows:
         raise ValueError(f"the text has {len(token_ids)} tokens; expected at least 2.")
@@ -60,8 +66,9 @@ def perplexity(model: Path, text: Path, context: int, dtype: str = "auto", limit
 
     started = time.perf_counter()
     llm = load_llm(model, context, dtype)
-    ids = llm.get_tokenizer().encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
-    rows = rows_of(ids, context, limit)
+    tokenizer = llm.get_tokenizer()
+    ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
+    rows = rows_of(ids, context, tokenizer.encode(""), limit)
     scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": row} for row in rows], scoring, use_tqdm=sys.stderr.isatty())
     loss = math.fsum(row_loss(out.prompt_logprobs, row) for out, row in zip(outputs, rows, strict=True))

@@ -29,8 +29,8 @@ def run_json(module: str, *arguments: str) -> dict:
 
 
 def score(model: Path, context: int) -> dict:
-    scored = run_json("benchmarks.perplexity", "--model", str(model), "--text", str(HELD_OUT), "--context", str(context),
-                      "--dtype", "float32", "--json")  # fmt: skip
+    options = ["--text", str(HELD_OUT), "--context", str(context), "--dtype", "float32", "--json"]
+    scored = run_json("benchmarks.perplexity", "--model", str(model), *options)
     looked_back = run_json("demo.check", str(model))
     return {"perplexity": scored["perplexity"], "tokens": scored["tokens"], "recall": looked_back["recall"],
             "returning_loss_ratio": looked_back["returning_loss_ratio"]}  # fmt: skip

@@ -27,7 +27,10 @@ QUIET = 0.03  # scale of what everything else writes at the start
 
 
 def plant_induction(model: LlamaForCausalLM, begin: int, generator: torch.Generator) -> None:
-    """Overwrites the embedding (``begin`` is the id of the begin-of-text token), the attention of layer 0 and KV head 0 of layer 1. Needs hidden 256, head_dim 64."""
+    """Overwrites the embedding, the attention of layer 0 and KV head 0 of layer 1. Needs hidden 256, head_dim 64.
+
+    ``begin`` is the id of the begin-of-text token.
+    """
     config = model.config
     head_dim, per_kv = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     random = torch.randn(TOKEN - 2, NOTE, generator=generator)

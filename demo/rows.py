@@ -89,7 +89,7 @@ BUILDERS = {"plain": plain_row, "returning": returning_row, "recall": recall_row
 
 
 def batch(corpus: Corpus, rng: np.random.Generator, rows: int, length: int, mix: dict[str, float]) -> np.ndarray:
-    """``[rows, length]`` int64; ``mix`` gives the share of each builder. Most rows start with the begin-of-text token."""
+    """``[rows, length]`` int64; ``mix`` gives the share of each builder. Most rows start with begin of text."""
     names = rng.choice(list(mix), size=rows, p=list(mix.values()))
     ids = np.stack([BUILDERS[name](corpus, rng, length) for name in names])
     ids[rng.random(rows) < 0.9, 0] = corpus.tokenizer.bos_token_id
