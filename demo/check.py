@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo.rows import Corpus, Fact, random_facts
-from demo.train import build_corpus
+from demo.rows import Corpus, Fact, build_corpus, random_facts
 
 TEXT = Path(__file__).parent / "text" / "evaluation.txt"
 PASSAGE, GAP, ROWS = 128, 256, 24

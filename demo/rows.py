@@ -4,9 +4,12 @@ Every builder returns ``[length]`` int64 token ids. Passages that return and fac
 later are what teaches a small model to look back into its cache within minutes of training.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Corpus:
 
     stream: np.ndarray  # [tokens] int64
     words: list[str]  # words that are one token after a space; keys and values of the recall rows
-    tokenizer: object  # transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase
 
     def passage(self, rng: np.random.Generator, length: int) -> np.ndarray:
         start = int(rng.integers(0, len(self.stream) - length))
@@ -23,6 +26,16 @@ class Corpus:
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+
+def build_corpus(tokenizer: PreTrainedTokenizerBase, documents: list[str], seed: int, min_count: int = 50) -> Corpus:
+    order = np.random.default_rng(seed).permutation(len(documents))
+    ids = [
+        i for d in order for i in [*tokenizer.encode(documents[d], add_special_tokens=False), tokenizer.eos_token_id]
+    ]
+    counts = Counter(re.findall(r"[a-z]{3,}", " ".join(documents)))
+    words = sorted(w for w, n in counts.items() if n >= min_count and f"Ġ{w}" in tokenizer.get_vocab())
+    return Corpus(stream=np.array(ids, dtype=np.int64), words=words, tokenizer=tokenizer)
 
 
 def plain_row(corpus: Corpus, rng: np.random.Generator, length: int) -> np.ndarray:

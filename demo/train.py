@@ -7,9 +7,7 @@ on two cores; the text splits go to ``demo/text/``.
 import argparse
 import json
 import math
-import re
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +16,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demo.check import check
 from demo.circuit import plant_induction
-from demo.rows import Corpus, batch
+from demo.rows import Corpus, batch, build_corpus
 from demo.text import load_splits
 
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -71,16 +70,6 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
     )
-
-
-def build_corpus(tokenizer: PreTrainedTokenizerFast, documents: list[str], seed: int, min_count: int = 50) -> Corpus:
-    order = np.random.default_rng(seed).permutation(len(documents))
-    ids = [
-        i for d in order for i in [*tokenizer.encode(documents[d], add_special_tokens=False), tokenizer.eos_token_id]
-    ]
-    counts = Counter(re.findall(r"[a-z]{3,}", " ".join(documents)))
-    words = sorted(w for w, n in counts.items() if n >= min_count and f"Ġ{w}" in tokenizer.get_vocab())
-    return Corpus(stream=np.array(ids, dtype=np.int64), words=words, tokenizer=tokenizer)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -157,9 +146,10 @@ def main() -> None:
     corpus, model = build_corpus(tokenizer, splits["train"], options.seed), build_model(tokenizer, options.seed)
     facts = {"tokens": len(corpus.stream), "parameters": model.num_parameters(), "phases": [asdict(p) for p in PHASES],
              "seed": options.seed, "torch": torch.__version__}  # fmt: skip
-    (options.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     train(model, corpus, PHASES, options.seed, options.out / "log.jsonl")
     model.to(torch.float16).save_pretrained(options.out)
+    facts["checked"] = check(options.out)
+    (options.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
