@@ -27,7 +27,7 @@ class Factors:
 
 
 def whitening_factor(second_moment: torch.Tensor) -> torch.Tensor:
-    """Lower triangular ``S [hidden, hidden]`` with ``S S^T = H + damping``; overwrites the diagonal of ``H``.
+    """Lower triangular ``S [hidden, hidden]`` with ``S S^T = H + damping``, in the memory of ``H``.
 
     The damping is ``1e-6`` of the mean of the diagonal, so that it scales with the activations. Raises ValueError
     where ``H`` is not finite or all zero.
@@ -36,7 +36,9 @@ def whitening_factor(second_moment: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(mean) or mean <= 0:
         raise ValueError("the inputs of this layer are all zero or not finite")
     second_moment.diagonal().add_(RELATIVE_DAMPING * mean)
-    factor, info = torch.linalg.cholesky_ex(second_moment)
+    # H is symmetric, and its transpose has the column order that LAPACK works on in place
+    factor, info = second_moment.mT, torch.empty((), dtype=torch.int32, device=second_moment.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     if info.item():
         raise ValueError("the second moment of this layer's inputs is not positive definite")
     return factor

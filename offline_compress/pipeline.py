@@ -12,7 +12,7 @@ from offline_compress.attention_layer import LayerErrors, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
 from offline_compress.decomposition import whitening_factor
 from offline_compress.fisher import fisher_information, group_importance
-from offline_compress.memory import resident_memory_bytes
+from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
 from offline_compress.model_card import write_model_card
 from offline_compress.options import CompressionError, CompressOptions
@@ -128,11 +128,17 @@ def _whitening_factors(plan: Plan, samples: CalibrationSamples | None, scratch: 
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)
     tokens = samples.tokens[: plan.options.whiten_samples]
-    for layer, moment in enumerate(layer_statistics(runner, tokens, scratch)):
-        try:
-            yield whitening_factor(moment)
-        except ValueError as error:
-            raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
+    moments = layer_statistics(runner, tokens, scratch)
+    for layer in range(plan.geometry.num_layers):
+        # nothing here may keep a matrix alive while the next layer runs
+        yield _whitening_factor(layer, next(moments))
+
+
+def _whitening_factor(layer: int, moment: torch.Tensor) -> torch.Tensor:
+    try:
+        return whitening_factor(moment)
+    except ValueError as error:
+        raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
 
 
 def _write_layer(
@@ -154,6 +160,7 @@ def _write_layer(
         getattr(torch, plan.dtype),
         plan.device,
     )
+    release_freed_memory()
     on_event(
         {
             "event": "layer",

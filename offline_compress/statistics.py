@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from offline_compress.memory import release_freed_memory
 from offline_compress.model_access import LayerRunner, kv_input
 
 CHUNK_TOKENS = 512
@@ -58,4 +59,6 @@ def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -
             for sample in hidden:
                 sample.copy_(runner.run(module, sample))
         del module
+        release_freed_memory()
         yield total.div_(tokens.numel())
+        del total
