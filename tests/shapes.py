@@ -29,6 +29,7 @@ LAYERS = {
     "seven_queries_per_kv_bias": Layer(sizes(14, 2, 128, 2, 64, 111), has_bias=True),
     "head_dim_256": Layer(sizes(2, 1, 256, 1, 40, 24)),
     "group_of_eight": Layer(sizes(8, 8, 64, 8, 96, 130)),
+    "padding_of_ranks_reaches_the_next_slot": Layer(sizes(4, 2, 64, 2, 33, 9)),
     "uncompressed": Layer(sizes(4, 2, 64, 2, 128, 128), compressed=False),
     "uncompressed_bias_head_dim_80": Layer(sizes(4, 4, 80, 2, 160, 37), compressed=False, has_bias=True),
     "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),

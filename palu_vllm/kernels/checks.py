@@ -10,6 +10,13 @@ def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> 
         raise ValueError(f"got {name} {list(tensor.shape)}, expected {list(expected)}")
 
 
+def expect_dense_rows(**tensors: torch.Tensor | None) -> None:
+    """Raises ValueError for a tensor whose last stride is not 1, as the kernels assume; None is skipped."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"got {name} with strides {tensor.stride()}, expected a last stride of 1")
+
+
 def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
     """Raises ValueError where the sizes of a layer or its ``KeyRebuild`` contradict each other."""
     if shape.num_heads % shape.num_kv_heads:
@@ -28,6 +35,9 @@ def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
     if rebuild.k_bias is not None:
         expect_shape("k_bias", rebuild.k_bias, (shape.num_kv_heads * shape.head_dim,))
     expect_shape("cos_sin", rebuild.cos_sin, (rebuild.cos_sin.shape[0], shape.head_dim))
+    if not rebuild.cos_sin.is_contiguous():
+        raise ValueError(f"got cos_sin with strides {rebuild.cos_sin.stride()}, expected it contiguous")
+    expect_dense_rows(k_up=rebuild.k_up, k_bias=rebuild.k_bias)
     if rebuild.cos_sin.dtype != torch.float32:
         raise ValueError(f"got cos_sin {rebuild.cos_sin.dtype}, expected torch.float32")
 
@@ -36,8 +46,7 @@ def check_cache(cache: torch.Tensor, num_groups: int, width: int) -> None:
     """Raises ValueError unless ``cache`` is ``[num_blocks, num_groups, block_size, width]`` with last stride 1."""
     if cache.dim() != 4 or cache.shape[1] != num_groups or cache.shape[3] != width:
         raise ValueError(f"got cache {list(cache.shape)}, expected [num_blocks, {num_groups}, block_size, {width}]")
-    if cache.stride(3) != 1:
-        raise ValueError(f"got cache with last stride {cache.stride(3)}, expected 1")
+    expect_dense_rows(cache=cache)
 
 
 def check_store(
@@ -49,6 +58,7 @@ def check_store(
         if latent.dim() != 3 or latent.shape[1] != num_groups or latent.shape[0] < slot_mapping.shape[0]:
             expected = f"at least {slot_mapping.shape[0]} tokens of {num_groups} groups"
             raise ValueError(f"got {name} {list(latent.shape)}, expected {expected}")
+    expect_dense_rows(latent_k=latent_k, latent_v=latent_v)
     check_cache(cache, num_groups, latent_k.shape[2] + latent_v.shape[2])
 
 
@@ -58,6 +68,7 @@ def check_attend(
     """Raises ValueError where the operands of ``attend`` contradict ``shape`` or each other."""
     expect_shape("query", query, (query.shape[0], shape.num_heads, shape.head_dim))
     expect_shape("out", out, (out.shape[0], shape.num_heads, shape.rank_v))
+    expect_dense_rows(query=query, out=out, block_table=batch.block_table)
     check_cache(cache, shape.num_groups, shape.rank_k + shape.rank_v)
     requests = batch.seq_lens.shape[0]
     expect_shape("query_start_loc", batch.query_start_loc, (requests + 1,))

@@ -47,10 +47,8 @@ def test_latents_may_be_slices_of_one_projection_with_rows_of_padding():
 def test_no_tokens_write_nothing():
     shape = LAYERS["per_head_odd_ranks"].shape
     cache = poisoned_cache(shape, 2, 16, torch.float32)
-    empty = torch.empty(0, shape.num_groups, 1)
-    store_latents(
-        empty.expand(0, -1, shape.rank_k), empty.expand(0, -1, shape.rank_v), cache, torch.empty(0, dtype=torch.int64)
-    )
+    latent_k, latent_v = (torch.empty(0, shape.num_groups, rank) for rank in (shape.rank_k, shape.rank_v))
+    store_latents(latent_k, latent_v, cache, torch.empty(0, dtype=torch.int64))
     assert cache.isnan().all()
 
 
@@ -62,3 +60,9 @@ def test_latents_that_do_not_fill_a_slot_are_refused(store):
         store(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), cache, slot_mapping)
     with pytest.raises(ValueError, match=r"got latent_v \[1, 3, 6\], expected at least 2 tokens of 3 groups"):
         store(torch.zeros(2, 3, 4), torch.zeros(1, 3, 6), cache, slot_mapping)
+
+
+def test_strided_latents_are_refused():
+    cache = torch.zeros(2, 3, 16, 9)
+    with pytest.raises(ValueError, match="got latent_k with strides"):
+        store_latents(torch.zeros(2, 4, 3).transpose(1, 2), torch.zeros(2, 3, 5), cache, torch.tensor([0, 1]))
