@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from offline_compress.calibration_text import read_documents
 from offline_compress.options import CompressionError
+from palu_vllm.checkpoint import read_json
 
 # how much more text than needed is read, so that the seed has something to choose from
 READ_AHEAD = 4
@@ -34,10 +35,13 @@ class CalibrationSamples:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. Raises CompressionError if there is none that works."""
+    """The tokenizer of a model directory. Raises CompressionError or CheckpointError if there is none that works."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (directory / name).exists():
+            read_json(directory / name)
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CompressionError(
             f"{directory} has no tokenizer that can be loaded ({reason}); add its tokenizer files."

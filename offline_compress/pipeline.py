@@ -113,7 +113,7 @@ def _write_weights(
     whitening = _whitening_factors(plan, samples, staging)
     errors = []
     for layer in range(plan.geometry.num_layers):
-        errors.append(_write_layer(plan, palu, layer, next(whitening), writer, on_event))
+        errors.append(_write_layer(plan, palu, layer, whitening, writer, on_event))
     for name in plan.source.files:
         if not is_replaced(name):
             writer.write(name, plan.source.chunks(name))
@@ -145,7 +145,7 @@ def _write_layer(
     plan: Plan,
     palu: PaluConfig,
     layer: int,
-    whitening: torch.Tensor | None,
+    whitening: Iterator[torch.Tensor | None],
     writer: CheckpointWriter,
     on_event: OnEvent,
 ) -> LayerErrors:
@@ -156,7 +156,7 @@ def _write_layer(
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
-        whitening,
+        next(whitening),
         getattr(torch, plan.dtype),
         plan.device,
     )

@@ -11,7 +11,7 @@ from offline_compress.provenance import tool_version
 from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
-from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, PaluConfig
+from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig
 
 NO_CALIBRATION = "none"
 
@@ -107,8 +107,6 @@ def value_path_bytes(palu: PaluConfig, geometry: AttentionGeometry, dtype: str) 
 
 def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
     """Joins options and model. Raises CompressionError where they do not fit each other."""
-    if source.config["model_type"] not in FAMILIES:
-        raise CompressionError(f"model type {source.config['model_type']!r} is not supported.")
     config = hf_config(source.config)
     check_shapes(source, config)
     group_size, notes = _group_size(options.group_size, source.geometry.num_kv_heads)

@@ -1,7 +1,7 @@
 """Telling what happens: a bar on a terminal, JSON lines elsewhere.
 
-Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``fisher`` (one per sample) and
-``layer`` (one per layer, with ranks, relative errors, seconds and resident memory).
+Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration`` (each with a ``text``), ``fisher``
+(one per sample) and ``layer`` (one per layer, with ranks, relative errors, seconds and resident memory).
 """
 
 import json
@@ -41,12 +41,14 @@ class _Bars:
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if "of" not in event:
-            tqdm.write(", ".join(f"{value}" for key, value in event.items() if key != "event"), file=self._stream)
+            tqdm.write(event["text"], file=self._stream)
             return
         if kind not in self._bars:
             self._bars[kind] = tqdm(total=event["of"], desc=kind, unit=kind, file=self._stream)
         bar = self._bars[kind]
-        bar.set_postfix({key: _short(value) for key, value in event.items() if key not in ("event", "number", "of")})
+        bar.set_postfix(
+            {key: _short(key, value) for key, value in event.items() if key not in ("event", "number", "of")}
+        )
         bar.update()
 
     def close(self) -> None:
@@ -54,5 +56,7 @@ class _Bars:
             bar.close()
 
 
-def _short(value: Any) -> str:
+def _short(key: str, value: Any) -> str:
+    if key.endswith("_bytes"):
+        return f"{value / 2**20:.0f}MiB"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

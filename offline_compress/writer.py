@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from offline_compress.options import CompressionError
 from palu_vllm.checkpoint import INDEX, SINGLE
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -90,14 +91,16 @@ class CheckpointWriter:
             position += spec.num_bytes
 
     def write(self, name: str, chunks: Iterable[torch.Tensor]) -> None:
-        """Writes one tensor given as consecutive runs of rows. Raises ValueError unless its size is as planned."""
+        """Writes one tensor given as consecutive runs of rows, cast to the planned dtype.
+
+        Raises ValueError unless its size is as planned, CompressionError for a value that the dtype cannot hold.
+        """
         path, position, spec = self._places.pop(name)
         written = 0
         with path.open("r+b") as file:
             file.seek(position)
             for chunk in chunks:
-                data = chunk.to(device="cpu", dtype=spec.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
-                written += file.write(data.data)
+                written += file.write(_fitted(chunk, spec).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         if written != spec.num_bytes:
             raise ValueError(f"{name} has {written} bytes, expected {spec.num_bytes} for shape {list(spec.shape)}")
 
@@ -116,3 +119,12 @@ class CheckpointWriter:
         total = sum(spec.num_bytes for shard in self._shards.values() for spec in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _fitted(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    cast = values.to(device="cpu", dtype=spec.dtype)
+    if cast.dtype != values.dtype and cast.is_floating_point() and not torch.isfinite(cast).all():
+        raise CompressionError(
+            f"{spec.name} has values that {spec.dtype} cannot hold; use --dtype bfloat16 or float32."
+        )
+    return cast

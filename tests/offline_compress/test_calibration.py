@@ -1,13 +1,16 @@
 import json
+import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from offline_compress.calibration import cut_samples, load_samples, pack
+from offline_compress.calibration import cut_samples, load_samples, load_tokenizer, pack
 from offline_compress.calibration_text import read_documents
 from offline_compress.options import CompressionError
+from palu_vllm.checkpoint import CheckpointError
 from tests.offline_compress.tiny import byte_tokenizer, write_text
 
 BOS, EOS, VOCABULARY = 256, 257, 300
@@ -82,6 +85,13 @@ def test_data_that_cannot_be_used_is_one_sentence(tmp_path, tokenizer_directory)
     long = write_text(tmp_path / "long.txt")
     assert "gives token" in fail(long, tokenizer_directory, vocabulary=20)
     assert "has no tokenizer that can be loaded" in fail(long, tmp_path)
+
+
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, tokenizer_directory):
+    broken = Path(shutil.copytree(tokenizer_directory, tmp_path / "broken"))
+    (broken / "tokenizer.json").write_text((broken / "tokenizer.json").read_text()[:500])
+    with pytest.raises(CheckpointError, match="tokenizer.json cannot be read as JSON"):
+        load_tokenizer(broken)
 
 
 @pytest.mark.parametrize("line", ["{", '{"content": "a"}', '{"text": 3}', "[]", '"text"'])

@@ -2,6 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from offline_compress.options import CompressionError
 from offline_compress.writer import DTYPE_NAMES, CheckpointWriter, TensorSpec, plan_shards
 from palu_vllm.checkpoint import INDEX, SINGLE, iterate_tensors
 
@@ -58,6 +59,12 @@ def test_a_forgotten_tensor_is_an_error(tmp_path):
     writer = CheckpointWriter(tmp_path, specs_of(TENSORS), 10**6)
     with pytest.raises(ValueError, match="planned and not written"):
         writer.finish()
+
+
+def test_a_value_too_large_for_the_dtype_is_an_error(tmp_path):
+    writer = CheckpointWriter(tmp_path, [TensorSpec("x", torch.float16, (2,))], 10**6)
+    with pytest.raises(CompressionError, match="x has values that torch.float16 cannot hold"):
+        writer.write("x", [torch.tensor([1.0, 1e6])])
 
 
 def test_a_wrong_size_is_an_error(tmp_path):
