@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 SIZES = {
     "hidden_size": 64,
@@ -35,6 +36,7 @@ def build_dense(directory: Path, family: str = "llama", max_shard_size: str = "1
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.normal_(0, 1.0 if "embed" in name else 0.15)
+    logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     byte_tokenizer().save_pretrained(directory)
     return directory
