@@ -8,7 +8,6 @@ import copyreg
 import functools
 from typing import TYPE_CHECKING, Any
 
-from palu_vllm import transformers_hook
 from palu_vllm.config import FAMILIES
 
 if TYPE_CHECKING:
@@ -47,7 +46,9 @@ def register_all() -> None:
     import vllm
     from vllm.model_executor.models import ModelRegistry
 
-    transformers_hook.install()
+    from palu_vllm.huggingface import register_auto_classes
+
+    register_auto_classes()
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(architecture, f"palu_vllm.models.families:{architecture}")
     if is_supported(vllm.__version__):

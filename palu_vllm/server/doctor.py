@@ -1,0 +1,139 @@
+"""``palu-doctor OUT``: is this machine able to serve this checkpoint, and does it serve the right tokens?"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from palu_vllm import plugin
+from palu_vllm.attention_backend.kernel_path import kernel_path
+from palu_vllm.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
+from palu_vllm.config import DTYPE_BYTES, rope_type
+from palu_vllm.server.agreement import require_equal_tokens
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    ok: bool
+    detail: str
+
+
+def _vllm_version(directory: Path) -> str:
+    import vllm
+
+    plugin.require_supported_vllm()
+    return f"{vllm.__version__} (tested with {plugin.TESTED_VLLM}.x)"
+
+
+def _registered(directory: Path) -> str:
+    """Looks for the entry point first: ``register`` would hide that vLLM itself cannot find it."""
+    group = "vllm.general_plugins"
+    if not any(point.value == "palu_vllm:register" for point in entry_points(group=group)):
+        raise ValueError(f"the entry point of {group} is missing; install palu-vllm with pip")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "palu" not in allowed.split(","):
+        raise ValueError(f"VLLM_PLUGINS={allowed} leaves palu out; add it or unset the variable")
+    plugin.register_all()
+    return f"backend {plugin.palu_backend().name}, {', '.join(sorted(plugin.ARCHITECTURES))}"
+
+
+def _device() -> str:
+    from vllm.platforms import current_platform
+
+    return current_platform.device_type
+
+
+def _kernels(directory: Path) -> str:
+    return f"{kernel_path(_device())} on {_device()}"
+
+
+def _configuration(directory: Path) -> str:
+    config, palu, geometry = read_config(directory)
+    ranks = f"rank_k {min(palu.rank_k)}-{max(palu.rank_k)}, rank_v {min(palu.rank_v)}-{max(palu.rank_v)}"
+    return (
+        f"{config['model_type']}, {geometry.num_layers} layers, group size {palu.group_size_k}, {ranks}, "
+        f"{palu.value_path} values, rope {rope_type(config)}"
+    )
+
+
+def _shapes(directory: Path) -> str:
+    check_shapes(directory)
+    return f"{len(checkpoint_shapes(directory))} tensors, as the configuration promises"
+
+
+def _values(directory: Path) -> str:
+    check_finite(directory)
+    return "all finite"
+
+
+def _sizes(directory: Path) -> str:
+    config, palu, geometry = read_config(directory)
+    stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"config.json has dtype {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+    latent, dense = palu.bytes_per_token(geometry, dtype), geometry.dense_bytes_per_token(dtype)
+    return (
+        f"{stored / 2**20:,.1f} MiB of weights; {latent:,} bytes of KV cache per token in {dtype} "
+        f"instead of {dense:,} ({dense / latent:.2f}x the tokens)"
+    )
+
+
+def _tokens(directory: Path) -> str:
+    return require_equal_tokens(directory, _device())
+
+
+CHECKS: dict[str, Callable[[Path], str]] = {
+    "vLLM": _vllm_version,
+    "plugin": _registered,
+    "kernels": _kernels,
+    "configuration": _configuration,
+    "tensors": _shapes,
+    "values": _values,
+    "sizes": _sizes,
+    "greedy tokens": _tokens,
+}
+
+
+def examine(directory: Path, announce: Callable[[str], None]) -> Iterator[Finding]:
+    """Runs ``CHECKS`` in order and stops behind the first that fails, for the later ones rest on it."""
+    for check, run in CHECKS.items():
+        announce(check)
+        try:
+            yield Finding(check, True, run(directory))
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            yield Finding(check, False, f"{error}" or type(error).__name__)
+            return
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table, or JSON; returns 0 if every check passed."""
+    parser = argparse.ArgumentParser(prog="palu-doctor", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="OUT", help="a directory that palu-compress wrote")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    if not (options.checkpoint / "config.json").is_file():
+        print(
+            f"palu-doctor: {options.checkpoint} has no config.json; expected a directory that palu-compress wrote.",
+            file=sys.stderr,
+        )
+        return 1
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    findings = []
+    for finding in examine(options.checkpoint, lambda check: print(f"checking {check} ...", file=sys.stderr)):
+        findings.append(finding)
+        if not options.json:
+            print(f"{'ok' if finding.ok else 'FAILED':<8}{finding.check:<16}{finding.detail}", flush=True)
+    passed = all(finding.ok for finding in findings)
+    if options.json:
+        print(json.dumps({"ok": passed, "checks": [asdict(finding) for finding in findings]}))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

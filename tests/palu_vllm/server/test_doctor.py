@@ -1,0 +1,72 @@
+"""``palu-doctor`` as a user runs it, in a process of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from palu_vllm.server import agreement
+from tests.serving import outside
+
+DOCTOR = Path(sys.executable).with_name("palu-doctor")
+CHECKS = ["vLLM", "plugin", "kernels", "configuration", "tensors", "values", "sizes", "greedy tokens"]
+
+
+def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [DOCTOR, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=outside(environment))
+
+
+@pytest.mark.serving
+def test_healthy(palu):
+    ended = doctor(palu("qwen2", (32, 24), (40, 16)))
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
+    rows = [line for line in ended.stdout.splitlines() if line.startswith("ok ")]
+    assert [row[8:24].strip() for row in rows] == CHECKS
+    assert "896 bytes of KV cache per token" in ended.stdout
+
+
+def test_values_that_are_not_finite_as_json(palu, tmp_path):
+    copy = shutil.copytree(palu(), tmp_path / "model")
+    tensors = load_file(copy / "model.safetensors")
+    name = "model.layers.1.self_attn.v_down.weight"
+    tensors[name][3, 4] = torch.nan
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    ended = doctor(copy, "--json")
+    assert ended.returncode == 1
+    report = json.loads(ended.stdout)
+    assert not report["ok"]
+    assert [check["check"] for check in report["checks"]] == CHECKS[:6]
+    assert not report["checks"][-1]["ok"] and name in report["checks"][-1]["detail"]
+
+
+def test_a_directory_that_is_no_checkpoint(tmp_path):
+    ended = doctor(tmp_path)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert (
+        ended.stderr == f"palu-doctor: {tmp_path} has no config.json; expected a directory that palu-compress wrote.\n"
+    )
+
+
+def test_a_dense_model(dense):
+    ended = doctor(dense())
+    assert ended.returncode == 1
+    assert "FAILED  configuration" in ended.stdout and "no palu_config section" in ended.stdout
+
+
+def test_a_plugin_that_vllm_may_not_load(palu):
+    ended = doctor(palu(), VLLM_PLUGINS="other")
+    assert ended.returncode == 1
+    assert "FAILED  plugin" in ended.stdout and "VLLM_PLUGINS=other leaves palu out" in ended.stdout
+
+
+def test_tokens_that_differ_are_told(palu, monkeypatch):
+    monkeypatch.setattr(agreement, "_with_vllm", lambda directory, requests: [[5, 6]] * 3)
+    monkeypatch.setattr(agreement, "_with_transformers", lambda directory, requests, device: [[5, 7]] * 3)
+    with pytest.raises(agreement.DisagreementError, match="they part at token 2"):
+        agreement.require_equal_tokens(palu(), "cpu")
