@@ -1,5 +1,6 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
+from offline_compress.model_access import WIDENED_ROWS
 from offline_compress.output import tensor_specs
 from offline_compress.plan import Plan
 from palu_vllm.config import PaluConfig
@@ -22,7 +23,7 @@ def activation_bytes(plan: Plan, samples: int) -> int:
 def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
     """The most that one layer needs: running it on a sample, or decomposing it afterwards."""
     moment = FLOAT64 * plan.geometry.hidden_size**2 if samples else 0
-    running = _layer_weights(plan) + _widened_matrix(plan) + moment + _sample_work(plan) if samples else 0
+    running = _layer_weights(plan) + _widened_rows(plan) + moment + _sample_work(plan) if samples else 0
     peak = max(running, 2 * moment + _decomposition_work(plan, palu))
     return int(OVERHEAD * peak) + activation_bytes(plan, samples)
 
@@ -32,9 +33,9 @@ def _layer_weights(plan: Plan) -> int:
     return sum(source.num_bytes(name) for name in source.files if name.startswith("model.layers.0."))
 
 
-def _widened_matrix(plan: Plan) -> int:
-    """The largest matrix of a layer once more, in float32."""
-    return FLOAT32 * plan.geometry.hidden_size * max(plan.config.intermediate_size, plan.geometry.hidden_size)
+def _widened_rows(plan: Plan) -> int:
+    """Rows of the widest matrix of a layer once more, in float32."""
+    return FLOAT32 * WIDENED_ROWS * max(plan.config.intermediate_size, plan.geometry.hidden_size)
 
 
 def _sample_work(plan: Plan) -> int:

@@ -1,7 +1,7 @@
 """Where each family keeps its projections and how one decoder layer runs. The only module that knows HF's names.
 
 All three families name their modules alike, so one set of names serves them. Layers are computed in float32 with
-weights kept in their stored dtype and widened one matrix at a time: half-precision products are slow or missing on
+weights kept in their stored dtype and widened some rows at a time: half-precision products are slow or missing on
 many CPUs, and statistics gain from the precision.
 """
 
@@ -24,6 +24,7 @@ KEY, VALUE, OUTPUT, QUERY = "k_proj", "v_proj", "o_proj", "q_proj"
 # buffers that old checkpoints carry although they follow from the configuration
 DERIVED = ".rotary_emb.inv_freq"
 TIED = "lm_head.weight"
+WIDENED_ROWS = 1024
 
 
 def projection(layer: int, name: str, part: str = "weight") -> str:
@@ -77,11 +78,14 @@ def check_shapes(source: SourceModel, config: PreTrainedConfig) -> None:
 
 
 class WideningLinear(nn.Linear):
-    """A linear layer whose weight is stored narrow and multiplied in the dtype of its input."""
+    """A linear layer whose weight is stored narrow and multiplied in the dtype of its input, some rows at a time."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        output = x.new_empty(*x.shape[:-1], self.out_features)
+        parts = output.split(WIDENED_ROWS, dim=-1)
+        for part, rows in zip(parts, self.weight.split(WIDENED_ROWS), strict=True):
+            part.copy_(nn.functional.linear(x, rows.to(x.dtype)))
+        return output if self.bias is None else output.add_(self.bias)
 
 
 class LayerRunner:
