@@ -45,7 +45,8 @@ def from_transformers(model_directory, tokens: torch.Tensor) -> list[torch.Tenso
         ("qwen2", {}, {}),
     ],
 )
-def test_layer_by_layer_equals_the_whole_model(tmp_path, family, overrides, edits):
+def test_layer_by_layer_equals_the_whole_model(tmp_path, monkeypatch, family, overrides, edits):
+    monkeypatch.setattr("offline_compress.model_access.WIDENED_ROWS", 50)
     model = edit_config(build_dense(tmp_path / "model", family, **overrides), **edits)
     tokens = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
     source = open_source(str(model))
