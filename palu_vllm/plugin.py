@@ -8,6 +8,7 @@ import copyreg
 import functools
 from typing import TYPE_CHECKING, Any
 
+from palu_vllm import transformers_hook
 from palu_vllm.config import FAMILIES
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ def register_all() -> None:
     import vllm
     from vllm.model_executor.models import ModelRegistry
 
-    from palu_vllm.huggingface import register_auto_classes
-
-    register_auto_classes()
+    transformers_hook.install()
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(architecture, f"palu_vllm.models.families:{architecture}")
     if is_supported(vllm.__version__):

@@ -1,36 +1,38 @@
-"""Makes transformers' auto classes know the palu model types as soon as they are imported.
+"""Makes transformers' auto classes know the palu model types, without an import by the user.
 
-transformers has no plugin mechanism, and neither ``import palu_vllm`` nor the start of an interpreter may
-cost an import of transformers. So this waits for transformers' own modules and registers right behind them.
-``palu_vllm_autoload.pth`` in site-packages installs it at the start of every interpreter, hence no import but
-``sys``. Until transformers reads entry points.
+transformers has no plugin mechanism, and neither ``import palu_vllm`` nor the start of an interpreter may cost an
+import of transformers or torch. So this waits for transformers' own tables of names and adds the palu names right
+behind their import; transformers then looks for ``transformers.models.palu_llama`` when a checkpoint asks for it,
+and gets ``palu_vllm.huggingface``. ``palu_vllm_autoload.pth`` in site-packages installs this at the start of every
+interpreter, hence no import but ``sys``. Until transformers reads entry points.
 """
 
 import sys
 
+NAMES = {"palu_llama": "PaluLlama", "palu_mistral": "PaluMistral", "palu_qwen2": "PaluQwen2"}
 CONFIGS = "transformers.models.auto.configuration_auto"
-MODELS = "transformers.models.auto.modeling_auto"  # imports CONFIGS
+MODELS = "transformers.models.auto.modeling_auto"
+TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", "Config"), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "ForCausalLM")}
+ALIASES = {f"transformers.models.{model_type}" for model_type in NAMES}
 
 
-def _register() -> None:
-    """Registers; where that fails, transformers goes on without the palu models."""
+def _register(module) -> None:
+    """Adds the names to the table of ``module``; without one, transformers goes on without palu models."""
+    table, suffix = TABLES[module.__name__]
     try:
-        from palu_vllm.huggingface import register_auto_classes
-
-        register_auto_classes()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        getattr(module, table).update({model_type: name + suffix for model_type, name in NAMES.items()})
+    except AttributeError as error:
         import warnings
 
         warnings.warn(
-            f"transformers will not load palu checkpoints: {type(error).__name__}: {error}; "
-            "palu-vllm needs torch, safetensors and transformers 5.16 or newer.",
+            f"transformers will not load palu checkpoints: {error}; palu-vllm needs transformers 5.16 to 5.19.",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 class _Loader:
-    """The real loader, followed by the registration."""
+    """The real loader of a table, followed by the registration."""
 
     def __init__(self, real) -> None:
         self.real = real
@@ -41,15 +43,33 @@ class _Loader:
     def exec_module(self, module) -> None:
         module.__loader__ = module.__spec__.loader = self.real
         self.real.exec_module(module)
-        if module.__name__ == MODELS or MODELS not in sys.modules:
-            _register()
+        _register(module)
+
+
+class _Alias:
+    """Loads a module whose attributes are those of ``palu_vllm.huggingface``."""
+
+    def create_module(self, spec) -> None:
+        return None
+
+    def exec_module(self, module) -> None:
+        def find(name: str):
+            from palu_vllm import huggingface
+
+            return huggingface.find(name)
+
+        module.__getattr__ = find
 
 
 class _Finder:
     """Asks the other finders. Stays in ``sys.meta_path``, for another thread may be walking it."""
 
     def find_spec(self, fullname: str, path, target=None):
-        if fullname not in (CONFIGS, MODELS):
+        if fullname in ALIASES:
+            from importlib.machinery import ModuleSpec
+
+            return ModuleSpec(fullname, _Alias())
+        if fullname not in TABLES:
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
@@ -60,9 +80,10 @@ class _Finder:
 
 
 def install() -> None:
-    """Registers now if the auto classes are loaded, otherwise as soon as they are. Harmless to repeat."""
+    """Registers now with the tables that are loaded, later with the others. Harmless to repeat."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
-    if CONFIGS in sys.modules:
-        _register()
+    for name in TABLES:
+        if name in sys.modules:
+            _register(sys.modules[name])

@@ -112,6 +112,3 @@ class PaluQwen2Model(_PaluDecoder, Qwen2Model):
 class PaluQwen2ForCausalLM(_PaluCausalLM, Qwen2ForCausalLM):
     config_class = PaluQwen2Config
     decoder_class = PaluQwen2Model
-
-
-MODELS = (PaluLlamaForCausalLM, PaluMistralForCausalLM, PaluQwen2ForCausalLM)

@@ -40,9 +40,6 @@ def _with_transformers(directory: Path, requests: Sequence[list[int]], device: s
     import torch
     from transformers import AutoModelForCausalLM
 
-    from palu_vllm.huggingface import register_auto_classes
-
-    register_auto_classes()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device)
     tokens = []
     for ids in requests:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from palu_vllm import huggingface, transformers_hook
+from palu_vllm.config import FAMILIES
 from tests.palu_checkpoints import write_dense, write_palu
 
 ROOT = Path(__file__).parents[2]
@@ -21,20 +23,19 @@ AUTO = {
     "transformers/__init__.py": "",
     "transformers/models/__init__.py": "",
     "transformers/models/auto/__init__.py": "",
-    "transformers/models/auto/configuration_auto.py": "events = []",
-    "transformers/models/auto/modeling_auto.py": "from transformers.models.auto.configuration_auto import events",
+    "transformers/models/auto/configuration_auto.py": "CONFIG_MAPPING_NAMES = {}",
+    "transformers/models/auto/modeling_auto.py": """
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+assert CONFIG_MAPPING_NAMES
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}
+""",
 }
-# replaces palu_vllm.huggingface; registering imports modeling_auto, as the real one does
-REGISTER = """
-import sys, types, threading
-fake = types.ModuleType("palu_vllm.huggingface")
-calls = []
-def register_auto_classes():
-    import transformers.models.auto.modeling_auto as auto
-    auto.events.append("registered")
-    calls.append(1)
-fake.register_auto_classes = register_auto_classes
-sys.modules["palu_vllm.huggingface"] = fake
+AUTO_MODELS = "transformers/models/auto/modeling_auto.py"
+CHECK = """
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as configs
+assert configs["palu_llama"] == "PaluLlamaConfig", configs
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as models
+assert models["palu_llama"] == "PaluLlamaForCausalLM", models
 """
 
 
@@ -68,31 +69,35 @@ def site(tmp_path) -> str:
     return f"import site; site.addsitedir({str(directory)!r})\n"
 
 
+def test_names_are_those_of_the_families():
+    listed = {kind: (f"{name}Config", f"{name}ForCausalLM") for kind, name in transformers_hook.NAMES.items()}
+    assert {kind: pair[1] for kind, pair in listed.items()} == dict(FAMILIES.values())
+    for kind, pair in listed.items():
+        found = [huggingface.find(name) for name in pair]
+        assert found[0].model_type == kind and found[1].config_class is found[0]
+
+
 @pytest.mark.parametrize("module", ["configuration_auto", "modeling_auto"])
 def test_registers_behind_the_import(standin, module):
-    code = f"""{REGISTER}
-import palu_vllm
-assert not calls and "transformers" not in sys.modules
+    code = f"""
+import sys, palu_vllm
+assert "transformers" not in sys.modules
 import transformers.models.auto.{module} as module
-assert module.events and set(module.events) == {{"registered"}}
-count = len(calls)
-import transformers.models.auto.modeling_auto
-assert len(calls) == count
 assert type(module.__spec__.loader).__name__ == type(module.__loader__).__name__ == "SourceFileLoader"
-"""
+{CHECK}"""
     succeeds(code, standin, ROOT)
 
 
 @pytest.mark.parametrize("module", ["configuration_auto", "modeling_auto"])
 def test_registers_at_once_where_transformers_is_loaded(standin, module):
-    code = f"""{REGISTER}
+    loaded = """
+import sys
 sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != "palu_vllm.transformers_hook"]
-import transformers.models.auto.{module}
-import palu_vllm.transformers_hook as hook
-hook.install()
-assert calls
+import transformers.models.auto.configuration_auto
 """
-    succeeds(code, standin, ROOT)
+    late = "import transformers.models.auto.modeling_auto" if module == "modeling_auto" else ""
+    (standin / AUTO_MODELS).write_text("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}")
+    succeeds(f"{loaded}{late}\nimport palu_vllm.transformers_hook as hook\nhook.install()\n{CHECK}", standin, ROOT)
 
 
 def test_is_installed_once(standin):
@@ -104,24 +109,23 @@ assert [type(f) for f in sys.meta_path].count(hook._Finder) == 1
     succeeds(code, standin, ROOT)
 
 
-def test_a_failing_registration_is_a_warning(standin):
-    code = f"""{REGISTER}
-import warnings
-del fake.register_auto_classes
-import palu_vllm
+def test_another_transformers_is_a_warning(standin):
+    (standin / AUTO_MODELS).write_text("")
+    code = """
+import warnings, palu_vllm
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import transformers.models.auto.modeling_auto
 print(*(w.message for w in caught), sep="|")
 """
     out = succeeds(code, standin, ROOT)
-    assert out.startswith("transformers will not load palu checkpoints: ImportError: ")
-    assert "transformers 5.16 or newer." in out
+    assert out.startswith("transformers will not load palu checkpoints: ")
+    assert out.endswith("needs transformers 5.16 to 5.19.\n") and "|" not in out
 
 
 def test_threads_import_what_they_ask_for(standin):
-    code = f"""{REGISTER}
-import importlib, palu_vllm
+    code = f"""
+import importlib, threading, palu_vllm
 names = ["configuration_auto", "modeling_auto"] * 8
 errors = []
 barrier = threading.Barrier(len(names))
@@ -136,8 +140,7 @@ threads = [threading.Thread(target=load, args=(name,)) for name in names]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not errors, errors
-assert calls
-"""
+{CHECK}"""
     for _ in range(5):
         succeeds(code, standin, ROOT)
 
@@ -195,6 +198,17 @@ LOADED = ["PaluLlamaConfig", "PaluLlamaForCausalLM"]
 def test_transformers_alone_loads_a_compressed_checkpoint(site, checkpoint):
     result = run(site + LOAD.format(directory=str(checkpoint)), ROOT, flags=("-W", "error::RuntimeWarning"))
     assert result.stdout.split() == LOADED, result.stderr
+
+
+@pytest.mark.parametrize("first", ["PreTrainedModel", "AutoTokenizer", "PreTrainedTokenizerFast", "LlamaForCausalLM"])
+def test_any_import_may_come_first(site, first):
+    code = f"""{site}
+from transformers import {first}
+from transformers import AutoConfig, AutoModelForCausalLM
+print(type(AutoConfig.for_model("palu_llama")).__name__)
+"""
+    result = run(code, ROOT, flags=("-W", "error::RuntimeWarning"))
+    assert result.stdout.split() == ["PaluLlamaConfig"], result.stderr
 
 
 def test_other_models_are_loaded_as_before(site, checkpoint):

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from palu_vllm.huggingface import register_auto_classes
+import palu_vllm  # noqa: F401  the auto classes learn of the palu types
 from tests.palu_checkpoints import SIZES, write_dense, write_palu
 from tests.palu_vllm.huggingface.oracle import CLASSES, RANKS
-
-register_auto_classes()
 
 
 @pytest.fixture(scope="package", autouse=True)
