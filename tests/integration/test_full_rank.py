@@ -1,7 +1,8 @@
-"""At full rank nothing is lost: vLLM serves exactly the dense model's greedy tokens, in float32."""
+"""``--rank-ratio 1`` loses nothing: vLLM serves exactly the dense model's greedy tokens, in float32."""
 
 import pytest
 
+from offline_compress import compress
 from tests.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
@@ -30,13 +31,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_full_rank_gives_the_dense_models_tokens(case, dense, palu):
+def test_full_rank_gives_the_dense_models_tokens(case, dense, tmp_path):
     family, overrides = CASES[case]
+    compress(dense(family, **overrides), tmp_path / "out", rank_ratio=1.0, search="uniform", objective="svd")
     requests = prompts(5, 33, 130)
     with engine(dense(family, **overrides), block_size=32) as llm:
         expected = greedy(llm, requests)
         assert attention_used(llm) == {("CPU_ATTN", "CPUAttentionBackendImpl")}
-    with engine(palu(family, 64, 64, **overrides), attention_backend="palu") as llm:
+    with engine(tmp_path / "out", attention_backend="palu") as llm:
         assert greedy(llm, requests) == expected
         assert attention_used(llm) == {("PALU", "TorchAttention")}
     assert len({tuple(tokens) for tokens in expected}) == len(requests)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.demo import CALIBRATION
+from offline_compress import compress
 from tests.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
@@ -20,6 +22,7 @@ CASES = {
     "qwen2-factored": ("qwen2", RANKS | {"value_path": "factored"}),
 }
 TOKENS = 12
+POOL = 2**30  # bytes; VLLM_CPU_KVCACHE_SPACE of tests/conftest.py
 
 
 def with_transformers(directory, requests):
@@ -38,3 +41,18 @@ def test_vllm_and_transformers_agree(case, palu):
     with engine(directory, attention_backend="palu") as llm:
         assert greedy(llm, requests, TOKENS) == with_transformers(directory, requests)
         assert attention_used(llm) == {("PALU", "TorchAttention")}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_what_the_compressor_writes_is_served(family, dense, tmp_path):
+    """Half the rank, whitened on real text, ranks by Fisher information; vLLM's capacity is the report's."""
+    out = tmp_path / "out"
+    options = {"rank_ratio": 0.5, "calib_data": str(CALIBRATION), "calib_samples": 8, "calib_seqlen": 256}
+    report = compress(dense(family), out, group_size=2, **options)
+    requests = prompts(6, 45)
+    with engine(out, attention_backend="palu", num_gpu_blocks_override=None) as llm:
+        assert greedy(llm, requests, TOKENS) == with_transformers(out, requests)
+        assert attention_used(llm) == {("PALU", "TorchAttention")}
+        cache = llm.llm_engine.vllm_config.cache_config
+        capacity = cache.num_gpu_blocks * cache.block_size
+    assert capacity == pytest.approx(POOL / report["bytes_per_token"], rel=0.02)
