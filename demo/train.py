@@ -32,7 +32,11 @@ VOCABULARY = 2048
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: row length in tokens, rows per step, steps, share of each row builder."""
+    """A stretch of training: row length in tokens, rows per step, steps, share of each row builder.
+
+    What was planted (``demo.circuit``) and the embedding learn at ``pace`` times the learning rate: slowly at
+    first, or the first steps would wipe the circuit out.
+    """
 
     length: int
     rows: int
@@ -40,6 +44,7 @@ class Phase:
     plain: float
     returning: float
     recall: float
+    pace: float
 
     @property
     def mix(self) -> dict[str, float]:
@@ -47,12 +52,14 @@ class Phase:
 
 
 PHASES = (
-    Phase(length=256, rows=8, steps=650, plain=0.4, returning=0.3, recall=0.3),
-    Phase(length=512, rows=4, steps=250, plain=0.4, returning=0.3, recall=0.3),
-    Phase(length=2048, rows=1, steps=560, plain=0.4, returning=0.25, recall=0.35),
-    Phase(length=4096, rows=1, steps=20, plain=0.4, returning=0.25, recall=0.35),
+    Phase(length=256, rows=8, steps=550, plain=0.4, returning=0.3, recall=0.3, pace=0.1),
+    Phase(length=256, rows=8, steps=400, plain=0.5, returning=0.2, recall=0.3, pace=0.4),
+    Phase(length=2048, rows=1, steps=850, plain=0.45, returning=0.25, recall=0.3, pace=0.3),
 )
 PEAK_LEARNING_RATE = 1e-3
+WARMUP = 100  # steps
+SAVE_EVERY = 50  # steps
+PLANTED = ("embed_tokens", "layers.0.self_attn", "layers.1.self_attn")
 
 
 def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
@@ -85,70 +92,86 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     return model
 
 
-def learning_rate(step: int, total: int) -> float:
-    warmup = 100
-    if step < warmup:
-        return PEAK_LEARNING_RATE * (step + 1) / warmup
-    return PEAK_LEARNING_RATE * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))))
+def learning_rate(step: int, first: int, total: int) -> float:
+    """Cosine over all steps, with a warm-up from ``first``, the step at which this process started."""
+    warm = min(1.0, (step - first + 1) / WARMUP)
+    return PEAK_LEARNING_RATE * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
 def build_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
-    """AdamW; what was planted learns a tenth as fast, or the first steps would wipe it out."""
-    planted = ("embed_tokens", "layers.0.self_attn", "layers.1.self_attn")
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    """AdamW in groups: planted or not, decayed (matrices) or not."""
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        pace = 0.1 if any(part in name for part in planted) else 1.0
-        decay = 0.1 if parameter.ndim > 1 and pace == 1.0 else 0.0
-        groups.setdefault((pace, decay), []).append(parameter)
-    listed = [{"params": p, "pace": pace, "weight_decay": decay} for (pace, decay), p in groups.items()]
+        planted = any(part in name for part in PLANTED)
+        groups.setdefault((planted, 0.1 if parameter.ndim > 1 else 0.0), []).append(parameter)
+    listed = [{"params": p, "planted": planted, "weight_decay": decay} for (planted, decay), p in groups.items()]
     return torch.optim.AdamW(listed, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), fused=True)
 
 
-def train(model: LlamaForCausalLM, corpus: Corpus, phases: tuple[Phase, ...], seed: int, log: Path) -> None:
-    """Runs every phase; one JSON line per 25 steps goes to ``log``."""
-    rng, optimizer = np.random.default_rng(seed), build_optimizer(model)
-    step, total, started = 0, sum(p.steps for p in phases), time.time()
+def train(model: LlamaForCausalLM, corpus: Corpus, first: int, seed: int, out: Path) -> None:
+    """Runs the phases from step ``first``; ``out`` gets a line per 25 steps and the weights of every 50th."""
+    rng, optimizer = np.random.default_rng((seed, first)), build_optimizer(model)
+    schedule, started = [phase for phase in PHASES for _ in range(phase.steps)], time.time()
     model.train()
-    for phase in phases:
-        for _ in range(phase.steps):
-            ids = torch.from_numpy(batch(corpus, rng, phase.rows, phase.length, phase.mix))
-            for group in optimizer.param_groups:
-                group["lr"] = group["pace"] * learning_rate(step, total)
-            loss = model(ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if step % 25 == 0:
-                line = {"step": step, "of": total, "length": phase.length, "loss": round(loss.item(), 4),
-                        "seconds": round(time.time() - started)}  # fmt: skip
-                print(json.dumps(line), flush=True)
-                log.open("a").write(json.dumps(line) + "\n")
-            if step % 50 == 0:
-                model.save_pretrained(log.parent / "last")
+    for step, phase in enumerate(schedule[first:], start=first):
+        ids = torch.from_numpy(batch(corpus, rng, phase.rows, phase.length, phase.mix))
+        for group in optimizer.param_groups:
+            pace = phase.pace if group["planted"] else 1.0
+            group["lr"] = pace * learning_rate(step, first, len(schedule))
+        loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        report(step + 1, len(schedule), phase, loss.item(), time.time() - started, out)
+        if (step + 1) % SAVE_EVERY == 0:
+            model.save_pretrained(out / "last")
+
+
+def report(step: int, total: int, phase: Phase, loss: float, seconds: float, out: Path) -> None:
+    if step % 25 == 0:
+        line = {"step": step, "of": total, "length": phase.length, "loss": round(loss, 4), "seconds": round(seconds)}
+        print(json.dumps(line), flush=True)
+        with (out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def start_or_resume(options: argparse.Namespace, train_documents: list[str]) -> tuple:
+    """The tokenizer, the model and the first step. Resuming starts from the last saved weights, Adam's state anew."""
+    if not options.resume:
+        options.out.mkdir(parents=True)
+        tokenizer = train_tokenizer(train_documents)
+        tokenizer.save_pretrained(options.out)
+        return tokenizer, build_model(tokenizer, options.seed), 0
+    steps = [json.loads(line)["step"] for line in (options.out / "log.jsonl").read_text().splitlines()]
+    model = LlamaForCausalLM.from_pretrained(options.out / "last", dtype=torch.float32)
+    return PreTrainedTokenizerFast.from_pretrained(options.out), model, max(steps) // SAVE_EVERY * SAVE_EVERY
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/last")
     options = parser.parse_args()
-    options.out.mkdir(parents=True)
     torch.manual_seed(options.seed)
     splits = load_splits()
     text = Path(__file__).parent / "text"
     text.mkdir(exist_ok=True)
     for name in ("calibration", "evaluation"):
         (text / f"{name}.txt").write_text("\n\n".join(splits[name]) + "\n")
-    tokenizer = train_tokenizer(splits["train"])
-    tokenizer.save_pretrained(options.out)
-    corpus, model = build_corpus(tokenizer, splits["train"], options.seed), build_model(tokenizer, options.seed)
-    facts = {"tokens": len(corpus.stream), "parameters": model.num_parameters(), "phases": [asdict(p) for p in PHASES],
-             "seed": options.seed, "torch": torch.__version__}  # fmt: skip
-    train(model, corpus, PHASES, options.seed, options.out / "log.jsonl")
+    tokenizer, model, first = start_or_resume(options, splits["train"])
+    corpus = build_corpus(tokenizer, splits["train"], options.seed)
+    train(model, corpus, first, options.seed, options.out)
     model.to(torch.float16).save_pretrained(options.out)
-    facts["checked"] = check(options.out)
+    facts = {
+        "tokens_of_text": len(corpus.stream),
+        "parameters": model.num_parameters(),
+        "phases": [asdict(phase) for phase in PHASES],
+        "seed": options.seed,
+        "torch": torch.__version__,
+        "checked": check(options.out),
+    }
     (options.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
