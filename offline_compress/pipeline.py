@@ -56,6 +56,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         return estimate(plan, samples, baseline)
     with staged_directory(options.out) as staging:
         check_finite(source)
+        release_freed_memory()
         on_event({"event": "checked", "text": f"{len(source.files)} tensors of {source.name} are finite"})
         palu = _decide(plan, samples, on_event)
         layers = _write_weights(plan, palu, samples, staging, on_event)
