@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,11 @@ def test_a_kill_in_the_middle_leaves_nothing(tmp_path, text, number, code):
     model = build_dense(tmp_path / "model", num_hidden_layers=12)
     argv = [str(model), str(tmp_path / "out"), "--search", "uniform", "--calib-data", text, "--calib-samples", "50"]
     with subprocess.Popen(
-        [sys.executable, "-m", "offline_compress", *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "offline_compress", *argv],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
     ) as process:
         for line in process.stderr:
             if '"layer"' in line:
