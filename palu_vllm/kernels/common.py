@@ -1,4 +1,3 @@
-# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
 """Pieces that the decode and the prefill kernel share.
 
 Both work on tiles of tokens, with scores transposed (``[TILE_TOKENS, TILE_ROWS]``): the rebuilt key is then the

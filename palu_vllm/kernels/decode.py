@@ -1,4 +1,3 @@
-# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
 """Attention of one query per request over latents, split over the context (Palu, section 3.2 and equation 3)."""
 
 import torch

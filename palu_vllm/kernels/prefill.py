@@ -1,4 +1,3 @@
-# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
 """Attention of many queries per request over latents, those of the queries themselves included.
 
 Everything is read from the cache, also what this step has written, so that chunks, cached prefixes and whole

@@ -1,4 +1,3 @@
-# ruff: noqa: N803, N806, ERA001  (constants of a kernel are upper case, comments give shapes)
 """Writes new latents into their slots of the paged cache."""
 
 import torch
