@@ -58,6 +58,7 @@ def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -
         with second_moment(kv_input(module), hidden_size, runner.device) as total:
             for sample in hidden:
                 sample.copy_(runner.run(module, sample))
+                release_freed_memory()
         del module
         release_freed_memory()
         yield total.div_(tokens.numel())
