@@ -40,7 +40,10 @@ def stream_seconds_per_token(server: Server, prompt: list[int], tokens: int) -> 
 
 
 def batch_seconds_per_token(server: Server, prompts: list[list[int]], tokens: int) -> float:
-    """Median over concurrent streams. A first round fills the prefix cache, so that no prefill runs between tokens."""
+    """Median over concurrent streams. A first round fills the prefix cache, so that no prefill runs between tokens.
+
+    That takes prompts of one token more than whole blocks: vLLM computes the last block of a full hit again.
+    """
     with ThreadPoolExecutor(len(prompts)) as pool:
         list(pool.map(lambda prompt: stream_seconds_per_token(server, prompt, 2), prompts))
         return statistics.median(pool.map(lambda prompt: stream_seconds_per_token(server, prompt, tokens), prompts))
@@ -48,11 +51,12 @@ def batch_seconds_per_token(server: Server, prompts: list[list[int]], tokens: in
 
 def distinct_prompts(context: int, batch: int) -> list[list[int]]:
     ids = AutoTokenizer.from_pretrained(MODEL).encode(HELD_OUT.read_text(encoding="utf-8"))
-    if len(ids) < context * batch:
+    length = context + 1
+    if len(ids) < length * batch:
         raise ValueError(
-            f"{HELD_OUT.name} has {len(ids)} tokens; expected {context} x {batch}: lower --context or --batch."
+            f"{HELD_OUT.name} has {len(ids)} tokens; expected {length} x {batch}: lower --context or --batch."
         )
-    return [ids[i * context : (i + 1) * context] for i in range(batch)]
+    return [ids[i * length : (i + 1) * length] for i in range(batch)]
 
 
 def rebuild_share(context: int, batch: int) -> dict:

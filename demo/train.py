@@ -88,6 +88,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([SPECIAL[0], SPECIAL[-1]])
     plant_induction(model, tokenizer.bos_token_id, torch.Generator().manual_seed(seed))
     return model
 
