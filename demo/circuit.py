@@ -1,10 +1,10 @@
-"""Starts a Llama with an induction circuit, so that an hour of training ends with a model that looks back.
+"""Starts a Llama with an induction circuit, so that training need not find one by itself.
 
 The circuit is that of Olsson et al., "In-context Learning and Induction Heads" (2022): heads of layer 0
 attend one to four tokens back and note those tokens' embeddings; a head of layer 1 attends to the
 position whose noted tokens match the latest ones, and copies its token, or to the begin-of-text token, which
 says nothing, where two tokens in a row match nowhere. Training is free to change all
-of it; what it saves is the long plateau before such heads form by themselves.
+of it.
 
 The residual stream is laid out as ``[constant | begin of text | token: 2 .. TOKEN | noted: 4 x NOTE]``.
 """

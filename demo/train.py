@@ -1,7 +1,7 @@
 """Trains the shipped model: ``python -m demo.train OUT`` (needs the Debian packages of demo/text.py).
 
-Writes an ordinary Llama checkpoint in float16, the tokenizer and ``training.json``. About an hour and a half
-on two cores; the text splits go to ``demo/text/``.
+Writes an ordinary Llama checkpoint in float16, the tokenizer and ``training.json``. The seconds are in its
+``log.jsonl``; the text splits go to ``demo/text/``.
 """
 
 import argparse
