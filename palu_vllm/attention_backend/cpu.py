@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from palu_vllm.attention_backend.cpu_absorbed import AbsorbedScores
 from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, cover, pair_up, scratch
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
 
 DECODE_TILE = 128  # tokens; small, because the last tile of every request is partly wasted
-DECODE_FLOATS = 2**22  # latents, keys and scores of the tiles that are worked on together
+DECODE_FLOATS = 2**21  # latents, keys and scores of the tiles that are worked on together
 PREFILL_RUN = 256  # queries that share one rebuild of a tile's keys
 PREFILL_TILES = range(256, 2048)  # tokens; the fewer queries, the longer
 PREFILL_SCORES = 2**19
@@ -28,6 +29,18 @@ class Queries:
     paired: torch.Tensor  # [owners, num_kv_heads, queries_per_kv, run, head_dim] float32, scaled
     positions: torch.Tensor  # [owners, run] int64, ascending by one
     block_table: torch.Tensor  # [owners, max_blocks]
+
+
+def hide(scores: torch.Tensor, queries: Queries, tiles: Tiles, sliding_window: int | None) -> None:
+    """Sets ``scores [num_groups, tiles, heads * run, tile_tokens]`` to minus infinity where a query sees no key."""
+    # of shape [tiles, run, tile_tokens]
+    distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
+    hidden = distance < 0
+    if sliding_window is not None:
+        hidden |= distance >= sliding_window
+    if hidden.any():
+        per_query = scores.unflatten(2, (-1, hidden.shape[1]))
+        per_query.masked_fill_(hidden.unsqueeze(1), float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class TorchAttention:
         check_layer(shape, rebuild)
         self.shape = shape
         self.source = KeySource(shape, rebuild)
+        self.absorbed: dict[int, AbsorbedScores | None] = {}  # by tokens of a decoding tile
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -135,26 +149,27 @@ class TorchAttention:
         for tiles in cover(first, last, tile, tiles_per_step):
             blocks = tiles.blocks(queries.block_table, block_size)
             latents = self.source.latents(cache, blocks, tiles.unused.flatten())
-            keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
-            scores = self._scores(queries, tiles, keys)
+            scores = self._scores(queries, tiles, latents)
+            hide(scores, queries, tiles, shape.sliding_window)
             values = latents[..., shape.rank_k :].unflatten(1, (-1, tile)).flatten(0, 1)
             state.add(tiles.owner, scores, values)
         return state.result()
 
-    def _scores(self, queries: Queries, tiles: Tiles, keys: torch.Tensor) -> torch.Tensor:
-        """``[num_groups, tiles, queries of a group, tile_tokens]``, minus infinity where a query does not see a key."""
+    def _scores(self, queries: Queries, tiles: Tiles, latents: torch.Tensor) -> torch.Tensor:
+        """``[num_groups, tiles, queries of a group, tile_tokens]`` of ``latents [num_groups, tokens, ..]``."""
         shape = self.shape
         count, tile = tiles.positions.shape
+        absorbed = self._absorbed_scores(tile) if queries.positions.shape[1] == 1 else None
+        if absorbed:
+            return absorbed.scores(queries.paired.squeeze(3), tiles, latents)
+        keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
         # of shape [num_kv_heads * tiles, queries_per_kv * run, head_dim], and scores [.., .., tile]
         paired = queries.paired[tiles.owner].transpose(0, 1).flatten(2, 3).flatten(0, 1)
         scores = scratch.take("scores", len(paired), paired.shape[1], tile)
         torch.bmm(paired, keys.view(-1, tile, shape.head_dim).transpose(1, 2), out=scores)
-        # of shape [tiles, run, tile]
-        distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
-        hidden = distance < 0
-        if shape.sliding_window is not None:
-            hidden |= distance >= shape.sliding_window
-        if hidden.any():
-            per_query = scores.view(shape.num_kv_heads, count, -1, hidden.shape[1], tile)
-            per_query.masked_fill_(hidden.unsqueeze(1), float("-inf"))
         return scores.view(shape.num_groups, shape.group_size, count, -1, tile).transpose(1, 2).flatten(2, 3)
+
+    def _absorbed_scores(self, tile_tokens: int) -> AbsorbedScores | None:
+        if tile_tokens not in self.absorbed:
+            self.absorbed[tile_tokens] = AbsorbedScores.where_cheaper(self.source, tile_tokens)
+        return self.absorbed[tile_tokens]

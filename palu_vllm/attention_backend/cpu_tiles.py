@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from palu_vllm.kernels.absorbed import rotary_frequencies
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 
 
@@ -33,6 +34,7 @@ class Scratch(threading.local):
 
 scratch = Scratch()
 _rotations = WeakTensorKeyDictionary()
+_frequencies = WeakTensorKeyDictionary()
 
 
 def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
@@ -40,6 +42,13 @@ def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
     if cos_sin not in _rotations:
         _rotations[cos_sin] = torch.complex(*cos_sin.chunk(2, dim=-1))
     return _rotations[cos_sin]
+
+
+def frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
+    """``rotary_frequencies`` of the table, found once for all the layers that share it."""
+    if cos_sin not in _frequencies:
+        _frequencies[cos_sin] = rotary_frequencies(cos_sin)
+    return _frequencies[cos_sin]
 
 
 def pair_up(x: torch.Tensor) -> torch.Tensor:
@@ -81,6 +90,7 @@ class KeySource:
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
         self.shape = shape
         self.rotations = rotations(rebuild.cos_sin)
+        self.frequencies = frequencies(rebuild.cos_sin)
         self.k_up = self.k_bias = None
         if rebuild.k_up is not None:  # [num_groups, group_size, rank_k, head_dim]
             per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
@@ -108,10 +118,13 @@ class KeySource:
                 torch.bmm(latent.expand(shape.group_size, -1, -1), k_up, out=out)
         return keys if self.k_bias is None else keys.add_(self.k_bias)
 
-    def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Complex ``[tokens, head_dim / 2]``, rotations to ``positions [tokens]``; valid until the next call."""
         known = positions.clamp(max=len(self.rotations) - 1)  # unused slots may lie past the table
         angles = scratch.take("angles", len(known), self.rotations.shape[1], dtype=torch.complex64)
-        torch.index_select(self.rotations, 0, known, out=angles)
-        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(angles)
+        return torch.index_select(self.rotations, 0, known, out=angles)
+
+    def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""
+        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(self.angles(positions))
         return keys

@@ -1,0 +1,96 @@
+"""Scores of decoding queries by block-absorbed RoPE (``kernels/absorbed.py``) in vectorised torch."""
+
+import torch
+
+from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, scratch
+from palu_vllm.kernels.absorbed import FLOAT32_TOLERANCE, Absorption, plan_absorption
+
+SHORTEST_TILE = 16  # tokens
+
+
+class AbsorbedScores:
+    """Scores of one layer. Constants are prepared once; of ``k_up`` there is a copy in the layout of its products."""
+
+    def __init__(self, source: KeySource, absorption: Absorption) -> None:
+        self.shape, self.source, self.absorption = source.shape, source, absorption
+        fast = self.fast = 2 * absorption.fast  # numbers of a key that are rebuilt
+        self.conjugated = absorption.coefficients.conj().resolve_conj().unsqueeze(1)  # [terms, 1, slow pairs]
+        up = source.k_up  # [num_groups, group_size, rank_k, head_dim]
+        self.fast_up = up[..., :fast].transpose(1, 2).flatten(2).contiguous()  # [num_groups, rank_k, group_size * fast]
+        self.slow_up = up[..., fast:].transpose(2, 3).contiguous()  # [num_groups, group_size, slow, rank_k]
+
+    @classmethod
+    def where_cheaper(cls, source: KeySource, tile_tokens: int) -> "AbsorbedScores | None":
+        """None where rebuilding whole keys takes fewer operations, or where keys are stored whole."""
+        if source.k_up is None:
+            return None
+        parts = [tokens for tokens in range(SHORTEST_TILE, tile_tokens + 1) if tile_tokens % tokens == 0]
+        absorption = plan_absorption(source.frequencies, source.shape.queries_per_kv, parts, FLOAT32_TOLERANCE)
+        return absorption and cls(source, absorption)
+
+    def scores(self, paired: torch.Tensor, tiles: Tiles, latents: torch.Tensor) -> torch.Tensor:
+        """``[num_groups, tiles, heads of a group, tile_tokens]``, nothing hidden yet.
+
+        Takes ``paired [owners, num_kv_heads, queries_per_kv, head_dim]`` (``pair_up``, scaled) and ``latents
+        [num_groups, tokens, rank_k + rank_v]`` of the tiles' tokens.
+        """
+        shape = self.shape
+        count, tile = tiles.positions.shape
+        heads = shape.group_size * shape.queries_per_kv
+        scores = scratch.take("scores", shape.num_groups, count, heads, tile)
+        latent_k = latents[..., : shape.rank_k]
+        in_groups = paired.unflatten(1, (shape.num_groups, shape.group_size))
+        parts = tile // self.absorption.tile_tokens
+        starts = tiles.positions[:, :: self.absorption.tile_tokens].flatten()
+        for group in range(shape.num_groups):
+            query, latent = in_groups[tiles.owner, group], latent_k[group]
+            self._rebuilt(group, query, tiles, latent, scores[group])
+            whole = query[..., self.fast :].repeat_interleave(parts, dim=0)
+            slow = self._absorbed(group, whole, starts, latent)
+            scores[group].unflatten(-1, (parts, -1)).add_(slow.unflatten(0, (count, parts)).transpose(1, 2))
+        return scores
+
+    def _rebuilt(
+        self, group: int, query: torch.Tensor, tiles: Tiles, latent: torch.Tensor, scores: torch.Tensor
+    ) -> None:
+        """Writes the fast pairs' part of ``scores [tiles, heads, tile_tokens]``, where keys are rebuilt and rotated.
+
+        Takes ``query [tiles, group_size, queries_per_kv, head_dim]`` and ``latent [tokens, rank_k]``.
+        """
+        shape = self.shape
+        count, tile = tiles.positions.shape
+        keys = scratch.take("keys", len(latent), shape.group_size, self.fast)
+        torch.mm(latent, self.fast_up[group], out=keys.flatten(1))
+        if self.source.k_bias is not None:
+            keys.add_(self.source.k_bias.view(shape.num_groups, shape.group_size, -1)[group, :, : self.fast])
+        angles = self.source.angles(tiles.positions.flatten())[:, None, : self.absorption.fast]
+        torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(angles)
+        # of shape [tiles, heads, group_size * fast], zero where a query meets another head's key: one large product
+        apart = scratch.take("apart", *query.shape[:3], shape.group_size, self.fast).zero_()
+        apart.diagonal(dim1=1, dim2=3).copy_(query[..., : self.fast].permute(0, 2, 3, 1))
+        torch.bmm(apart.view(*scores.shape[:2], -1), keys.view(count, tile, -1).transpose(1, 2), out=scores)
+
+    def _absorbed(self, group: int, query: torch.Tensor, starts: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """The slow pairs' part, ``[parts, heads, tokens of a part]``.
+
+        Takes ``query [parts, group_size, queries_per_kv, slow]``, each part's first position ``starts [parts]``
+        and ``latent [tokens, rank_k]``.
+        """
+        shape, basis = self.shape, self.absorption.basis
+        pairs = torch.view_as_complex(query.permute(1, 2, 0, 3).unflatten(-1, (-1, 2)))
+        angles = self.source.angles(starts)[:, self.absorption.fast :].conj()
+        # complex [group_size, queries_per_kv, terms, parts, slow pairs]
+        moved = scratch.take("moved", *pairs.shape[:2], len(basis), *pairs.shape[2:], dtype=torch.complex64)
+        torch.mul((pairs * angles).unsqueeze(2), self.conjugated, out=moved)
+        rows = torch.view_as_real(moved).flatten(1, 3).flatten(2)
+        # of shape [group_size * queries_per_kv * terms, parts, rank_k]
+        u = scratch.take("u", rows[..., 0].numel() // len(query), len(query), shape.rank_k)
+        torch.bmm(rows, self.slow_up[group], out=u.view(*rows.shape[:2], shape.rank_k))
+        latents = latent.view(len(query), -1, shape.rank_k)
+        products = scratch.take("products", len(query), len(u), latents.shape[1])
+        torch.bmm(u.transpose(0, 1), latents.transpose(1, 2), out=products)
+        if self.source.k_bias is not None:
+            bias = self.source.k_bias.view(shape.num_groups, shape.group_size, -1, 1)[group, :, self.fast :]
+            products.add_(torch.bmm(rows, bias).view(len(u), -1, 1).transpose(0, 1))
+        summed = scratch.take("summed", len(query), len(u) // len(basis), latents.shape[1])
+        return torch.sum(products.unflatten(1, (-1, len(basis))).mul_(basis), 2, out=summed)
