@@ -1,6 +1,6 @@
 """The attention tensors of one compressed layer, from dense projections to the checkpoint's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, projection
 from offline_compress.source import SourceModel
 from palu_vllm.config import LayerShape
 
-Put = Callable[[str, torch.Tensor], None]
+Put = Callable[[str, Iterable[torch.Tensor]], None]
 
 
 class LayerErrors(NamedTuple):
@@ -27,64 +27,63 @@ def write_attention(
     layer: int,
     shape: LayerShape,
     bias: bool,
-    whitening: torch.Tensor | None,
+    second_moment: torch.Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerErrors:
-    """Passes every tensor of the layer to ``put(name below self_attn., tensor)``.
+    """Passes every tensor of the layer to ``put(name below self_attn., runs of its rows)``.
 
-    ``whitening`` is the factor ``S`` of the layer's inputs or None for plain SVD. A projection at full rank is passed
-    on as it is stored.
+    ``second_moment`` is ``H`` of the layer's inputs or None for plain SVD. A projection at full rank is passed on as it
+    is stored.
     """
 
     def read(name: str) -> torch.Tensor:
         return source.tensor(projection(layer, name)).to(device)
 
-    put("q_proj.weight", read(QUERY))
-    key_error = _write_key(put, read(KEY), shape, whitening)
-    value_error = _write_value(put, read(VALUE), read(OUTPUT), shape, whitening, dtype)
+    put("q_proj.weight", source.chunks(projection(layer, QUERY)))
+    key_error = _write_key(put, read(KEY), shape, second_moment)
+    value_error = _write_value(put, read, shape, second_moment, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
     return LayerErrors(key_error, value_error)
 
 
-def _write_key(put: Put, weight: torch.Tensor, shape: LayerShape, whitening: torch.Tensor | None) -> float:
+def _write_key(put: Put, weight: torch.Tensor, shape: LayerShape, second_moment: torch.Tensor | None) -> float:
     if not shape.has_k_up:
-        put("k_down.weight", weight)
+        put("k_down.weight", [weight])
         return 0.0
-    factors = decompose(weight, shape.num_groups, shape.rank_k, whitening)
-    put("k_down.weight", factors.down)
-    put("k_up", factors.up)
+    factors = decompose(weight, shape.num_groups, shape.rank_k, second_moment)
+    put("k_down.weight", [factors.down])
+    put("k_up", [factors.up])
     return factors.relative_error
 
 
 def _write_value(
     put: Put,
-    weight: torch.Tensor,
-    output: torch.Tensor,
+    read: Callable[[str], torch.Tensor],
     shape: LayerShape,
-    whitening: torch.Tensor | None,
+    second_moment: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> float:
     if shape.value_path == "uncompressed":
-        put("v_down.weight", weight)
-        put("o_proj.weight", output)
+        put("v_down.weight", [read(VALUE)])
+        put("o_proj.weight", [read(OUTPUT)])
         return 0.0
-    factors = decompose(weight, shape.num_groups, shape.rank_v, whitening)
-    put("v_down.weight", factors.down)
+    factors = decompose(read(VALUE), shape.num_groups, shape.rank_v, second_moment)
+    put("v_down.weight", [factors.down])
     if shape.value_path == "factored":
-        put("v_up", factors.up)
-        put("o_proj.weight", output)
+        put("v_up", [factors.up])
+        put("o_proj.weight", [read(OUTPUT)])
     else:
-        put("o_proj.weight", fuse_output(output, factors.up, shape.num_kv_heads, dtype))
+        put("o_proj.weight", fuse_output(read(OUTPUT), factors.up, shape.num_kv_heads, dtype))
     return factors.relative_error
 
 
 def _write_biases(put: Put, source: SourceModel, layer: int, shape: LayerShape, output: torch.Tensor) -> None:
     """Query and key biases as they are; the value bias leaves attention as a constant of the output projection."""
-    put("q_proj.bias", source.tensor(projection(layer, QUERY, "bias")))
-    put("k_bias", source.tensor(projection(layer, KEY, "bias")))
+    put("q_proj.bias", [source.tensor(projection(layer, QUERY, "bias"))])
+    put("k_bias", [source.tensor(projection(layer, KEY, "bias"))])
     value_bias = source.tensor(projection(layer, VALUE, "bias")).to(output.device)
     constant = constant_output(output, value_bias, shape.num_kv_heads)
     own = projection(layer, OUTPUT, "bias")
-    put("o_proj.bias", constant + source.tensor(own).to(output.device) if own in source.files else constant)
+    put("o_proj.bias", [constant + source.tensor(own).to(output.device) if own in source.tensors else constant])

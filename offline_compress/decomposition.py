@@ -1,16 +1,21 @@
 """Low-rank factors of a projection, one group of heads at a time: pure functions in float64.
 
-Paper (Palu, section 3): ``W_g ~ up_g down_g``. Whitened by ``S`` with ``S S^T = H``, the mean of ``x x^T``:
-``W_g S = U Sigma V^T``, ``up = U_r sqrt(Sigma_r)``, ``down = sqrt(Sigma_r) V_r^T S^-1``. The squared error on the data
-that gave ``H`` is then the sum of the discarded squared singular values. Plain SVD is ``S = I``.
+Paper (Palu, section 3): ``W_g ~ up_g down_g`` from the truncated SVD ``W_g S = U Sigma V^T`` with ``S S^T = H``, the
+mean of ``x x^T``: ``up = U_r sqrt(Sigma_r)``, ``down = sqrt(Sigma_r) V_r^T S^-1``. The squared error on the data that
+gave ``H`` is then the sum of the discarded squared singular values. Plain SVD is ``S = I``.
+
+Neither ``S`` nor ``V`` is needed: ``U`` and ``Sigma^2`` are eigenvectors and eigenvalues of ``W_g H W_g^T``, and
+``sqrt(Sigma_r) V_r^T S^-1`` is ``Sigma_r^-1/2 U_r^T W_g``. That is a matrix of the group's width instead of the hidden
+size times it, worked on in place. What it misses lies below ``1e-8`` of the largest singular value.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 RELATIVE_DAMPING = 1e-6
+# rows of a projection that are widened to float64 at a time
+BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class Factors:
     relative_error: float
 
 
-def whitening_factor(second_moment: torch.Tensor) -> torch.Tensor:
-    """Lower triangular ``S [hidden, hidden]`` with ``S S^T = H + damping``, in the memory of ``H``.
+def damp(second_moment: torch.Tensor) -> torch.Tensor:
+    """``H [hidden, hidden]`` with damping added in place, so that directions without data keep their weights' order.
 
     The damping is ``1e-6`` of the mean of the diagonal, so that it scales with the activations. Raises ValueError
     where ``H`` is not finite or all zero.
@@ -36,42 +41,52 @@ def whitening_factor(second_moment: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(mean) or mean <= 0:
         raise ValueError("the inputs of this layer are all zero or not finite")
     second_moment.diagonal().add_(RELATIVE_DAMPING * mean)
-    # H is symmetric, and its transpose has the column order that LAPACK works on in place
-    factor, info = second_moment.mT, torch.empty((), dtype=torch.int32, device=second_moment.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, info))
-    if info.item():
-        raise ValueError("the second moment of this layer's inputs is not positive definite")
-    return factor
+    return second_moment
+
+
+def gram_matrix(weight: torch.Tensor, second_moment: torch.Tensor | None) -> torch.Tensor:
+    """Lower triangle of ``W H W^T [full, full]`` in float64, in the column order that LAPACK works on in place.
+
+    ``weight [full, hidden]`` has any float dtype, ``H`` is float64 or None for the identity.
+    """
+    blocks = weight.split(BLOCK_ROWS)
+    gram = torch.zeros(len(weight), len(weight), dtype=torch.float64, device=weight.device).mT
+    for i, rows in enumerate(blocks):
+        scaled = rows.double() if second_moment is None else rows.double() @ second_moment
+        for j, others in enumerate(blocks[: i + 1]):
+            first, second = i * BLOCK_ROWS, j * BLOCK_ROWS
+            gram[first : first + len(rows), second : second + len(others)] = scaled @ others.double().T
+    return gram
 
 
 def decompose_group(
-    weight: torch.Tensor, rank: int, whitening: torch.Tensor | None
+    weight: torch.Tensor, rank: int, second_moment: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(up [full, rank], down [rank, hidden], all singular values)`` of one group's ``weight [full, hidden]``.
+    """``(up [full, rank], down [rank, hidden], all squared singular values)`` of one group's ``weight [full, hidden]``.
 
-    All tensors are float64. ``whitening`` is ``S`` or None for plain SVD.
+    ``weight`` has any float dtype, ``second_moment`` is ``H`` or None for plain SVD; the results are float64.
     """
-    scaled = weight if whitening is None else weight @ whitening
-    # LAPACK is more than twice as fast on the tall transpose: V Sigma U^T
-    right, singular, left = torch.linalg.svd(scaled.T, full_matrices=False)
-    if rank > len(singular):
-        # a group wider than the hidden size: ranks beyond it carry nothing
-        padding = (0, rank - len(singular))
-        right, left, singular = pad(right, padding), pad(left.T, padding).T, pad(singular, padding)
-    root = singular[:rank].sqrt()
-    down = (right[:, :rank] * root).T
-    if whitening is not None:
-        down = torch.linalg.solve_triangular(whitening, down, upper=False, left=False)
-    return left[:rank].T * root, down, singular
+    vectors = gram_matrix(weight, second_moment)
+    energy = vectors.new_empty(len(weight))
+    torch.linalg.eigh(vectors, UPLO="L", out=(energy, vectors))
+    energy = energy.flip(0).clamp_(min=0)
+    left = vectors[:, -rank:].flip(1)
+    root = energy[:rank] ** 0.25
+    down = left.new_zeros(rank, weight.shape[1])
+    for rows, part in zip(weight.split(BLOCK_ROWS), left.split(BLOCK_ROWS), strict=True):
+        down.addmm_(part.T, rows.double())
+    # a direction without energy has no latent
+    down.div_(root.where(root > 0, torch.inf)[:, None])
+    return left.mul_(root), down, energy
 
 
-def decompose(weight: torch.Tensor, num_groups: int, rank: int, whitening: torch.Tensor | None = None) -> Factors:
+def decompose(weight: torch.Tensor, num_groups: int, rank: int, second_moment: torch.Tensor | None = None) -> Factors:
     """Factors of a projection ``weight [num_groups * full, hidden]`` of any float dtype, equal rank in all groups."""
-    downs, ups, lost, total = [], [], 0.0, 0.0
-    for rows in weight.chunk(num_groups):
-        up, down, singular = decompose_group(rows.double(), rank, whitening)
-        ups.append(up.T)
-        downs.append(down)
-        energy = singular.square()
+    full, hidden = weight.shape[0] // num_groups, weight.shape[1]
+    downs = torch.empty(num_groups, rank, hidden, dtype=torch.float64, device=weight.device)
+    ups, lost, total = downs.new_empty(num_groups, rank, full), 0.0, 0.0
+    for group, rows in enumerate(weight.chunk(num_groups)):
+        up, downs[group], energy = decompose_group(rows, rank, second_moment)
+        ups[group] = up.T
         lost, total = lost + energy[rank:].sum().item(), total + energy.sum().item()
-    return Factors(torch.cat(downs), torch.stack(ups), (lost / total) ** 0.5 if total else 0.0)
+    return Factors(downs.flatten(0, 1), ups, (lost / total) ** 0.5 if total else 0.0)

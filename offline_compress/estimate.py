@@ -1,13 +1,16 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
-from offline_compress.model_access import WIDENED_ROWS
+from offline_compress.fuse_output import FUSED_ROWS
+from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
 from offline_compress.plan import Plan
-from palu_vllm.config import PaluConfig
+from offline_compress.source import CHUNK_BYTES
+from palu_vllm.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8
-# what allocator, thread pools and linear algebra libraries add: 1.37 measured at 7B shape (compressor_memory.json)
-OVERHEAD = 1.4
+# what torch and its linear algebra add to the interpreter when they are first used, measured
+LIBRARY_BYTES = 48 << 20
+FISHER_OVERHEAD = 1.4
 
 
 def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
@@ -16,47 +19,46 @@ def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
 
 
 def activation_bytes(plan: Plan, samples: int) -> int:
-    """The file of activations between two layers; its pages can leave memory."""
+    """The file of activations between two layers, gone at the end."""
     return samples * plan.seqlen * plan.geometry.hidden_size * FLOAT32
 
 
 def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
-    """The most that one layer needs: running it on a sample, or decomposing it afterwards."""
+    """The most that one layer needs beyond the interpreter: running it on a sample, or decomposing it afterwards."""
     moment = FLOAT64 * plan.geometry.hidden_size**2 if samples else 0
-    running = _layer_weights(plan) + _widened_rows(plan) + moment + _sample_work(plan) if samples else 0
-    peak = max(running, 2 * moment + _decomposition_work(plan, palu))
-    return int(OVERHEAD * peak) + activation_bytes(plan, samples)
-
-
-def _layer_weights(plan: Plan) -> int:
-    source = plan.source
-    return sum(source.num_bytes(name) for name in source.files if name.startswith("model.layers.0."))
-
-
-def _widened_rows(plan: Plan) -> int:
-    """Rows of the widest matrix of a layer once more, in float32."""
-    return FLOAT32 * WIDENED_ROWS * max(plan.config.intermediate_size, plan.geometry.hidden_size)
+    running = _sample_work(plan) if samples else 0
+    decomposing = max(_decomposition_work(plan, rank) for rank in (*palu.rank_k, *palu.rank_v))
+    return LIBRARY_BYTES + moment + max(running, decomposing, 3 * CHUNK_BYTES)
 
 
 def _sample_work(plan: Plan) -> int:
-    """Activations inside a layer for one sample: three of the feed-forward width, six of the hidden width."""
-    return FLOAT32 * plan.seqlen * (3 * plan.config.intermediate_size + 6 * plan.geometry.hidden_size)
+    """A sample and what a layer makes of it, in float32: whichever of its steps needs most at once."""
+    hidden, inner = plan.geometry.hidden_size, plan.config.intermediate_size
+    attention, gate, down = 9 * hidden, 3 * hidden + 3 * inner, 4 * hidden + inner
+    widened = (FLOAT32 + _stored_bytes(plan)) * WIDENED_ROWS * inner
+    return max(FLOAT32 * plan.seqlen * max(attention, gate), FLOAT32 * plan.seqlen * down + widened)
 
 
-def _decomposition_work(plan: Plan, palu: PaluConfig) -> int:
-    """Projections as stored, both factors in float64, one group's SVD, the fused output projection."""
-    hidden, width = plan.geometry.hidden_size, plan.geometry.num_kv_heads * plan.geometry.head_dim
-    group = FLOAT64 * plan.full_rank * (5 * hidden + 4 * plan.full_rank)
-    output = FLOAT32 * hidden * plan.geometry.num_heads * max(*palu.rank_v, plan.geometry.head_dim)
-    return group + output + FLOAT64 * 2 * hidden * width
+def _decomposition_work(plan: Plan, rank: int) -> int:
+    """A projection as stored, both factors in float64, and either the eigenvectors of a group or writing the result."""
+    hidden, full, groups = plan.geometry.hidden_size, plan.full_rank, plan.num_groups
+    group_factors = FLOAT64 * rank * (hidden + full)
+    # the matrix itself and twice its size for LAPACK
+    eigenvectors = 3 * FLOAT64 * full**2
+    written = 3 * DTYPE_BYTES[plan.dtype] * max(groups * rank * hidden, FUSED_ROWS * plan.geometry.num_heads * rank)
+    dense = _stored_bytes(plan) * hidden * max(groups * full, plan.geometry.num_heads * plan.geometry.head_dim)
+    return dense + max((groups - 1) * group_factors + eigenvectors, groups * group_factors + written)
+
+
+def _stored_bytes(plan: Plan) -> int:
+    """Bytes per element of the projections."""
+    return plan.source.tensors[projection(0, KEY)].dtype.itemsize
 
 
 def fisher_memory_bytes(plan: Plan) -> int:
     """The whole model in float32, squared gradients, one sample's activations and logits with their gradients."""
     geometry, config = plan.geometry, plan.config
-    parameters = sum(
-        plan.source.num_bytes(name) // plan.source.stored_dtype(name).itemsize for name in plan.source.files
-    )
+    parameters = sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in plan.source.tensors.values())
     matrices = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * geometry.hidden_size
     per_token = geometry.num_layers * (12 * geometry.hidden_size + 5 * config.intermediate_size) + 4 * config.vocab_size
-    return int(OVERHEAD * FLOAT32 * (parameters + 2 * matrices + plan.seqlen * per_token))
+    return int(FISHER_OVERHEAD * FLOAT32 * (parameters + 2 * matrices + plan.seqlen * per_token))

@@ -4,11 +4,17 @@
 a value bias leaves attention as the constant ``O b_v``.
 """
 
+from collections.abc import Iterator
+
 import torch
 
+FUSED_ROWS = 128
 
-def fuse_output(output: torch.Tensor, value_up: torch.Tensor, num_kv_heads: int, dtype: torch.dtype) -> torch.Tensor:
-    """``O' [hidden, num_heads * rank_v]`` in ``dtype``, multiplied in float64.
+
+def fuse_output(
+    output: torch.Tensor, value_up: torch.Tensor, num_kv_heads: int, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """``O' [hidden, num_heads * rank_v]`` in ``dtype``, multiplied in float64, some rows at a time.
 
     ``output`` is ``O [hidden, num_heads * head_dim]`` of any float dtype, ``value_up`` is float64
     ``[num_groups, rank_v, group_size * head_dim]``.
@@ -16,13 +22,14 @@ def fuse_output(output: torch.Tensor, value_up: torch.Tensor, num_kv_heads: int,
     num_groups, rank, full = value_up.shape
     head_dim = num_groups * full // num_kv_heads
     num_heads = output.shape[1] // head_dim
-    # num_kv_heads x rank x head_dim
-    per_head = value_up.view(num_groups, rank, -1, head_dim).transpose(1, 2).reshape(num_kv_heads, rank, head_dim)
-    fused = output.new_empty(output.shape[0], num_heads * rank, dtype=dtype)
-    for head, columns in enumerate(output.split(head_dim, dim=1)):
-        kv_head = head * num_kv_heads // num_heads
-        fused[:, head * rank : (head + 1) * rank] = columns.double() @ per_head[kv_head].T
-    return fused
+    # num_groups x rank x group_size x head_dim
+    per_head = value_up.view(num_groups, rank, -1, head_dim)
+    for rows in output.split(FUSED_ROWS):
+        fused = output.new_empty(len(rows), num_heads * rank, dtype=dtype)
+        for head, columns in enumerate(rows.split(head_dim, dim=1)):
+            group, inside = divmod(head * num_kv_heads // num_heads, num_kv_heads // num_groups)
+            fused[:, head * rank : (head + 1) * rank] = columns.double() @ per_head[group, :, inside].T
+        yield fused
 
 
 def constant_output(output: torch.Tensor, value_bias: torch.Tensor, num_kv_heads: int) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Where each family keeps its projections and how one decoder layer runs. The only module that knows HF's names.
 
-All three families name their modules alike, so one set of names serves them. Layers are computed in float32 with
-weights kept in their stored dtype and widened some rows at a time: half-precision products are slow or missing on
-many CPUs, and statistics gain from the precision.
+All three families name their modules alike, so one set of names serves them. Layers are computed in float32, each
+matrix read and widened some rows at a time while it is multiplied: half-precision products are slow or missing on many
+CPUs, statistics gain from the precision, and no layer is ever in memory as a whole.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,36 +60,42 @@ def check_shapes(source: SourceModel, config: PreTrainedConfig) -> None:
     """Raises CompressionError unless every tensor is there in the shape that ``config.json`` says, and no other."""
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
     for name, shape in expected.items():
-        found = source.shapes.get(name)
+        found = source.tensors.get(name)
         if found is None and not (name == TIED and config.tie_word_embeddings):
             raise CompressionError(
                 f"{source.directory} lacks tensor {name} of shape {list(shape)}; fetch the model again."
             )
-        if found is not None and found != shape:
+        if found is not None and found.shape != shape:
             raise CompressionError(
-                f"{name} has shape {list(found)}, expected {list(shape)} from config.json; "
+                f"{name} has shape {list(found.shape)}, expected {list(shape)} from config.json; "
                 "fetch weights and config.json that belong together."
             )
-    extra = [name for name in source.shapes if name not in expected and not name.endswith(DERIVED)]
+    extra = [name for name in source.tensors if name not in expected and not name.endswith(DERIVED)]
     if extra:
         raise CompressionError(
             f"{source.directory} has tensor {min(extra)}, unknown to {config.model_type}; it cannot be compressed."
         )
 
 
-class WideningLinear(nn.Linear):
-    """A linear layer whose weight is stored narrow and multiplied in the dtype of its input, some rows at a time."""
+class StreamedLinear(nn.Linear):
+    """A linear layer that asks for its weight anew whenever it is used, and widens it to the dtype of its input.
+
+    ``row_blocks()`` gives the weight in consecutive runs of rows of any float dtype; ``weight`` itself stays empty.
+    """
+
+    row_blocks: Callable[[], Iterable[torch.Tensor]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output = x.new_empty(*x.shape[:-1], self.out_features)
-        parts = output.split(WIDENED_ROWS, dim=-1)
-        for part, rows in zip(parts, self.weight.split(WIDENED_ROWS), strict=True):
+        output, start = x.new_empty(*x.shape[:-1], self.out_features), 0
+        for rows in self.row_blocks():
+            part = output.narrow(-1, start, len(rows))
             part.copy_(nn.functional.linear(x, rows.to(x.dtype)))
+            start += len(rows)
         return output if self.bias is None else output.add_(self.bias)
 
 
 class LayerRunner:
-    """Runs the decoder layers one after the other, each with its weights in memory only while it is held."""
+    """Runs the decoder layers one after the other."""
 
     def __init__(self, source: SourceModel, config: PreTrainedConfig, device: torch.device):
         self.source, self.config, self.device = source, config, device
@@ -99,20 +105,30 @@ class LayerRunner:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` float32 input of the first layer."""
-        return self.source.tensor(EMBEDDING)[tokens].float()
+        return self.source.tensors[EMBEDDING].select(tokens.tolist()).float()
 
     def load(self, layer: int) -> nn.Module:
-        """Decoder layer ``layer`` with its weights as stored."""
+        """Decoder layer ``layer``: norms and biases in memory, matrices read while they are multiplied."""
         with torch.device("meta"):
             module = self.layer_type(self.config, layer)
         prefix = f"model.layers.{layer}."
-        weights = {name: self.source.tensor(prefix + name).to(self.device) for name in module.state_dict()}
-        module.load_state_dict(weights, assign=True)
-        for child in module.modules():
+        for name, child in module.named_modules():
             if type(child) is nn.Linear:
-                child.__class__ = WideningLinear
+                child.__class__, child.row_blocks = StreamedLinear, self._row_blocks(f"{prefix}{name}.weight")
+        small = [name for name, value in module.state_dict().items() if value.dim() == 1]
+        weights = {name: self.source.tensor(prefix + name).to(self.device) for name in small}
+        module.load_state_dict(weights, assign=True, strict=False)
         return module.eval()
 
+    def _row_blocks(self, name: str) -> Callable[[], Iterable[torch.Tensor]]:
+        """Reads from the file each time; an accelerator keeps the weight in its own memory."""
+        stored = self.source.tensors[name]
+        if self.device.type == "cpu":
+            return lambda: stored.blocks(WIDENED_ROWS)
+        held = stored.read().to(self.device)
+        return lambda: held.split(WIDENED_ROWS)
+
+    @torch.no_grad()
     def run(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Output of a loaded layer for one sample ``hidden [tokens, hidden]`` float32, same shape."""
         hidden = hidden[None].to(self.device)
@@ -143,7 +159,7 @@ def kv_input(module: nn.Module) -> nn.Module:
 def whole_model(source: SourceModel, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
     """The complete model in float32."""
     model = skeleton(config)
-    weights = {name: source.tensor(name).float().to(device) for name in model.state_dict() if name in source.files}
+    weights = {name: source.tensor(name).float().to(device) for name in model.state_dict() if name in source.tensors}
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)

@@ -34,11 +34,10 @@ def tensor_specs(plan: Plan, palu: PaluConfig) -> Iterator[TensorSpec]:
     With ``--dtype auto`` tensors that are passed through keep the dtype they are stored in.
     """
     dtype = getattr(torch, plan.dtype)
-    for name, shape in plan.source.shapes.items():
+    for name, stored in plan.source.tensors.items():
         if not is_replaced(name):
-            stored = plan.source.stored_dtype(name)
-            keep = plan.options.dtype == "auto" or not stored.is_floating_point
-            yield TensorSpec(name, stored if keep else dtype, shape)
+            keep = plan.options.dtype == "auto" or not stored.dtype.is_floating_point
+            yield TensorSpec(name, stored.dtype if keep else dtype, stored.shape)
     for name, shape in attention_tensors(palu, plan.geometry).items():
         yield TensorSpec(name, dtype, shape)
 

@@ -10,7 +10,7 @@ import torch
 
 from offline_compress.attention_layer import LayerErrors, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
-from offline_compress.decomposition import whitening_factor
+from offline_compress.decomposition import damp
 from offline_compress.fisher import fisher_information, group_importance
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
@@ -57,7 +57,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
     with staged_directory(options.out) as staging:
         check_finite(source)
         release_freed_memory()
-        on_event({"event": "checked", "text": f"{len(source.files)} tensors of {source.name} are finite"})
+        on_event({"event": "checked", "text": f"{len(source.tensors)} tensors of {source.name} are finite"})
         palu = _decide(plan, samples, on_event)
         layers = _write_weights(plan, palu, samples, staging, on_event)
         (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
@@ -111,19 +111,19 @@ def _write_weights(
 ) -> list[LayerErrors]:
     """Writes every tensor; returns the errors of each layer."""
     writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES)
-    whitening = _whitening_factors(plan, samples, staging)
+    moments = _second_moments(plan, samples, staging)
     errors = []
     for layer in range(plan.geometry.num_layers):
-        errors.append(_write_layer(plan, palu, layer, whitening, writer, on_event))
-    for name in plan.source.files:
+        errors.append(_write_layer(plan, palu, layer, moments, writer, on_event))
+    for name in plan.source.tensors:
         if not is_replaced(name):
             writer.write(name, plan.source.chunks(name))
     writer.finish()
     return errors
 
 
-def _whitening_factors(plan: Plan, samples: CalibrationSamples | None, scratch: Path) -> Iterator[torch.Tensor | None]:
-    """``S`` of every layer in order, or None for each where the objective is plain SVD."""
+def _second_moments(plan: Plan, samples: CalibrationSamples | None, scratch: Path) -> Iterator[torch.Tensor | None]:
+    """Damped ``H`` of every layer in order, or None for each where the objective is plain SVD."""
     if not plan.needs_whitening:
         yield from [None] * plan.geometry.num_layers
         return
@@ -132,12 +132,12 @@ def _whitening_factors(plan: Plan, samples: CalibrationSamples | None, scratch: 
     moments = layer_statistics(runner, tokens, scratch)
     for layer in range(plan.geometry.num_layers):
         # nothing here may keep a matrix alive while the next layer runs
-        yield _whitening_factor(layer, next(moments))
+        yield _damped(layer, next(moments))
 
 
-def _whitening_factor(layer: int, moment: torch.Tensor) -> torch.Tensor:
+def _damped(layer: int, moment: torch.Tensor) -> torch.Tensor:
     try:
-        return whitening_factor(moment)
+        return damp(moment)
     except ValueError as error:
         raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
 
@@ -146,18 +146,18 @@ def _write_layer(
     plan: Plan,
     palu: PaluConfig,
     layer: int,
-    whitening: Iterator[torch.Tensor | None],
+    moments: Iterator[torch.Tensor | None],
     writer: CheckpointWriter,
     on_event: OnEvent,
 ) -> LayerErrors:
     started, prefix = time.monotonic(), attention_prefix(layer)
     errors = write_attention(
-        lambda name, tensor: writer.write(prefix + name, [tensor]),
+        lambda name, chunks: writer.write(prefix + name, chunks),
         plan.source,
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
-        next(whitening),
+        next(moments),
         getattr(torch, plan.dtype),
         plan.device,
     )

@@ -79,7 +79,7 @@ class Plan:
             rank_k=ranks[0],
             rank_v=ranks[1],
             value_path="fused",
-            attention_bias=projection(0, KEY, "bias") in self.source.files,
+            attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,
             search=self.options.search,
             calibration=calibration,

@@ -40,7 +40,7 @@ def git_revision() -> str | None:
 def model_digest(source: SourceModel) -> str:
     """sha256 over the names and contents of ``config.json`` and all weight files."""
     total = hashlib.sha256()
-    for path in sorted({source.directory / "config.json", *source.files.values()}):
+    for path in sorted({source.directory / "config.json", *(tensor.file for tensor in source.tensors.values())}):
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

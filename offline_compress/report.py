@@ -8,7 +8,7 @@ import torch
 
 from offline_compress.attention_layer import LayerErrors
 from offline_compress.calibration import CalibrationSamples
-from offline_compress.estimate import disk_bytes, fisher_memory_bytes, layer_memory_bytes
+from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
 from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
@@ -54,6 +54,7 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
         "predicted_layer_memory_bytes": layers,
         "predicted_fisher_memory_bytes": whole,
         "disk_bytes": disk_bytes(plan, palu),
+        "temporary_disk_bytes": activation_bytes(plan, count),
     }
 
 

@@ -1,7 +1,6 @@
 """The dense model that is read: where it is, whether it can be compressed, and its tensors one by one.
 
-Nothing of the model is executed. Tensors are views of memory-mapped files: pages come in when they are touched and
-go when the tensor is dropped.
+Nothing of the model is executed.
 """
 
 import re
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from offline_compress.options import CompressionError
-from palu_vllm.checkpoint import INDEX, SINGLE, checkpoint_shapes, read_json, shard_of_tensor
+from offline_compress.tensor_file import StoredTensor, stored_tensors
+from palu_vllm.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
 from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, rope_type
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 16 << 20
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
 
 
@@ -30,33 +29,18 @@ class SourceModel:
     revision: str | None
     config: Mapping[str, Any]
     geometry: AttentionGeometry
-    files: Mapping[str, Path]
-    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, StoredTensor]
     dtype: str
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, a view of the mapped file."""
-        with safe_open(self.files[name], framework="pt") as handle:
-            return handle.get_tensor(name)
+        """The tensor as stored."""
+        return self.tensors[name].read()
 
     def chunks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor in runs of rows of at most 64 MiB, each mapped only while it is used."""
-        shape = self.shapes[name]
-        if not shape:
-            yield self.tensor(name)
-            return
-        rows_at_once = max(1, CHUNK_BYTES * shape[0] // max(1, self.num_bytes(name)))
-        for start in range(0, shape[0], rows_at_once):
-            with safe_open(self.files[name], framework="pt") as handle:
-                yield handle.get_slice(name)[start : start + rows_at_once]
-
-    def num_bytes(self, name: str) -> int:
-        return self.stored_dtype(name).itemsize * torch.Size(self.shapes[name]).numel()
-
-    def stored_dtype(self, name: str) -> torch.dtype:
-        with safe_open(self.files[name], framework="pt") as handle:
-            shape = self.shapes[name]
-            return (handle.get_slice(name)[:0] if shape else handle.get_tensor(name)).dtype
+        """The tensor in runs of rows of at most 16 MiB."""
+        stored = self.tensors[name]
+        rows = stored.shape[0] if stored.shape else 1
+        return stored.blocks(max(1, CHUNK_BYTES * rows // max(1, stored.num_bytes)))
 
 
 def find_directory(model: str) -> Path:
@@ -118,9 +102,14 @@ def open_source(model: str) -> SourceModel:
     except ValueError as error:
         raise CompressionError(f"{directory / 'config.json'}: {error}") from error
     name, revision = _identity(directory.resolve())
-    files, shapes = shard_of_tensor(directory), checkpoint_shapes(directory)
-    source = SourceModel(directory, name, revision, config, geometry, files, shapes, "")
-    return _with_dtype(source)
+    return _with_dtype(SourceModel(directory, name, revision, config, geometry, _tensors(directory), ""))
+
+
+def _tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint and where it lies; raises as :func:`shard_of_tensor`."""
+    files = shard_of_tensor(directory)
+    headers = {file: stored_tensors(file) for file in set(files.values())}
+    return {name: headers[file][name] for name, file in files.items()}
 
 
 def _identity(directory: Path) -> tuple[str, str | None]:
@@ -134,7 +123,7 @@ def _with_dtype(source: SourceModel) -> SourceModel:
     """Fills in the dtype in which the model is served: the configuration's, else that of the stored weights."""
     named = source.config.get("dtype") or source.config.get("torch_dtype")
     if not named:
-        named = str(source.stored_dtype(min(source.files))).removeprefix("torch.")
+        named = str(source.tensors[min(source.tensors)].dtype).removeprefix("torch.")
     if named not in DTYPE_BYTES:
         raise CompressionError(f"{source.directory} has dtype {named!r}; expected one of {', '.join(DTYPE_BYTES)}.")
     return replace(source, dtype=named)
@@ -142,9 +131,9 @@ def _with_dtype(source: SourceModel) -> SourceModel:
 
 def check_finite(source: SourceModel) -> None:
     """Reads every tensor once. Raises CompressionError naming the first one with a NaN or an infinity."""
-    for name in sorted(source.files):
+    for name in sorted(source.tensors):
         for rows in source.chunks(name):
             if rows.is_floating_point() and not torch.isfinite(rows).all():
                 raise CompressionError(
-                    f"{name} in {source.files[name]} has values that are not finite; fetch the model again."
+                    f"{name} in {source.tensors[name].file} has values that are not finite; fetch the model again."
                 )

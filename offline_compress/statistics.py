@@ -1,6 +1,6 @@
 """The second moment of what keys and values are projected from, layer by layer.
 
-One decoder layer is in memory at a time; the activations between two layers lie in a memory-mapped file.
+The activations between two layers lie in a file; in memory are one sample and one matrix of statistics.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from offline_compress.activations import activation_file
 from offline_compress.memory import release_freed_memory
 from offline_compress.model_access import LayerRunner, kv_input
 
@@ -33,16 +34,6 @@ def second_moment(module: nn.Module, width: int, device: torch.device) -> Iterat
         handle.remove()
 
 
-def activation_buffer(directory: Path, size: tuple[int, ...]) -> torch.Tensor:
-    """A float32 tensor in a file of ``directory`` that has no name any more: gone with the process."""
-    path = directory / "activations.bin"
-    numel = torch.Size(size).numel()
-    buffer = torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32)
-    path.unlink()
-    return buffer.view(size)
-
-
-@torch.no_grad()
 def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -> Iterator[torch.Tensor]:
     """For every layer in order, the mean of ``x x^T [hidden, hidden]`` in float64 over all tokens.
 
@@ -50,16 +41,15 @@ def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -
     dense model: errors of earlier layers do not enter.
     """
     hidden_size = runner.source.geometry.hidden_size
-    hidden = activation_buffer(scratch, (*tokens.shape, hidden_size))
-    for sample, row in zip(hidden, tokens, strict=True):
-        sample.copy_(runner.embed(row))
-    for layer in range(runner.source.geometry.num_layers):
-        module = runner.load(layer)
-        with second_moment(kv_input(module), hidden_size, runner.device) as total:
-            for sample in hidden:
-                sample.copy_(runner.run(module, sample))
-                release_freed_memory()
-        del module
-        release_freed_memory()
-        yield total.div_(tokens.numel())
-        del total
+    with activation_file(scratch, (tokens.shape[1], hidden_size)) as samples:
+        for number, row in enumerate(tokens):
+            samples.write(number, runner.embed(row))
+        for layer in range(runner.source.geometry.num_layers):
+            module = runner.load(layer)
+            with second_moment(kv_input(module), hidden_size, runner.device) as total:
+                for number in range(len(tokens)):
+                    samples.write(number, runner.run(module, samples.read(number)))
+                    release_freed_memory()
+            del module
+            yield total.div_(tokens.numel())
+            del total

@@ -14,21 +14,10 @@ from typing import NamedTuple
 import torch
 
 from offline_compress.options import CompressionError
+from offline_compress.tensor_file import DTYPE_NAMES
 from palu_vllm.checkpoint import INDEX, SINGLE
 
 MAX_SHARD_BYTES = 5_000_000_000
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class TensorSpec(NamedTuple):

@@ -7,13 +7,14 @@ HIDDEN, HEAD_DIM, RANK = 10, 4, 3
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "group_size"), [(4, 4, 2), (8, 4, 2), (6, 2, 1), (8, 2, 2)])
-def test_fused_output_equals_rebuilding_values_first(heads, kv_heads, group_size):
+def test_fused_output_equals_rebuilding_values_first(heads, kv_heads, group_size, monkeypatch):
+    monkeypatch.setattr("offline_compress.fuse_output.FUSED_ROWS", 3)
     torch.manual_seed(0)
     groups = kv_heads // group_size
     output = torch.randn(HIDDEN, heads * HEAD_DIM).double()
     value_up = torch.randn(groups, RANK, group_size * HEAD_DIM).double()
     latents = torch.randn(heads, RANK).double()  # what attention returns for each query head
-    fused = fuse_output(output, value_up, kv_heads, torch.float64)
+    fused = torch.cat(list(fuse_output(output, value_up, kv_heads, torch.float64)))
     expected = torch.zeros(HIDDEN).double()
     for head in range(heads):
         kv_head = head // (heads // kv_heads)

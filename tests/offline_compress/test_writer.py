@@ -3,7 +3,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offline_compress.options import CompressionError
-from offline_compress.writer import DTYPE_NAMES, CheckpointWriter, TensorSpec, plan_shards
+from offline_compress.tensor_file import DTYPE_NAMES
+from offline_compress.writer import CheckpointWriter, TensorSpec, plan_shards
 from palu_vllm.checkpoint import INDEX, SINGLE, iterate_tensors
 
 TENSORS = {

@@ -1,0 +1,48 @@
+"""What a compression holds in memory, measured on a model whose layers outweigh everything else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from offline_compress import compress
+from offline_compress.memory import peak_memory_bytes, resident_memory_bytes
+from offline_compress.source import open_source
+from tests.offline_compress.tiny import build_dense
+
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+}
+OPTIONS = {"search": "uniform", "calib_samples": 2, "calib_seqlen": 64, "group_size": 1, "device": "cpu"}
+
+
+def compressed_by_the_command(model: Path, out: Path, text: str) -> dict:
+    """The report of a compression in a process of its own."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"calib_data": text}).items()]
+    subprocess.run([sys.executable, "-m", "offline_compress", str(model), str(out), *flags], check=True)
+    return json.loads((out / "palu_report.json").read_text())
+
+
+def test_no_layer_is_in_memory_as_a_whole_and_the_peak_is_predicted(tmp_path, text):
+    model = build_dense(tmp_path / "model", dtype="bfloat16", **SHAPE)
+    predicted = compress(model, tmp_path / "out", dry_run=True, calib_data=text, **OPTIONS)[
+        "predicted_layer_memory_bytes"
+    ]
+    report = compressed_by_the_command(model, tmp_path / "out", text)
+    added = report["peak_memory_bytes"] - report["baseline_memory_bytes"]
+    tensors = open_source(str(model)).tensors
+    layer = sum(tensor.num_bytes for name, tensor in tensors.items() if name.startswith("model.layers.0."))
+    moment = 8 * SHAPE["hidden_size"] ** 2
+    assert added < layer + moment
+    assert 0.75 * predicted < added < 1.15 * predicted
+
+
+def test_memory_is_measured():
+    before = resident_memory_bytes()
+    block = bytearray(b"x" * (64 << 20))
+    assert resident_memory_bytes() - before > len(block) / 2
+    assert peak_memory_bytes() >= 0.95 * resident_memory_bytes()
