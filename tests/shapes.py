@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.latent_format import LatentFormat, SlotFormat, cut_into_tiers
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,12 @@ class Layer:
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
+
+    def packed(self, shares_k: list[tuple[float, int]], shares_v: list[tuple[float, int]]) -> "Layer":
+        """The same layer with latents in tiers of ``(share of the rank, bits)``."""
+        key = LatentFormat(cut_into_tiers(self.shape.rank_k, shares_k), "float32")
+        value = LatentFormat(cut_into_tiers(self.shape.rank_v, shares_v), "float32")
+        return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
 
 def sizes(heads: int, kv_heads: int, head_dim: int, group_size: int, rank_k: int, rank_v: int) -> AttentionShape:
@@ -33,6 +40,16 @@ LAYERS = {
     "uncompressed": Layer(sizes(4, 2, 64, 2, 128, 128), compressed=False),
     "uncompressed_bias_head_dim_80": Layer(sizes(4, 4, 80, 2, 160, 37), compressed=False, has_bias=True),
     "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),
+}
+
+ALL = 1.0
+PACKED_LAYERS = {
+    "8_bits": LAYERS["all_heads_in_one_group"].packed([(ALL, 8)], [(ALL, 8)]),
+    "4_bits_odd_ranks": LAYERS["per_head_odd_ranks"].packed([(ALL, 4)], [(ALL, 4)]),
+    "3_bits_bias": LAYERS["two_groups_bias_head_dim_80"].packed([(ALL, 3)], [(ALL, 3)]),
+    "2_bits_uncompressed": LAYERS["uncompressed"].packed([(ALL, 2)], [(ALL, 2)]),
+    "keys_16_values_4_bits": LAYERS["sliding_window"].packed([(ALL, 16)], [(ALL, 4)]),
+    "tiers": LAYERS["group_of_eight"].packed([(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]),
 }
 
 SERVED_LAYERS = {

@@ -102,7 +102,7 @@ class TorchAttention:
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        store_latents(latent_k, latent_v, cache, slot_mapping)
+        store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         check_attend(query, cache, batch, out, self.shape)

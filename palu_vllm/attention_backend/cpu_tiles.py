@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.kernels.absorbed import rotary_frequencies
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.packing import unpack
 
 
 class Scratch(threading.local):
@@ -103,7 +104,17 @@ class KeySource:
         slots = scratch.take("slots", cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
         for group, out in enumerate(slots):
             torch.index_select(cache[:, group], 0, blocks, out=out)
-        return slots.flatten(1, 2).float().index_fill_(1, unused.nonzero().flatten(), 0.0)
+        return self._numbers(slots.flatten(1, 2)).index_fill_(1, unused.nonzero().flatten(), 0.0)
+
+    def _numbers(self, slots: torch.Tensor) -> torch.Tensor:
+        """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``slots [num_groups, tokens, slot_width]``."""
+        form, rank_k = self.shape.slot, self.shape.rank_k
+        if form is None:
+            return slots.float()
+        numbers = scratch.take("numbers", *slots.shape[:2], rank_k + self.shape.rank_v)
+        unpack(slots[..., : form.key.bytes], form.key, numbers[..., :rank_k])
+        unpack(slots[..., form.key.bytes :], form.value, numbers[..., rank_k:])
+        return numbers
 
     def keys(self, latents: torch.Tensor) -> torch.Tensor:
         """Keys before rotation ``[num_kv_heads, tokens, head_dim]`` of ``latents [num_groups, tokens, width]``."""

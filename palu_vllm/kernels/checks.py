@@ -3,6 +3,7 @@
 import torch
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.latent_format import SlotFormat
 
 
 def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
@@ -19,14 +20,7 @@ def expect_dense_rows(**tensors: torch.Tensor | None) -> None:
 
 def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
     """Raises ValueError where the sizes of a layer or its ``KeyRebuild`` contradict each other."""
-    if shape.num_heads % shape.num_kv_heads:
-        raise ValueError(f"got {shape.num_heads} heads, expected a multiple of {shape.num_kv_heads} KV heads")
-    if shape.num_kv_heads % shape.group_size:
-        raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
-    if shape.head_dim % 2:
-        raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
-    if shape.sliding_window is not None and shape.sliding_window < 1:
-        raise ValueError(f"got sliding_window {shape.sliding_window}, expected at least 1 or None")
+    check_sizes(shape)
     group_width = shape.group_size * shape.head_dim
     if rebuild.k_up is not None:
         expect_shape("k_up", rebuild.k_up, (shape.num_groups, shape.rank_k, group_width))
@@ -42,15 +36,36 @@ def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
         raise ValueError(f"got cos_sin {rebuild.cos_sin.dtype}, expected torch.float32")
 
 
-def check_cache(cache: torch.Tensor, num_groups: int, width: int) -> None:
+def check_sizes(shape: AttentionShape) -> None:
+    """Raises ValueError where the sizes of a layer contradict each other."""
+    if shape.num_heads % shape.num_kv_heads:
+        raise ValueError(f"got {shape.num_heads} heads, expected a multiple of {shape.num_kv_heads} KV heads")
+    if shape.num_kv_heads % shape.group_size:
+        raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
+    if shape.head_dim % 2:
+        raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
+    if shape.sliding_window is not None and shape.sliding_window < 1:
+        raise ValueError(f"got sliding_window {shape.sliding_window}, expected at least 1 or None")
+    if shape.slot is not None and (shape.slot.key.rank, shape.slot.value.rank) != (shape.rank_k, shape.rank_v):
+        found = f"{shape.slot.key.rank} and {shape.slot.value.rank}"
+        raise ValueError(f"got a slot format for ranks {found}, expected {shape.rank_k} and {shape.rank_v}")
+
+
+def check_cache(cache: torch.Tensor, num_groups: int, width: int, packed: bool) -> None:
     """Raises ValueError unless ``cache`` is ``[num_blocks, num_groups, block_size, width]`` with last stride 1."""
+    if packed != (cache.dtype == torch.uint8):
+        raise ValueError(f"got cache {cache.dtype}, expected {'torch.uint8' if packed else 'a floating dtype'}")
     if cache.dim() != 4 or cache.shape[1] != num_groups or cache.shape[3] != width:
         raise ValueError(f"got cache {list(cache.shape)}, expected [num_blocks, {num_groups}, block_size, {width}]")
     expect_dense_rows(cache=cache)
 
 
 def check_store(
-    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    slot: SlotFormat | None = None,
 ) -> None:
     """Raises ValueError unless the latents fill one slot of ``cache`` for each entry of ``slot_mapping``."""
     num_groups = cache.shape[1]
@@ -59,7 +74,8 @@ def check_store(
             expected = f"at least {slot_mapping.shape[0]} tokens of {num_groups} groups"
             raise ValueError(f"got {name} {list(latent.shape)}, expected {expected}")
     expect_dense_rows(latent_k=latent_k, latent_v=latent_v)
-    check_cache(cache, num_groups, latent_k.shape[2] + latent_v.shape[2])
+    width = latent_k.shape[2] + latent_v.shape[2] if slot is None else slot.bytes
+    check_cache(cache, num_groups, width, slot is not None)
 
 
 def check_attend(
@@ -69,7 +85,7 @@ def check_attend(
     expect_shape("query", query, (query.shape[0], shape.num_heads, shape.head_dim))
     expect_shape("out", out, (out.shape[0], shape.num_heads, shape.rank_v))
     expect_dense_rows(query=query, out=out, block_table=batch.block_table)
-    check_cache(cache, shape.num_groups, shape.rank_k + shape.rank_v)
+    check_cache(cache, shape.num_groups, shape.slot_width, shape.slot is not None)
     requests = batch.seq_lens.shape[0]
     expect_shape("query_start_loc", batch.query_start_loc, (requests + 1,))
     expect_shape("block_table", batch.block_table, (requests, batch.block_table.shape[1]))

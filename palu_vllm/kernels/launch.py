@@ -44,6 +44,8 @@ class TritonAttention:
 
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, allocate: Callable = new_scratch) -> None:
         check_layer(shape, rebuild)
+        if shape.slot is not None:
+            raise ValueError("the Triton kernels do not read packed latents yet; serve them on a CPU, or with 16 bits")
         self.shape = shape
         self.rebuild = rebuild
         self.allocate = allocate

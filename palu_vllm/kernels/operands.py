@@ -9,13 +9,16 @@ An implementation is built once per layer from ``AttentionShape`` and ``KeyRebui
     ``query [tokens, num_heads, head_dim]``, rotated; ``out [tokens, num_heads, rank_v]``: for every query head
     the softmax-weighted sum of the latent values of its group. Rows past the last query are left alone.
 
-``cache`` is ``[num_blocks, num_groups, block_size, rank_k + rank_v]`` with any strides whose last is 1; a slot
-holds the key latent, then the value latent. Latents are never rotated.
+``cache`` is ``[num_blocks, num_groups, block_size, slot_width]`` with any strides whose last is 1; a slot holds the
+key latent, then the value latent, as numbers or, uint8, packed as ``AttentionShape.slot`` says. Latents are never
+rotated.
 """
 
 from dataclasses import dataclass
 
 import torch
+
+from palu_vllm.latent_format import SlotFormat
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,16 @@ class AttentionShape:
     rank_v: int
     scale: float
     sliding_window: int | None = None  # a query sees itself and the window - 1 tokens before it
+    slot: SlotFormat | None = None  # how latents are packed; None: the cache holds their numbers as they are
 
     @property
     def num_groups(self) -> int:
         return self.num_kv_heads // self.group_size
+
+    @property
+    def slot_width(self) -> int:
+        """Elements of one slot of the cache: bytes where latents are packed."""
+        return self.rank_k + self.rank_v if self.slot is None else self.slot.bytes
 
     @property
     def queries_per_kv(self) -> int:

@@ -9,6 +9,8 @@ import torch
 
 from palu_vllm.kernels.checks import check_attend, check_layer, check_store
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.packing import pack, unpack
+from palu_vllm.latent_format import SlotFormat
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -40,31 +42,43 @@ def rebuild_keys(
 
 
 def store_latents(
-    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    slot: SlotFormat | None = None,
 ) -> None:
-    """Writes one slot of ``cache`` per entry of ``slot_mapping``; negative entries are padding.
+    """Writes one slot of ``cache`` per entry of ``slot_mapping``, packed where ``slot`` says how; negative entries are
+    padding.
 
     Shapes as in ``operands``; latents may have more rows than ``slot_mapping``, which are ignored.
     Raises ValueError for shapes that do not fit each other.
     """
-    check_store(latent_k, latent_v, cache, slot_mapping)
+    check_store(latent_k, latent_v, cache, slot_mapping, slot)
     tokens = torch.nonzero(slot_mapping >= 0).flatten()
     slots = slot_mapping[tokens]
     block_size = cache.shape[2]
-    latents = torch.cat((latent_k[tokens], latent_v[tokens]), dim=-1)
+    parts = latent_k[tokens], latent_v[tokens]
+    if slot is not None:
+        parts = pack(parts[0], slot.key), pack(parts[1], slot.value)
+    latents = torch.cat(parts, dim=-1)
     cache[slots // block_size, :, slots % block_size] = latents.to(cache.dtype)
 
 
 def gather_latents(
-    cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, rank_k: int
+    cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, shape: AttentionShape
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The latents of one request at ``positions [tokens]``, whose blocks are ``blocks [max_blocks]``.
 
-    Returns ``[tokens, num_groups, rank_k]`` and ``[tokens, num_groups, rank_v]`` in the dtype of ``cache``.
+    Returns ``[tokens, num_groups, rank_k]`` and ``[tokens, num_groups, rank_v]`` in the dtype of ``cache``, or float32
+    where they are packed.
     """
     block_size = cache.shape[2]
     slots = cache[blocks.long()[positions // block_size], :, positions % block_size]
-    return slots[..., :rank_k], slots[..., rank_k:]
+    if shape.slot is None:
+        return slots[..., : shape.rank_k], slots[..., shape.rank_k :]
+    key_bytes = shape.slot.key.bytes
+    return unpack(slots[..., :key_bytes], shape.slot.key), unpack(slots[..., key_bytes:], shape.slot.value)
 
 
 def visible(query_positions: torch.Tensor, key_positions: torch.Tensor, sliding_window: int | None) -> torch.Tensor:
@@ -112,7 +126,7 @@ def paged_attention(
         query_positions = torch.arange(seq_len - query_len, seq_len, device=query.device)
         first = 0 if shape.sliding_window is None else max(0, seq_len - query_len - shape.sliding_window + 1)
         positions = torch.arange(first, seq_len, device=query.device)
-        latent_k, latent_v = gather_latents(cache, batch.block_table[request], positions, shape.rank_k)
+        latent_k, latent_v = gather_latents(cache, batch.block_table[request], positions, shape)
         keys = rebuild_keys(latent_k, rebuild, shape, positions)
         mask = visible(query_positions, positions, shape.sliding_window)
         out[rows] = latent_attention(query[rows], keys, latent_v, mask, shape).to(out.dtype)
@@ -132,7 +146,7 @@ class ReferenceAttention:
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        store_latents(latent_k, latent_v, cache, slot_mapping)
+        store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         paged_attention(query, cache, batch, out, self.shape, self.rebuild)

@@ -24,11 +24,12 @@ from tests.palu_vllm.kernels.paged_batches import (
     poisoned_cache,
     random_problem,
 )
-from tests.shapes import LAYERS, Layer, sizes
+from tests.shapes import LAYERS, PACKED_LAYERS, Layer, sizes
 
 # Decodes of very different lengths, a first chunk, a chunk behind a prefix, and a prefill of several runs.
 REQUESTS = [(1, 63), (5, 5), (7, 140), (1, 1), (1, 111), (300, 311), (1, 400)]
-every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+EVERY_LAYER = LAYERS | PACKED_LAYERS
+every_layer = pytest.mark.parametrize("layer", EVERY_LAYER.values(), ids=EVERY_LAYER)
 
 
 def attend(problem: Problem, attention: type = TorchAttention) -> torch.Tensor:
@@ -52,9 +53,10 @@ def one_request(problem: Problem, start: int, stop: int) -> Problem:
 
 def exact(problem: Problem) -> torch.Tensor:
     """The attention of ``attend`` in float64, in order of requests and without padding rows."""
-    shape, rebuild, latents = problem.shape, problem.rebuild, problem.latents
+    shape, rebuild = problem.shape, problem.rebuild
+    latent_k, latent_v = problem.stored()
     width = (shape.num_kv_heads, shape.head_dim)
-    keys = latents.latent_k.double()
+    keys = latent_k.double()
     if rebuild.k_up is not None:
         keys = torch.einsum("tgr,grd->tgd", keys, rebuild.k_up.double())
     keys = keys.reshape(-1, *width) + (0 if rebuild.k_bias is None else rebuild.k_bias.double().view(width))
@@ -70,7 +72,7 @@ def exact(problem: Problem) -> torch.Tensor:
         positions = torch.arange(seq_len)
         hidden = ~visible(positions[seq_len - len(query) :], positions, shape.sliding_window)
         rotated = rotated.repeat_interleave(shape.queries_per_kv, dim=1)
-        values = latents.latent_v[own].double().repeat_interleave(shape.num_heads // shape.num_groups, dim=1)
+        values = latent_v[own].double().repeat_interleave(shape.num_heads // shape.num_groups, dim=1)
         scores = shape.scale * torch.einsum("qhd,thd->hqt", query, rotated)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         outputs.append(torch.einsum("hqt,thr->qhr", weights, values))
@@ -87,7 +89,7 @@ def test_error_is_at_most_twice_that_of_the_specification(layer, block_size):
     assert error <= allowed
 
 
-@every_layer
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_caches_are_computed_in_float32(layer, dtype):
     problem = random_problem(layer, REQUESTS, 16, dtype)
@@ -99,7 +101,7 @@ requests = st.integers(1, 300).flatmap(lambda seq_len: st.tuples(st.integers(1, 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    layer=st.sampled_from(list(LAYERS.values())),
+    layer=st.sampled_from(list(EVERY_LAYER.values())),
     window=st.none() | st.integers(1, 200),
     batch=st.lists(requests | st.tuples(st.just(1), st.integers(1, 300)), min_size=1, max_size=6),
     block_size=st.sampled_from([8, 16, 48, 128, 512]),

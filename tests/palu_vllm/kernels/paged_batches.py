@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.kernels.reference import store_latents
 from tests.shapes import Layer
 
@@ -30,8 +31,17 @@ class Problem:
     rebuild: KeyRebuild
     latents: Latents
     query: torch.Tensor  # [tokens + PADDING_ROWS, num_heads, head_dim]
-    cache: torch.Tensor  # [num_blocks, num_groups, block_size, rank_k + rank_v]; block 0 is vLLM's null block
+    cache: torch.Tensor  # [num_blocks, num_groups, block_size, slot_width]; block 0 is vLLM's null block
     batch: PagedBatch
+
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents as the cache gives them back: quantized where they are packed."""
+        form, latents = self.shape.slot, self.latents
+        if form is None:
+            return latents.latent_k, latents.latent_v
+        return unpack(pack(latents.latent_k, form.key), form.key), unpack(
+            pack(latents.latent_v, form.value), form.value
+        )
 
     def empty_out(self) -> torch.Tensor:
         rows, heads, _ = self.query.shape
@@ -75,9 +85,9 @@ def slots_of(block_table: torch.Tensor, seq_lens: list[int], block_size: int) ->
 
 
 def poisoned_cache(shape: AttentionShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> torch.Tensor:
-    """All NaN, with the strides of vLLM's pool: tokens of a block before its groups."""
-    width = shape.rank_k + shape.rank_v
-    return torch.full((num_blocks, block_size, shape.num_groups, width), float("nan"), dtype=dtype).transpose(1, 2)
+    """All NaN, with the strides of vLLM's pool: tokens of a block before its groups. Packed, every scale is NaN."""
+    value, dtype = (float("nan"), dtype) if shape.slot is None else (255, torch.uint8)
+    return torch.full((num_blocks, block_size, shape.num_groups, shape.slot_width), value, dtype=dtype).transpose(1, 2)
 
 
 def random_problem(
@@ -100,7 +110,7 @@ def random_problem(
     )
     num_blocks = sum(-(-length // block_size) for length in seq_lens) + SPARE_BLOCKS + 1
     cache = poisoned_cache(shape, num_blocks, block_size, dtype)
-    store_latents(latents.latent_k, latents.latent_v, cache, latents.slot_mapping)
+    store_latents(latents.latent_k, latents.latent_v, cache, latents.slot_mapping, shape.slot)
     rows = sum(query_lens) + PADDING_ROWS
     return Problem(
         shape=shape,

@@ -19,7 +19,7 @@ def same_precision_attention(problem: Problem) -> torch.Tensor:
         rows = slice(starts[request], starts[request + 1])
         query_positions = torch.arange(seq_len - rows.stop + rows.start, seq_len)
         positions = torch.arange(seq_len)
-        latent_k, latent_v = gather_latents(problem.cache, batch.block_table[request], positions, shape.rank_k)
+        latent_k, latent_v = gather_latents(problem.cache, batch.block_table[request], positions, shape)
         keys = rebuild_keys(latent_k, problem.rebuild, shape, positions).to(latent_k.dtype)
         mask = visible(query_positions, positions, shape.sliding_window)
         out[rows] = attention(problem.query[rows], keys, latent_v, mask, shape).to(out.dtype)

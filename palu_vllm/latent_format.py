@@ -1,0 +1,97 @@
+"""How a quantized latent lies in memory: the one description of its bytes. Standard library only.
+
+A *part* is the latent of K or of V of one group and token; a slot is the part of K, then that of V. A part is cut into
+*tiers*, leading numbers (largest singular values) first, and holds, padded to ``ALIGNMENT``:
+
+1. per quantized tier its scale, then its minimum, float16;
+2. per tier its numbers: those of 16 bits as they are; quantized ones as codes in bit planes.
+
+Codes of 8, 4 and 2 bits are one plane of that width, codes of 3 bits a plane of the low two bits and a plane of the
+high one. A plane of width w of n numbers has ``B = ceil(n w / 8)`` bytes; number i is in byte ``i % B`` at bit
+``i // B * w``, so that shifting a plane once gives numbers that are neighbours. A number is ``minimum + scale * code``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of a code -> widths of its planes, lowest bits first
+UNQUANTIZED = 16
+BITS = (UNQUANTIZED, *PLANES)
+HEADER_BYTES = 4  # scale and minimum of a tier
+ALIGNMENT = 4  # bytes: what a part is padded to
+TIER_TILE = 16  # numbers: what all tiers of a part but the last are multiples of
+
+
+def plane_bytes(size: int, width: int) -> int:
+    return -(-size * width // 8)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """``size`` neighbouring numbers of a latent with the same bits, and one scale and minimum where quantized."""
+
+    size: int
+    bits: int
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.bits != UNQUANTIZED
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """One part. ``dtype`` is that of numbers that are not quantized, the model's."""
+
+    tiers: tuple[Tier, ...]
+    dtype: str
+
+    @property
+    def rank(self) -> int:
+        return sum(tier.size for tier in self.tiers)
+
+    @property
+    def header_bytes(self) -> int:
+        return HEADER_BYTES * sum(tier.is_quantized for tier in self.tiers)
+
+    def payload_bytes(self, tier: Tier) -> int:
+        if not tier.is_quantized:
+            return tier.size * NUMBER_BYTES[self.dtype]
+        return sum(plane_bytes(tier.size, width) for width in PLANES[tier.bits])
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole part, padding included."""
+        used = self.header_bytes + sum(self.payload_bytes(tier) for tier in self.tiers)
+        return -(-used // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class SlotFormat:
+    """The slot of one group and token in the paged cache."""
+
+    key: LatentFormat
+    value: LatentFormat
+
+    @property
+    def bytes(self) -> int:
+        return self.key.bytes + self.value.bytes
+
+
+def cut_into_tiers(rank: int, shares: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:
+    """Tiers of a latent of ``rank`` numbers from ``(share of the rank, bits)``, leading tier first.
+
+    They end at multiples of ``TIER_TILE``, but for the last; tiers that get nothing are left out. Raises ValueError
+    for unknown bits, more bits after fewer, and shares that are not positive or do not add up to 1.
+    """
+    if any(bits not in BITS for _, bits in shares):
+        raise ValueError(f"tiers {list(shares)} have bits other than {', '.join(map(str, BITS))}")
+    if any(share <= 0 for share, _ in shares) or abs(sum(share for share, _ in shares) - 1) > 1e-6:
+        raise ValueError(f"tiers {list(shares)} have shares that are not positive or do not add up to 1")
+    if any(after > before for (_, before), (_, after) in zip(shares, shares[1:], strict=False)):
+        raise ValueError(f"tiers {list(shares)} give later numbers more bits; expected fewer or as many")
+    ends = [min(rank, round(end * rank / TIER_TILE) * TIER_TILE) for end in accumulate(share for share, _ in shares)]
+    ends[-1] = rank
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return tuple(Tier(size, bits) for size, (_, bits) in zip(sizes, shares, strict=True) if size)
