@@ -10,7 +10,6 @@ from palu_vllm.config import DTYPE_BYTES, PaluConfig
 FLOAT32, FLOAT64 = 4, 8
 # what torch and its linear algebra add to the interpreter when they are first used, measured
 LIBRARY_BYTES = 48 << 20
-FISHER_OVERHEAD = 1.4
 
 
 def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
@@ -61,4 +60,4 @@ def fisher_memory_bytes(plan: Plan) -> int:
     parameters = sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in plan.source.tensors.values())
     matrices = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * geometry.hidden_size
     per_token = geometry.num_layers * (12 * geometry.hidden_size + 5 * config.intermediate_size) + 4 * config.vocab_size
-    return int(FISHER_OVERHEAD * FLOAT32 * (parameters + 2 * matrices + plan.seqlen * per_token))
+    return FLOAT32 * (parameters + 2 * matrices + plan.seqlen * per_token)
