@@ -7,11 +7,27 @@ import torch
 
 from offline_compress.decomposition import decompose
 from offline_compress.fuse_output import constant_output, fuse_output
+from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
 from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, projection
 from offline_compress.source import SourceModel
-from palu_vllm.config import LayerShape
+from palu_vllm.config import LayerShape, PaluConfig
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
+
+
+class Rotations(NamedTuple):
+    """``[rank, rank]`` for the latents of K and of V, float64; None to leave them as they are."""
+
+    key: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, palu: PaluConfig, layer: int, dtype: str) -> "Rotations":
+        """Those that ``palu_config`` asks for; their blocks are the tiers."""
+        if not palu.hadamard:
+            return cls()
+        formats = palu.key_format(layer, dtype), palu.value_format(layer, dtype)
+        return cls(*(rotation_of_tiers(form.tiers) for form in formats))
 
 
 class LayerErrors(NamedTuple):
@@ -27,6 +43,7 @@ def write_attention(
     layer: int,
     shape: LayerShape,
     bias: bool,
+    rotations: Rotations,
     second_moment: torch.Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -34,25 +51,33 @@ def write_attention(
     """Passes every tensor of the layer to ``put(name below self_attn., runs of its rows)``.
 
     ``second_moment`` is ``H`` of the layer's inputs or None for plain SVD. A projection at full rank is passed on as it
-    is stored.
+    is stored, values rotated per head where ``rotations`` say so; keys are not, because rotary pairs must stay.
     """
 
     def read(name: str) -> torch.Tensor:
         return source.tensor(projection(layer, name)).to(device)
 
     put("q_proj.weight", source.chunks(projection(layer, QUERY)))
-    key_error = _write_key(put, read(KEY), shape, second_moment)
-    value_error = _write_value(put, read, shape, second_moment, dtype)
+    key_error = _write_key(put, read(KEY), shape, rotations.key, second_moment)
+    value_error = _write_value(put, read, shape, rotations.value, second_moment, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
     return LayerErrors(key_error, value_error)
 
 
-def _write_key(put: Put, weight: torch.Tensor, shape: LayerShape, second_moment: torch.Tensor | None) -> float:
+def _write_key(
+    put: Put,
+    weight: torch.Tensor,
+    shape: LayerShape,
+    rotation: torch.Tensor | None,
+    second_moment: torch.Tensor | None,
+) -> float:
     if not shape.has_k_up:
         put("k_down.weight", [weight])
         return 0.0
     factors = decompose(weight, shape.num_groups, shape.rank_k, second_moment)
+    if rotation is not None:
+        factors = rotate_factors(factors, rotation)
     put("k_down.weight", [factors.down])
     put("k_up", [factors.up])
     return factors.relative_error
@@ -62,14 +87,20 @@ def _write_value(
     put: Put,
     read: Callable[[str], torch.Tensor],
     shape: LayerShape,
+    rotation: torch.Tensor | None,
     second_moment: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> float:
     if shape.value_path == "uncompressed":
-        put("v_down.weight", [read(VALUE)])
-        put("o_proj.weight", [read(OUTPUT)])
+        value, output = read(VALUE), read(OUTPUT)
+        if rotation is not None:
+            value, output = rotate_rows(value, shape.head_dim), rotate_columns(output, shape.head_dim)
+        put("v_down.weight", [value])
+        put("o_proj.weight", [output])
         return 0.0
     factors = decompose(read(VALUE), shape.num_groups, shape.rank_v, second_moment)
+    if rotation is not None:
+        factors = rotate_factors(factors, rotation)
     put("v_down.weight", [factors.down])
     if shape.value_path == "factored":
         put("v_up", [factors.up])

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("paths", nargs="+", metavar="PATH", help="MODEL OUT, or only OUT when --model_id is given")
     made.add_argument("--model_id", metavar="MODEL", help="model directory or hub id, instead of MODEL")
     _add_compression(made.add_argument_group("compression"))
+    _add_quantization(made.add_argument_group("quantization of latents in the cache"))
     _add_calibration(made.add_argument_group("calibration"))
     _add_running(made.add_argument_group("running"))
     return made
@@ -75,6 +76,26 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
         "--dtype", choices=DTYPES, default=defaults.dtype,
         help="dtype of the output; auto keeps the model's (default: %(default)s)",
     )  # fmt: skip
+
+
+def _add_quantization(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--latent-bits", "--lt_bits", type=int, metavar="BITS", help="16, 8, 4, 3 or 2 (default: 16)")
+    group.add_argument("--latent-bits-k", type=int, metavar="BITS", help="of K only")
+    group.add_argument("--latent-bits-v", type=int, metavar="BITS", help="of V only")
+    group.add_argument(
+        "--tiers", type=_tiers, metavar="SHARE:BITS,...",
+        help="leading numbers of every latent with more bits, like 0.25:8,0.75:4; a scale and a rotation per tier",
+    )  # fmt: skip
+    group.add_argument(
+        "--hadamard", "--lt_hadamard", action=argparse.BooleanOptionalAction,
+        help="rotate latents so that their numbers are about equally large (default: where they are quantized)",
+    )  # fmt: skip
+
+
+def _tiers(written: str) -> tuple[tuple[float, int], ...]:
+    """The pairs of ``0.25:8,0.75:4``."""
+    pairs = [part.split(":") for part in written.split(",")]
+    return tuple((float(share), int(bits)) for share, bits in pairs)
 
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
@@ -166,7 +187,7 @@ def _fail(sentence: str, code: int) -> int:
 def _summary(options: CompressOptions, report: dict) -> str:
     return (
         f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-        f"{report['dense_bytes_per_token']} ({100 * report['rank_ratio_realised']:.1f} %), {report['seconds']:.0f} s, "
+        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), {report['seconds']:.0f} s, "
         f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
         f"Serve it: vllm serve {options.out} --attention-backend palu"
     )

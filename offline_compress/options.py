@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palu_vllm.config import DTYPE_BYTES
+from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten")
 SEARCHES = ("uniform", "fisher", "fisher_uniform")
@@ -24,7 +25,9 @@ class CompressOptions:
 
     ``group_size`` None is the largest divisor of the number of KV heads up to 4; ``calib_seqlen`` None is 1024 tokens
     or the model's context if that is shorter. ``whiten_samples`` and ``fisher_samples`` are upper limits: a
-    calibration text that holds fewer whole samples gives as many as it has.
+    calibration text that holds fewer whole samples gives as many as it has. ``latent_bits`` or ``tiers``, pairs of
+    ``(share of a latent, bits)``, leading numbers first, say how latents are quantized in the cache, ``latent_bits_k``
+    and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     """
 
     model: str
@@ -43,6 +46,11 @@ class CompressOptions:
     device: str = "auto"
     overwrite: bool = False
     dry_run: bool = False
+    latent_bits: int | None = None
+    latent_bits_k: int | None = None
+    latent_bits_v: int | None = None
+    tiers: tuple[tuple[float, int], ...] | None = None
+    hadamard: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rank_ratio <= 1:
@@ -56,6 +64,31 @@ class CompressOptions:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
         self._check_counts()
+        self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        if self.latent_bits is not None and self.tiers is not None:
+            raise CompressionError("--latent-bits and --tiers both say the bits of latents; give one of them.")
+        for shares in (self.shares_k, self.shares_v):
+            try:
+                cut_into_tiers(TIER_TILE, shares)
+            except ValueError as error:
+                raise CompressionError(f"{error}; give --latent-bits 4, or --tiers 0.25:8,0.75:4.") from error
+
+    @property
+    def shares_k(self) -> tuple[tuple[float, int], ...]:
+        """``(share of a latent, bits)`` of K."""
+        return self._shares(self.latent_bits_k)
+
+    @property
+    def shares_v(self) -> tuple[tuple[float, int], ...]:
+        """``(share of a latent, bits)`` of V."""
+        return self._shares(self.latent_bits_v)
+
+    def _shares(self, own_bits: int | None) -> tuple[tuple[float, int], ...]:
+        if own_bits is None and self.tiers is not None:
+            return self.tiers
+        return ((1.0, next(bits for bits in (own_bits, self.latent_bits, UNQUANTIZED) if bits is not None)),)
 
     @staticmethod
     def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

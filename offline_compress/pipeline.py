@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import LayerErrors, write_attention
+from offline_compress.attention_layer import LayerErrors, Rotations, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
 from offline_compress.decomposition import damp
 from offline_compress.fisher import fisher_information, group_importance
@@ -157,6 +157,7 @@ def _write_layer(
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
+        Rotations.of(palu, layer, plan.dtype),
         next(moments),
         getattr(torch, plan.dtype),
         plan.device,

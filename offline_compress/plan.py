@@ -11,7 +11,8 @@ from offline_compress.provenance import tool_version
 from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
-from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig
+from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
+from palu_vllm.latent_format import UNQUANTIZED
 
 NO_CALIBRATION = "none"
 
@@ -61,6 +62,13 @@ class Plan:
         whitening = self.options.whiten_samples if self.needs_whitening else 0
         return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
 
+    @property
+    def hadamard(self) -> bool:
+        """Whether latents are rotated: as asked, by default where they are quantized."""
+        if self.options.hadamard is not None:
+            return self.options.hadamard
+        return any(bits != UNQUANTIZED for _, bits in self.options.shares_k + self.options.shares_v)
+
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
         ranks = allocate_ranks(search, importance, self.full_rank, self.options.rank_ratio)
@@ -78,6 +86,9 @@ class Plan:
             group_size_v=self.group_size,
             rank_k=ranks[0],
             rank_v=ranks[1],
+            tiers_k=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_k],
+            tiers_v=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_v],
+            hadamard=self.hadamard,
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,

@@ -25,8 +25,12 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
     return {
         "dense_bytes_per_token": dense,
         "bytes_per_token": kept,
+        "compression": dense / kept,
         "rank_ratio_nominal": plan.options.rank_ratio,
-        "rank_ratio_realised": kept / dense,
+        "rank_ratio_realised": sum(palu.rank_k + palu.rank_v) / (2 * plan.geometry.num_layers * plan.full_rank),
+        "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
+        "tiers_v": [tier.model_dump() for tier in palu.tiers_v],
+        "hadamard": palu.hadamard,
         "group_size": plan.group_size,
         "full_rank": plan.full_rank,
         "rank_k": palu.rank_k,

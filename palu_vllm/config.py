@@ -1,6 +1,6 @@
 """What a compressed checkpoint is: the ``palu_config`` section of its ``config.json``, checked.
 
-Imports nothing but pydantic, so that the compressor, transformers and vLLM all read it at no cost.
+Imports nothing heavier than pydantic, so that the compressor, transformers and vLLM all read it at no cost.
 Words and mathematics are those of ``docs/structure.md``.
 """
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from palu_vllm.latent_format import NUMBER_BYTES, UNQUANTIZED, LatentFormat, SlotFormat, cut_into_tiers
 
 FORMAT_VERSION = 1
 
@@ -20,7 +22,7 @@ FAMILIES = {
 }
 # dynamic and longrope change their frequencies with the length, so a cached latent has no fixed rotation
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = NUMBER_BYTES
 
 
 def positive(config: Mapping[str, Any], name: str) -> int:
@@ -62,12 +64,27 @@ class AttentionGeometry:
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
 
+class TierShare(BaseModel):
+    """A share of the numbers of every latent and their bits in the cache, see ``latent_format``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    share: float = Field(gt=0, le=1)
+    bits: int
+
+
+def whole_latent(bits: int) -> list[TierShare]:
+    """One tier."""
+    return [TierShare(share=1.0, bits=bits)]
+
+
 class PaluConfig(BaseModel):
     """How the projections of a checkpoint were decomposed. Unknown keys are errors.
 
     ``rank_k[layer]`` and ``rank_v[layer]`` are latent widths per group. A layer whose rank equals
     ``group_size * head_dim`` is stored uncompressed: its down-projection is the original projection
-    and it has no up-projection.
+    and it has no up-projection. ``tiers_k`` and ``tiers_v`` say how latents are quantized in the cache, leading numbers
+    first; with ``hadamard`` the factors hold a rotation that spreads them (``offline_compress/hadamard.py``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -79,6 +96,9 @@ class PaluConfig(BaseModel):
     group_size_v: int = Field(ge=1)
     rank_k: list[int] = Field(min_length=1)
     rank_v: list[int] = Field(min_length=1)
+    tiers_k: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
+    tiers_v: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
+    hadamard: bool = False
     value_path: Literal["fused", "factored"]
     attention_bias: bool = False
     objective: str
@@ -97,6 +117,8 @@ class PaluConfig(BaseModel):
             raise ValueError(f"rank_k has {len(self.rank_k)} layers and rank_v {len(self.rank_v)}; expected equal")
         if min(self.rank_k + self.rank_v) < 1:
             raise ValueError("a rank is below 1")
+        for tiers in (self.tiers_k, self.tiers_v):
+            cut_into_tiers(1, _shares(tiers))
         return self
 
     @classmethod
@@ -136,8 +158,28 @@ class PaluConfig(BaseModel):
         return self.group_size_k * geometry.head_dim
 
     def bytes_per_token(self, geometry: AttentionGeometry, dtype: str) -> int:
-        """Bytes of latent cache per token, all layers."""
-        return self.num_groups(geometry) * (sum(self.rank_k) + sum(self.rank_v)) * DTYPE_BYTES[dtype]
+        """Bytes of latent cache per token, all layers; scales, minima and padding counted."""
+        slots = [self.key_format(layer, dtype).bytes + self.value_format(layer, dtype).bytes
+                 for layer in range(geometry.num_layers)]  # fmt: skip
+        return self.num_groups(geometry) * sum(slots)
+
+    @property
+    def is_packed(self) -> bool:
+        return any(tier.bits != UNQUANTIZED for tier in self.tiers_k + self.tiers_v)
+
+    def key_format(self, layer: int, dtype: str) -> LatentFormat:
+        return LatentFormat(cut_into_tiers(self.rank_k[layer], _shares(self.tiers_k)), dtype)
+
+    def value_format(self, layer: int, dtype: str) -> LatentFormat:
+        return LatentFormat(cut_into_tiers(self.rank_v[layer], _shares(self.tiers_v)), dtype)
+
+    def slot_format(self, layer: int, dtype: str) -> SlotFormat | None:
+        """The packed slot of a layer, None where the cache holds latents as numbers of the model's dtype."""
+        return SlotFormat(self.key_format(layer, dtype), self.value_format(layer, dtype)) if self.is_packed else None
+
+
+def _shares(tiers: list[TierShare]) -> list[tuple[float, int]]:
+    return [(tier.share, tier.bits) for tier in tiers]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Tiny dense models and their plain-SVD compression, written without the compressor: tests of loading stand alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import FAMILIES, AttentionGeometry
 
+Tiers = list[tuple[float, int]]
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -132,3 +134,13 @@ def write_palu(
 def kv_bytes(cache) -> int:
     """Bytes of the keys and values of a transformers cache."""
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+def with_tiers(palu: Path, out: Path, tiers_k: Tiers, tiers_v: Tiers) -> Path:
+    """The same checkpoint with latents quantized in the cache, in tiers of ``(share, bits)``."""
+    shutil.copytree(palu, out)
+    config = json.loads((out / "config.json").read_text())
+    for name, tiers in (("tiers_k", tiers_k), ("tiers_v", tiers_v)):
+        config["palu_config"][name] = [{"share": share, "bits": bits} for share, bits in tiers]
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    return out

@@ -10,7 +10,8 @@ from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 
 
 class LatentAttention(Attention):
-    """vLLM's layer with groups in the place of KV heads, ``rank_k`` and ``rank_v`` in the place of head sizes.
+    """vLLM's layer with groups in the place of KV heads, ``rank_k`` and ``rank_v`` in the place of head sizes; where
+    latents are packed, the bytes of their parts.
 
     With these numbers its KV cache spec, full or sliding, is the right one, and ranks may differ between layers.
     Raises ValueError on platforms where vLLM does not hide attention from torch.compile.
@@ -24,22 +25,25 @@ class LatentAttention(Attention):
         sliding_window: int | None,
         prefix: str,
     ) -> None:
+        widths = (shape.rank_k, shape.rank_v) if shape.slot is None else (shape.slot.key.bytes, shape.slot.value.bytes)
         super().__init__(
             num_heads=shape.num_heads,
-            head_size=shape.rank_k,
+            head_size=widths[0],
             scale=shape.scale,
             num_kv_heads=shape.num_groups,
             cache_config=cache_config,
             per_layer_sliding_window=sliding_window,
             prefix=prefix,
             attn_backend=PaluBackend,
-            head_size_v=shape.rank_v,
+            head_size_v=widths[1],
             shape=shape,
             rebuild=rebuild,
         )
         if self.use_direct_call:
             raise ValueError("PALU runs on CUDA, ROCm and CPU platforms of vLLM only.")
         self.shape = self.impl.shape
+        if shape.slot is not None:
+            self.kv_cache_torch_dtype = torch.uint8  # read by vLLM's get_kv_cache_spec only
 
     def forward(self, query: torch.Tensor, latent_k: torch.Tensor, latent_v: torch.Tensor) -> torch.Tensor:
         """Stores the latents and attends to those of the whole context.

@@ -9,7 +9,9 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from palu_vllm.config import LayerShape
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.kernels.reference import rebuild_keys, rotate
+from palu_vllm.latent_format import SlotFormat
 
 # implementations that take values of another width than the keys and the mask that transformers builds
 IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}
@@ -26,10 +28,17 @@ class PaluAttention(nn.Module):
     is_causal = True
 
     def __init__(
-        self, config: PreTrainedConfig, layer_idx: int, shape: LayerShape, attention_bias: bool, rotary_emb: nn.Module
+        self,
+        config: PreTrainedConfig,
+        layer_idx: int,
+        shape: LayerShape,
+        slot: SlotFormat | None,
+        attention_bias: bool,
+        rotary_emb: nn.Module,
     ) -> None:
         super().__init__()
         self.config, self.layer_idx, self.layer_shape = config, layer_idx, shape
+        self.slot = slot
         self.shape = AttentionShape(
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
@@ -68,8 +77,8 @@ class PaluAttention(nn.Module):
         """``hidden_states [batch, length, hidden]`` to the same shape, and the probabilities where they exist.
 
         ``attention_mask`` is what transformers builds for eager or sdpa attention. The cache receives
-        ``[batch, num_groups, length, rank_k]`` and ``[.., rank_v]``. Raises ValueError for other attention
-        implementations.
+        ``[batch, num_groups, length, rank_k]`` and ``[.., rank_v]``, or the bytes they are packed into. Raises
+        ValueError for other attention implementations.
         """
         attend = IMPLEMENTATIONS.get(self.config._attn_implementation)
         if attend is None:
@@ -81,10 +90,10 @@ class PaluAttention(nn.Module):
             first_query = past_key_values.get_query_offset(self.layer_idx)
             _, first_key = past_key_values.get_mask_sizes(length, self.layer_idx)
         query_rows = torch.arange(length, device=hidden_states.device) + (first_query - first_key)
-        latent_k = self._by_group(self.k_down(hidden_states))
-        latent_v = self._by_group(self.v_down(hidden_states))
+        latent_k, latent_v = self._stored(hidden_states)
         if past_key_values is not None:
             latent_k, latent_v = past_key_values.update(latent_k, latent_v, self.layer_idx)
+        latent_k, latent_v = self._read(latent_k, latent_v, hidden_states.dtype)
         cos_sin = self._cos_sin(latent_k)
         query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
         query = rotate(query, cos_sin, query_rows.repeat(batch))
@@ -100,6 +109,22 @@ class PaluAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(self._heads(out).reshape(batch, length, -1)), weights
+
+    def _stored(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache takes: ``[batch, num_groups, length, rank]``, or uint8 bytes where latents are packed."""
+        latent_k = self._by_group(self.k_down(hidden_states))
+        latent_v = self._by_group(self.v_down(hidden_states))
+        if self.slot is None:
+            return latent_k, latent_v
+        return pack(latent_k, self.slot.key), pack(latent_v, self.slot.value)
+
+    def _read(
+        self, stored_k: torch.Tensor, stored_v: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents ``[batch, num_groups, tokens, rank]`` of what the cache returned."""
+        if self.slot is None:
+            return stored_k, stored_v
+        return unpack(stored_k, self.slot.key).to(dtype), unpack(stored_v, self.slot.value).to(dtype)
 
     def _by_group(self, latent: torch.Tensor) -> torch.Tensor:
         """``[batch, length, num_groups * rank]`` to ``[batch, num_groups, length, rank]``."""

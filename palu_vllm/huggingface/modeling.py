@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
@@ -39,11 +40,13 @@ class _PaluDecoder(_Palu):
         palu, geometry = PaluConfig.from_hf_config(read), AttentionGeometry.from_hf_config(read)
         rope_type(read)
         super().__init__(config)
+        dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # transformers builds models under their dtype
         for index, layer in enumerate(self.layers):
             layer.self_attn = PaluAttention(
                 config,
                 index,
                 LayerShape.of(palu, geometry, index),
+                palu.slot_format(index, dtype),
                 palu.attention_bias,
                 type(self.rotary_emb)(config=config),
             )

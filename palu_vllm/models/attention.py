@@ -1,5 +1,7 @@
 """Attention of every palu model: three projections to query and latents, latent attention, one projection back."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -47,8 +49,9 @@ class PaluAttention(nn.Module):
         self.rotary_emb = get_rope(whole.head_dim, **rope)
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
         table = get_rope(whole.head_dim, **rope, dtype=torch.float32).cos_sin_cache
+        dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
         self.attn = LatentAttention(
-            shape=_share_of_device(whole),
+            shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype)),
             rebuild=KeyRebuild(self.k_up, self.k_bias, table),
             cache_config=cache_config,
             sliding_window=_sliding_window(config, layer),

@@ -8,6 +8,7 @@ from vllm.config import VllmConfig
 from palu_vllm.attention_backend.kernel_path import kernel_path
 from palu_vllm.checkpoint import check_shapes
 from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
+from palu_vllm.models.settings import apply_settings
 from palu_vllm.plugin import ARCHITECTURES, BACKEND
 
 
@@ -29,7 +30,7 @@ def check(vllm_config: VllmConfig) -> None:
     try:
         _check_checkpoint(vllm_config)
         _check_parallelism(vllm_config)
-        kernel_path(vllm_config.device_config.device_type)
+        _check_kernels(vllm_config)
     except ValueError as error:
         raise StartError(str(error)) from error
     _check_settings(vllm_config)
@@ -55,6 +56,7 @@ def _check_checkpoint(vllm_config: VllmConfig) -> None:
     model = vllm_config.model_config
     config = model.hf_config.to_dict()
     PaluConfig.from_hf_config(config)
+    apply_settings(vllm_config)
     rope_type(config)
     if Path(model.model).is_dir() and vllm_config.load_config.load_format != "dummy":
         check_shapes(Path(model.model))
@@ -69,6 +71,15 @@ def _check_parallelism(vllm_config: VllmConfig) -> None:
         raise StartError(
             f"tensor parallel size {devices} would cut a group of the {groups} groups of KV heads; "
             f"the largest size that works is {largest}."
+        )
+
+
+def _check_kernels(vllm_config: VllmConfig) -> None:
+    path = kernel_path(vllm_config.device_config.device_type)
+    if path == "triton" and PaluConfig.from_hf_config(vllm_config.model_config.hf_config.to_dict()).is_packed:
+        raise ValueError(
+            "the Triton kernels do not read packed latents yet; serve this model on a CPU, or with 16 bits: "
+            """--additional-config '{"palu": {"latent_bits": 16}}'."""
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from offline_compress.cli import main, parse_options
-from offline_compress.options import CompressOptions
+from offline_compress.options import CompressionError, CompressOptions
 from tests.offline_compress.tiny import build_dense
 
 
@@ -44,6 +44,32 @@ def test_names_of_the_reference():
     )
     assert theirs == ours
     assert (ours.fisher_samples, ours.whiten_samples) == (3, 9)
+
+
+def test_bits_of_latents():
+    assert parse("M OUT").shares_k == parse("M OUT").shares_v == ((1.0, 16),)
+    assert parse("M OUT --latent-bits 4").shares_k == ((1.0, 4),)
+    assert parse("M OUT --lt_bits 4 --lt_hadamard") == parse("M OUT --latent-bits 4 --hadamard")
+    mixed = parse("M OUT --latent-bits-k 3 --latent-bits 4 --no-hadamard")
+    assert (mixed.shares_k, mixed.shares_v, mixed.hadamard) == (((1.0, 3),), ((1.0, 4),), False)
+    tiers = parse("M OUT --tiers 0.25:8,0.75:3 --latent-bits-v 4")
+    assert (tiers.shares_k, tiers.shares_v, tiers.hadamard) == (((0.25, 8), (0.75, 3)), ((1.0, 4),), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--latent-bits 5", "have bits other than 16, 8, 4, 3, 2; give --latent-bits 4"),
+        ("--tiers 0.5:8", "do not add up to 1; give"),
+        ("--tiers 0.5:4,0.5:8", "expected fewer or as many; give"),
+        ("--tiers 2:8", "do not add up to 1"),
+        ("--tiers 1:4 --latent-bits 4", "both say the bits of latents; give one of them"),
+    ],
+)
+def test_bits_that_make_no_sense_are_refused(arguments, sentence):
+    with pytest.raises(CompressionError) as refused:
+        parse(f"M OUT {arguments}")
+    assert sentence in str(refused.value)
 
 
 def test_the_special_count_wins_over_the_common_one():

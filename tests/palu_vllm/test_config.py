@@ -34,15 +34,28 @@ PALU = {
 }
 
 
+WHOLE = [{"share": 1.0, "bits": 16}]
+
+
 def read(**changes) -> PaluConfig:
     return PaluConfig.from_hf_config(MODEL | {"palu_config": PALU | changes})
 
 
 def test_round_trip_through_json():
     palu = read()
-    assert palu.model_dump() == PALU
+    assert palu.model_dump() == PALU | {"tiers_k": WHOLE, "tiers_v": WHOLE, "hadamard": False}
     again = PaluConfig.from_hf_config(MODEL | {"palu_config": json.loads(palu.model_dump_json())})
     assert again == palu
+
+
+def test_bytes_per_token_count_scales_and_padding():
+    geometry = AttentionGeometry.from_hf_config(MODEL)
+    assert read().bytes_per_token(geometry, "float16") == 2 * 2 * (8 + 32 + 12 + 32)
+    four = read(tiers_k=[{"share": 1.0, "bits": 4}], tiers_v=[{"share": 1.0, "bits": 2}])
+    key, value = (4 + 4) + (4 + 16), (4 + 4) + (4 + 8)  # 3 bytes of 12 numbers in 2 bits are padded to 4
+    assert four.bytes_per_token(geometry, "float16") == 2 * (key + value)
+    assert read().slot_format(0, "float16") is None
+    assert four.slot_format(1, "float16").bytes == 20 + 12
 
 
 def test_it_cannot_be_changed():
@@ -68,6 +81,10 @@ def test_it_cannot_be_changed():
         ({"group_size_k": 0, "group_size_v": 0}, "not valid at group_size_k"),
         ({"group_size_v": 1}, "group_size_k 2 and group_size_v 1 differ; expected equal"),
         ({"group_size_k": 3, "group_size_v": 3}, "group size 3 does not divide 4 key-value heads"),
+        ({"tiers_k": []}, "not valid at tiers_k: List should have at least 1 item"),
+        ({"tiers_k": [{"share": 1.0, "bits": 5}]}, "have bits other than 16, 8, 4, 3, 2"),
+        ({"tiers_v": [{"share": 0.5, "bits": 8}]}, "do not add up to 1"),
+        ({"tiers_v": [{"share": 0.5, "bits": 4}, {"share": 0.5, "bits": 8}]}, "expected fewer or as many"),
     ],
 )
 def test_refused_section(changes, sentence):
