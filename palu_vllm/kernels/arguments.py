@@ -1,12 +1,15 @@
-"""The arguments that the decode and the prefill kernel have in common, by their names in the kernels."""
+"""The arguments that the kernels have in common, by their names in the kernels."""
 
 import math
 from typing import Any
 
 import torch
+import triton.language as tl
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.packing import pieces
 from palu_vllm.kernels.tiling import Tiling
+from palu_vllm.latent_format import LatentFormat
 
 
 def attention_arguments(
@@ -55,6 +58,9 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
         "HEAD_DIM": shape.head_dim,
         "RANK_K": shape.rank_k,
         "RANK_V": shape.rank_v,
+        "FORMAT_K": None if shape.slot is None else packed_format(shape.slot.key),
+        "FORMAT_V": None if shape.slot is None else packed_format(shape.slot.value),
+        "VALUE_START": shape.rank_k if shape.slot is None else shape.slot.key.bytes,
         "BLOCK_SIZE": block_size,
         "SLIDING_WINDOW": shape.sliding_window,
         "TILE_TOKENS": tiling.tokens,
@@ -65,3 +71,15 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
     }
+
+
+def packed_format(form: LatentFormat) -> tuple:
+    """A part as a constant of the kernels, without names; ``load_packed`` says what is where. No strings: in a
+    tuple Triton takes them for attributes.
+    """
+    tiers = tuple(
+        (numbers.start, tier.size, tier.bits, header.start, payload.start)
+        for tier, numbers, header, payload in pieces(form)
+    )
+    used = form.header_bytes + sum(form.payload_bytes(tier) for tier in form.tiers)
+    return tiers, used, form.bytes, getattr(tl, form.dtype)

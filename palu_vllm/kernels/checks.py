@@ -3,7 +3,7 @@
 import torch
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.latent_format import SlotFormat
+from palu_vllm.latent_format import ALIGNMENT, SlotFormat
 
 
 def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
@@ -58,6 +58,9 @@ def check_cache(cache: torch.Tensor, num_groups: int, width: int, packed: bool) 
     if cache.dim() != 4 or cache.shape[1] != num_groups or cache.shape[3] != width:
         raise ValueError(f"got cache {list(cache.shape)}, expected [num_blocks, {num_groups}, block_size, {width}]")
     expect_dense_rows(cache=cache)
+    offsets = (cache.storage_offset(), *cache.stride()[:3])
+    if packed and any(offset % ALIGNMENT for offset in offsets):
+        raise ValueError(f"got a packed cache with offset and strides {offsets}, expected multiples of {ALIGNMENT}")
 
 
 def check_store(

@@ -7,6 +7,8 @@ left operand of its product and never leaves the registers it was rebuilt in. A 
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.load_packed import load_numbers
+
 
 @triton.jit
 def slot_offsets(block_table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE: tl.constexpr):
@@ -28,11 +30,12 @@ def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_H
 
 
 @triton.jit
-def load_latent(slot_ptrs, valid, rank_start, RANK_K: tl.constexpr, TILE_RANK: tl.constexpr):
+def load_latent(
+    slot_ptrs, valid, rank_start, dtype, RANK_K: tl.constexpr, TILE_RANK: tl.constexpr, FORMAT_K: tl.constexpr
+):
     """Key latents from ``rank_start`` on, ``[TILE_TOKENS, TILE_RANK]``."""
     rank = rank_start + tl.arange(0, TILE_RANK)
-    mask = valid[:, None] & (rank < RANK_K)[None, :]
-    return tl.load(slot_ptrs[:, None] + rank[None, :], mask=mask, other=0.0)
+    return load_numbers(slot_ptrs, valid, rank, rank < RANK_K, dtype, FORMAT_K)
 
 
 @triton.jit
@@ -74,6 +77,7 @@ def rebuild_key(
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
+    FORMAT_K: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
@@ -84,10 +88,9 @@ def rebuild_key(
     first_column = kv_head % GROUP_SIZE * HEAD_DIM
     if k_up_ptr is None:
         # [TILE_TOKENS, TILE_HALF]
-        pointers = slot_ptrs[:, None] + (first_column + half)[None, :]
-        mask = valid[:, None] & (half < HALF)[None, :]
-        first = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
+        column = first_column + half
+        first = load_numbers(slot_ptrs, valid, column, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
+        second = load_numbers(slot_ptrs, valid, column + HALF, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
     else:
         up_ptr = k_up_ptr + kv_head // GROUP_SIZE * stride_k_up_group + first_column
         first = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
@@ -96,7 +99,7 @@ def rebuild_key(
             first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HALF, TILE_RANK, TILE_HALF
         )
         for rank_start in range(TILE_RANK, RANK_K, TILE_RANK):
-            further = load_latent(slot_ptrs, valid, rank_start, RANK_K, TILE_RANK)
+            further = load_latent(slot_ptrs, valid, rank_start, latent.dtype, RANK_K, TILE_RANK, FORMAT_K)
             first, second = add_rebuilt(
                 first, second, further, up_ptr, stride_k_up_rank, rank_start, RANK_K, HALF, TILE_RANK, TILE_HALF
             )
@@ -150,11 +153,12 @@ def add_values(
     slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
     valid,  # [TILE_TOKENS]
     columns,  # [TILE_VALUES] of the latent values
-    RANK_K: tl.constexpr,
+    dtype,
     RANK_V: tl.constexpr,
+    FORMAT_V: tl.constexpr,
+    VALUE_START: tl.constexpr,
 ):
     """``accumulated + latent_v^T probabilities``."""
     # [TILE_TOKENS, TILE_VALUES]
-    mask = valid[:, None] & (columns < RANK_V)[None, :]
-    values = tl.load(slot_ptrs[:, None] + RANK_K + columns[None, :], mask=mask, other=0.0)
+    values = load_numbers(slot_ptrs + VALUE_START, valid, columns, columns < RANK_V, dtype, FORMAT_V)
     return tl.dot(tl.trans(values), probabilities.to(values.dtype), accumulated, input_precision="ieee")

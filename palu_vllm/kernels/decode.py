@@ -33,7 +33,7 @@ def split_bounds(seq_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_
 @triton.jit
 def decode_split_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V]
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
     block_table_ptr,  # [requests, max_blocks] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
@@ -58,6 +58,9 @@ def decode_split_kernel(
     HEAD_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     RANK_V: tl.constexpr,
+    FORMAT_K: tl.constexpr,
+    FORMAT_V: tl.constexpr,
+    VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
@@ -81,7 +84,7 @@ def decode_split_kernel(
     row = tl.arange(0, TILE_ROWS)
     head = group * HEADS + row
     row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
-    dtype = cache_ptr.dtype.element_ty
+    dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
     query_first, query_second = load_query_halves(row_ptrs, row < HEADS, dtype, HEAD_DIM, TILE_HALF)
     columns = value_tile * TILE_VALUES + tl.arange(0, TILE_VALUES)
     accumulated = tl.zeros([TILE_VALUES, TILE_ROWS], tl.float32)
@@ -96,7 +99,7 @@ def decode_split_kernel(
         cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF)
         # [TILE_TOKENS, TILE_ROWS]
         scores = tl.zeros([TILE_TOKENS, TILE_ROWS], tl.float32)
-        latent = load_latent(slot_ptrs, valid, 0, RANK_K, TILE_RANK)
+        latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         for head_in_group in range(GROUP_SIZE):
             key_first, key_second = rebuild_key(
                 latent,
@@ -110,6 +113,7 @@ def decode_split_kernel(
                 GROUP_SIZE,
                 HEAD_DIM,
                 RANK_K,
+                FORMAT_K,
                 TILE_TOKENS,
                 TILE_RANK,
                 TILE_HALF,
@@ -119,7 +123,9 @@ def decode_split_kernel(
         scores = tl.where(valid[:, None], scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated *= correction[None, :]
-        accumulated = add_values(accumulated, probabilities, slot_ptrs, valid, columns, RANK_K, RANK_V)
+        accumulated = add_values(
+            accumulated, probabilities, slot_ptrs, valid, columns, dtype, RANK_V, FORMAT_V, VALUE_START
+        )
 
     partial_row = (request * num_splits + split) * (num_groups * HEADS) + head
     if value_tile == 0:

@@ -23,10 +23,14 @@ def device_of(device: torch.device) -> Device:
     return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
-def check_device(cache: torch.Tensor) -> None:
-    """Raises ValueError for bfloat16 on the CPU, whose products Triton's interpreter gets wrong."""
-    if cache.device.type == "cpu" and cache.dtype == torch.bfloat16:
-        raise ValueError("got a bfloat16 cache on the CPU, expected float16 or float32 in Triton's interpreter")
+def compute_type(query: torch.Tensor, cache: torch.Tensor) -> torch.dtype:
+    """Of the operands of products. Raises ValueError for bfloat16 on the CPU, where Triton's interpreter gets them
+    wrong.
+    """
+    dtype, name = (query.dtype, "query") if cache.dtype == torch.uint8 else (cache.dtype, "cache")
+    if cache.device.type == "cpu" and dtype == torch.bfloat16:
+        raise ValueError(f"got a bfloat16 {name} on the CPU, expected float16 or float32 in Triton's interpreter")
+    return dtype
 
 
 def new_scratch(shapes: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -44,8 +48,6 @@ class TritonAttention:
 
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, allocate: Callable = new_scratch) -> None:
         check_layer(shape, rebuild)
-        if shape.slot is not None:
-            raise ValueError("the Triton kernels do not read packed latents yet; serve them on a CPU, or with 16 bits")
         self.shape = shape
         self.rebuild = rebuild
         self.allocate = allocate
@@ -53,26 +55,30 @@ class TritonAttention:
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        store_latents(latent_k, latent_v, cache, slot_mapping)
+        store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         check_attend(query, cache, batch, out, self.shape)
-        check_device(cache)
+        element_size = compute_type(query, cache).itemsize
         if batch.seq_lens.shape[0] == 0:
             return
         if batch.max_query_len == 1:
-            self.decode(query, cache, batch, out)
+            self.decode(query, cache, batch, out, element_size)
         else:
-            self.prefill(query, cache, batch, out)
+            self.prefill(query, cache, batch, out, element_size)
 
-    def decode(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+    def decode(
+        self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
+    ) -> None:
         device = device_of(cache.device)
         requests = batch.seq_lens.shape[0]
-        tiling = decode_tiling(self.shape, cache.element_size(), device)
+        tiling = decode_tiling(self.shape, element_size, device)
         num_splits = decode_splits(self.shape, tiling, requests, batch.max_seq_len, device)
         partials = self.allocate(partial_shapes(self.shape, requests, num_splits), cache.device)
         decode_attention(query, cache, batch, out, self.shape, self.rebuild, tiling, partials)
 
-    def prefill(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        tiling = prefill_tiling(self.shape, cache.element_size(), device_of(cache.device))
+    def prefill(
+        self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
+    ) -> None:
+        tiling = prefill_tiling(self.shape, element_size, device_of(cache.device))
         prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling)

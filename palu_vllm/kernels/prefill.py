@@ -45,7 +45,7 @@ def find_query_tile(query_start_loc_ptr, query_tile, num_requests, TILE_QUERIES:
 @triton.jit
 def prefill_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V]
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
     block_table_ptr,  # [requests, max_blocks] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
@@ -71,6 +71,9 @@ def prefill_kernel(
     HEAD_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     RANK_V: tl.constexpr,
+    FORMAT_K: tl.constexpr,
+    FORMAT_V: tl.constexpr,
+    VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
@@ -102,7 +105,7 @@ def prefill_kernel(
     token = (query_start + query).to(tl.int64)
     head = kv_head * QUERIES_PER_KV + row % QUERIES_PER_KV
     row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
-    dtype = cache_ptr.dtype.element_ty
+    dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
     query_first, query_second = load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF)
     columns = value_tile * TILE_VALUES + tl.arange(0, TILE_VALUES)
     accumulated = tl.zeros([TILE_VALUES, TILE_ROWS], tl.float32)
@@ -114,7 +117,7 @@ def prefill_kernel(
         valid = tokens < stop
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         slot_ptrs = cache_ptr + group * stride_cache_group + slots
-        latent = load_latent(slot_ptrs, valid, 0, RANK_K, TILE_RANK)
+        latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         key_first, key_second = rebuild_key(
             latent,
             slot_ptrs,
@@ -127,6 +130,7 @@ def prefill_kernel(
             GROUP_SIZE,
             HEAD_DIM,
             RANK_K,
+            FORMAT_K,
             TILE_TOKENS,
             TILE_RANK,
             TILE_HALF,
@@ -141,7 +145,9 @@ def prefill_kernel(
         scores = tl.where(visible, scores, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated *= correction[None, :]
-        accumulated = add_values(accumulated, probabilities, slot_ptrs, valid, columns, RANK_K, RANK_V)
+        accumulated = add_values(
+            accumulated, probabilities, slot_ptrs, valid, columns, dtype, RANK_V, FORMAT_V, VALUE_START
+        )
 
     # [TILE_VALUES, TILE_ROWS]; a row of padding has seen nothing
     normalised = accumulated / tl.where(row_valid, running_sum, 1.0)[None, :]

@@ -4,14 +4,17 @@ import torch
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.arguments import packed_format
 from palu_vllm.kernels.checks import check_store
+from palu_vllm.kernels.store_packed import store_part
+from palu_vllm.latent_format import SlotFormat
 
 
 @triton.jit
 def store_latents_kernel(
     latent_k_ptr,  # [tokens, num_groups, RANK_K]
     latent_v_ptr,  # [tokens, num_groups, RANK_V]
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V]
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
     slot_mapping_ptr,  # [tokens] int64, negative for padding
     stride_latent_k_token,
     stride_latent_k_group,
@@ -25,6 +28,8 @@ def store_latents_kernel(
     RANK_V: tl.constexpr,
     TILE_K: tl.constexpr,
     TILE_V: tl.constexpr,
+    FORMAT_K: tl.constexpr,
+    FORMAT_V: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1).to(tl.int64)
@@ -33,27 +38,36 @@ def store_latents_kernel(
         return
     block_offset = slot // BLOCK_SIZE * stride_cache_block + slot % BLOCK_SIZE * stride_cache_slot
     slot_ptr = cache_ptr + block_offset + group * stride_cache_group
-    # [TILE_K]
-    column = tl.arange(0, TILE_K)
-    latent_ptr = latent_k_ptr + token * stride_latent_k_token + group * stride_latent_k_group
-    latent = tl.load(latent_ptr + column, mask=column < RANK_K)
-    tl.store(slot_ptr + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_K)
-    # [TILE_V]
-    column = tl.arange(0, TILE_V)
-    latent_ptr = latent_v_ptr + token * stride_latent_v_token + group * stride_latent_v_group
-    latent = tl.load(latent_ptr + column, mask=column < RANK_V)
-    tl.store(slot_ptr + RANK_K + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_V)
+    latent_k_ptr += token * stride_latent_k_token + group * stride_latent_k_group
+    latent_v_ptr += token * stride_latent_v_token + group * stride_latent_v_group
+    if FORMAT_K is not None:
+        store_part(slot_ptr, latent_k_ptr, FORMAT_K)
+        store_part(slot_ptr + FORMAT_K[2], latent_v_ptr, FORMAT_V)
+    else:
+        # [TILE_K]
+        column = tl.arange(0, TILE_K)
+        latent = tl.load(latent_k_ptr + column, mask=column < RANK_K)
+        tl.store(slot_ptr + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_K)
+        # [TILE_V]
+        column = tl.arange(0, TILE_V)
+        latent = tl.load(latent_v_ptr + column, mask=column < RANK_V)
+        tl.store(slot_ptr + RANK_K + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_V)
 
 
 def store_latents(
-    latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    slot: SlotFormat | None = None,
 ) -> None:
-    """Writes one slot of ``cache`` per entry of ``slot_mapping``; negative entries are padding.
+    """Writes one slot of ``cache`` per entry of ``slot_mapping``, packed where ``slot`` says how; negative entries are
+    padding.
 
     Shapes as in ``operands``; latents may have more rows than ``slot_mapping``, which are ignored.
     Raises ValueError for shapes that do not fit each other.
     """
-    check_store(latent_k, latent_v, cache, slot_mapping)
+    check_store(latent_k, latent_v, cache, slot_mapping, slot)
     tokens, num_groups, rank_k, rank_v = slot_mapping.shape[0], cache.shape[1], latent_k.shape[2], latent_v.shape[2]
     if tokens == 0:
         return
@@ -70,5 +84,7 @@ def store_latents(
         RANK_V=rank_v,
         TILE_K=triton.next_power_of_2(rank_k),
         TILE_V=triton.next_power_of_2(rank_v),
+        FORMAT_K=None if slot is None else packed_format(slot.key),
+        FORMAT_V=None if slot is None else packed_format(slot.value),
         num_warps=4,
     )

@@ -27,7 +27,13 @@ from palu_vllm.kernels.store_latents import store_latents_kernel
 from tests.shapes import SERVED_LAYERS, Layer
 
 KERNELS = (store_latents_kernel, decode_split_kernel, decode_reduce_kernel, prefill_kernel)
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
 
 
 def launched(launch: Callable[[], None]) -> dict[JITFunction, dict[str, Any]]:
@@ -90,7 +96,8 @@ def store_and_attend(layer: Layer, query_len: int) -> None:
         max_query_len=query_len,
         max_seq_len=8192,
     )
-    cache = meta(100, block_size, shape.num_groups, shape.rank_k + shape.rank_v).transpose(1, 2)
+    dtype = torch.bfloat16 if shape.slot is None else torch.uint8
+    cache = meta(100, block_size, shape.num_groups, shape.slot_width, dtype=dtype).transpose(1, 2)
     latents = meta(tokens, shape.num_groups, shape.rank_k), meta(tokens, shape.num_groups, shape.rank_v)
     attention = TritonAttention(shape, rebuild)
     attention.store(*latents, cache, meta(tokens, dtype=torch.int64))

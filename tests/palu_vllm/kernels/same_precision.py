@@ -11,7 +11,9 @@ FLOOR = 64 * torch.finfo(torch.float32).eps  # of the largest number, for anothe
 
 
 def same_precision_attention(problem: Problem) -> torch.Tensor:
-    """Operands of every product rounded to the dtype of the cache, everything between them in float32."""
+    """Operands of every product rounded to the dtype of the cache, where it is packed to that of the query, everything
+    between them in float32.
+    """
     shape, batch = problem.shape, problem.batch
     out = problem.empty_out()
     starts = batch.query_start_loc.tolist()
@@ -20,6 +22,7 @@ def same_precision_attention(problem: Problem) -> torch.Tensor:
         query_positions = torch.arange(seq_len - rows.stop + rows.start, seq_len)
         positions = torch.arange(seq_len)
         latent_k, latent_v = gather_latents(problem.cache, batch.block_table[request], positions, shape)
+        latent_k, latent_v = (latent.to(problem.query.dtype) for latent in (latent_k, latent_v))
         keys = rebuild_keys(latent_k, problem.rebuild, shape, positions).to(latent_k.dtype)
         mask = visible(query_positions, positions, shape.sliding_window)
         out[rows] = attention(problem.query[rows], keys, latent_v, mask, shape).to(out.dtype)

@@ -14,10 +14,11 @@ from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.tiling import Tiling, padded
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.shapes import LAYERS
+from tests.shapes import LAYERS, PACKED_LAYERS
 
 REQUESTS = [(1, 40), (33, 33), (0, 3), (5, 50)]
-every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+ALL_LAYERS = LAYERS | PACKED_LAYERS
+every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYERS)
 
 
 def small_tiling(problem: Problem) -> Tiling:
@@ -41,7 +42,7 @@ def reference(problem: Problem) -> torch.Tensor:
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
     assert_as_precise(prefill(problem), reference(problem), problem)
@@ -57,7 +58,7 @@ def requests(draw) -> list[tuple[int, int]]:
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    layer=st.sampled_from(list(LAYERS.values())),
+    layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
     requests=requests(),
     block_size=st.sampled_from([16, 24, 64, 256]),

@@ -1,18 +1,25 @@
 """The store kernel writes exactly the slots that it is told to write."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from palu_vllm.kernels.reference import store_latents as reference_store
 from palu_vllm.kernels.store_latents import store_latents
+from palu_vllm.latent_format import BITS, TIER_TILE, LatentFormat, SlotFormat, Tier
 from tests.palu_vllm.kernels.paged_batches import poisoned_cache
-from tests.shapes import LAYERS
+from tests.shapes import LAYERS, PACKED_LAYERS
 
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+every_packed_layer = pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every_dtype
 @pytest.mark.parametrize("block_size", [16, 48])
 def test_slots_are_written_and_no_others(layer, dtype, block_size):
     shape = layer.shape
@@ -66,3 +73,57 @@ def test_strided_latents_are_refused():
     cache = torch.zeros(2, 3, 16, 9)
     with pytest.raises(ValueError, match="got latent_k with strides"):
         store_latents(torch.zeros(2, 4, 3).transpose(1, 2), torch.zeros(2, 3, 5), cache, torch.tensor([0, 1]))
+
+
+def assert_packs_as_specified(latent_k: torch.Tensor, latent_v: torch.Tensor, slot: SlotFormat) -> None:
+    """In a cache whose other bytes are all 255, and stay so; one token is padding."""
+    tokens, groups, _ = latent_k.shape
+    slot_mapping = torch.randperm(3 * 16)[:tokens]
+    slot_mapping[0] = -1
+    actual, expected = (torch.full((3, 16, groups, slot.bytes), 255, dtype=torch.uint8) for _ in range(2))
+    store_latents(latent_k, latent_v, actual.transpose(1, 2), slot_mapping, slot)
+    reference_store(latent_k, latent_v, expected.transpose(1, 2), slot_mapping, slot)
+    assert torch.equal(actual, expected)
+    assert ((actual != 255).any(dim=-1).sum()) == (tokens - 1) * groups
+
+
+def random_latents(ranks: tuple[int, int], groups: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of very different sizes and offsets."""
+    magnitude, offset = 10 ** torch.randn(2, 7, groups, 1)
+    return tuple((magnitude * torch.randn(7, groups, rank) + offset).to(dtype) for rank in ranks)
+
+
+@every_packed_layer
+@every_dtype
+def test_bytes_are_those_of_the_specification(layer, dtype):
+    shape = layer.shape
+    assert_packs_as_specified(*random_latents((shape.rank_k, shape.rank_v), shape.num_groups, dtype), shape.slot)
+
+
+@every_packed_layer
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -1e6, 1e-9])
+def test_rows_that_do_not_fit_are_those_of_the_specification(layer, bad):
+    shape = layer.shape
+    latent_k, latent_v = random_latents((shape.rank_k, shape.rank_v), shape.num_groups, torch.float32)
+    latent_k[1, 0, 5] = bad
+    latent_v[2, 0, -1] = bad
+    latent_k[3] = bad
+    latent_v[4] = 3.0
+    assert_packs_as_specified(latent_k, latent_v, shape.slot)
+
+
+@st.composite
+def formats(draw) -> LatentFormat:
+    """Any number of tiers, none wider than the one before; all but the last are whole tiles of numbers."""
+    bits = sorted(draw(st.lists(st.sampled_from(BITS), min_size=1, max_size=4)), reverse=True)
+    sizes = [TIER_TILE * draw(st.integers(1, 5)) for _ in bits[1:]] + [draw(st.integers(1, 100))]
+    tiers = tuple(Tier(size, each) for size, each in zip(sizes, bits, strict=True))
+    return LatentFormat(tiers, draw(st.sampled_from(["float32", "float16", "bfloat16"])))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(key=formats(), value=formats(), seed=st.integers(0, 2**32))
+def test_random_tiers_are_packed_as_specified(key, value, seed):
+    torch.manual_seed(seed)
+    latents = random_latents((key.rank, value.rank), 2, getattr(torch, key.dtype))
+    assert_packs_as_specified(*latents, SlotFormat(key, replace(value, dtype=key.dtype)))
