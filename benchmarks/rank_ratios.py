@@ -88,7 +88,7 @@ def markdown(rows: list[dict], dense: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_ratios", description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--search", default="fisher_uniform")
+    parser.add_argument("--search", default="uniform", help="as palu-compress --search")
     options = parser.parse_args()
     dense, rows = score(MODEL, options.context), []
     for ratio in RATIOS:

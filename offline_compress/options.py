@@ -35,7 +35,7 @@ class CompressOptions:
     rank_ratio: float = 0.5
     group_size: int | None = None
     objective: str = "whiten"
-    search: str = "fisher_uniform"
+    search: str = "uniform"
     value_path: str = "fused"
     calib_data: str | None = None
     whiten_samples: int = 256
