@@ -1,6 +1,7 @@
 """Time per decoded token of the dense and the compressed model on a CPU, in one run.
 
-``python -m benchmarks.serving_cpu [--json]`` starts a server for each, lets both stay up, and asks them in
+``python -m benchmarks.serving_cpu [--json]`` starts a server for the dense model, one for the compressed model, and one
+for it with packed latents of ``--latent-bits``, lets all stay up, and asks them in
 turn: ``--batch`` concurrent streams that each decode ``--tokens`` tokens behind ``--context`` tokens. The time
 per token of a stream is the time between its first and its last token over the tokens between them.
 The share of the key rebuild is measured on the attention layer alone (``benchmarks.cpu_attention``).
@@ -88,9 +89,12 @@ def measure(options: argparse.Namespace) -> dict:
             str(options.rank_ratio),
         ]
         subprocess.run([*compress, "--calib-data", str(CALIBRATION)], check=True, capture_output=True)
+        palu = ["--dtype", options.dtype, "--attention-backend", "palu"]
+        packed = ["--additional-config", json.dumps({"palu": {"latent_bits": options.latent_bits}})]
         arms = {
             "dense": stack.enter_context(serve(MODEL, ["--dtype", options.dtype])),
-            "palu": stack.enter_context(serve(out, ["--dtype", options.dtype, "--attention-backend", "palu"])),
+            "palu": stack.enter_context(serve(out, palu)),
+            "palu_packed": stack.enter_context(serve(out, [*palu, *packed])),
         }
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(options.repeats):
@@ -99,9 +103,11 @@ def measure(options: argparse.Namespace) -> dict:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "ratio": round(medians["palu"] / medians["dense"], 2),
+        "packed_over_unpacked": round(medians["palu_packed"] / medians["palu"], 2),
         "milliseconds_per_token": {name: round(1000 * value, 2) for name, value in medians.items()},
         "repeats_ms": {name: [round(1000 * v, 2) for v in values] for name, values in seconds.items()},
-        "context": options.context, "batch": options.batch, "rank_ratio": options.rank_ratio, "dtype": options.dtype,
+        "context": options.context, "batch": options.batch, "rank_ratio": options.rank_ratio,
+        "latent_bits": options.latent_bits, "dtype": options.dtype,
         "attention_layer": rebuild_share(options.context, options.batch),
         "provenance": provenance(),
     }  # fmt: skip
@@ -114,6 +120,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rank-ratio", type=float, default=0.5)
+    parser.add_argument("--latent-bits", type=int, default=4, help="of the packed server")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -124,6 +131,7 @@ def main() -> None:
         return
     per_token = result["milliseconds_per_token"]
     print(f"dense {per_token['dense']} ms per token, palu {per_token['palu']} ms: {result['ratio']}x")
+    print(f"packed: {per_token['palu_packed']} ms, {result['packed_over_unpacked']}x the unpacked")
     print(f"one layer's attention: {json.dumps(result['attention_layer'])}")
 
 

@@ -30,7 +30,7 @@ def check(vllm_config: VllmConfig) -> None:
     try:
         _check_checkpoint(vllm_config)
         _check_parallelism(vllm_config)
-        _check_kernels(vllm_config)
+        kernel_path(vllm_config.device_config.device_type)
     except ValueError as error:
         raise StartError(str(error)) from error
     _check_settings(vllm_config)
@@ -71,15 +71,6 @@ def _check_parallelism(vllm_config: VllmConfig) -> None:
         raise StartError(
             f"tensor parallel size {devices} would cut a group of the {groups} groups of KV heads; "
             f"the largest size that works is {largest}."
-        )
-
-
-def _check_kernels(vllm_config: VllmConfig) -> None:
-    path = kernel_path(vllm_config.device_config.device_type)
-    if path == "triton" and PaluConfig.from_hf_config(vllm_config.model_config.hf_config.to_dict()).is_packed:
-        raise ValueError(
-            "the Triton kernels do not read packed latents yet; serve this model on a CPU, or with 16 bits: "
-            """--additional-config '{"palu": {"latent_bits": 16}}'."""
         )
 
 

@@ -2,17 +2,27 @@
 
 import pytest
 
+from tests.palu_checkpoints import with_tiers
 from tests.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
 
+NUMBERS = [(1.0, 16)]
+CASES = {
+    "llama": ("llama", NUMBERS, NUMBERS),
+    "qwen2": ("qwen2", NUMBERS, NUMBERS),
+    "4_bits": ("llama", [(1.0, 4)], [(1.0, 4)]),
+    "tiers_of_8_and_3_bits": ("qwen2", [(0.5, 8), (0.5, 3)], [(0.5, 4), (0.5, 2)]),
+}
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_kernels_serve_the_same_tokens(family, palu, monkeypatch):
-    directory, requests = palu(family, (32, 24), (40, 16)), prompts(5, 37)
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_serve_the_same_tokens(case, palu, tmp_path, monkeypatch):
+    family, *tiers = CASES[case]
+    directory, requests = with_tiers(palu(family, (32, 24), (40, 16)), tmp_path / "model", *tiers), prompts(3, 21)
     with engine(directory, attention_backend="palu") as llm:
-        expected = greedy(llm, requests, 6)
+        expected = greedy(llm, requests, 4)
     monkeypatch.setenv("PALU_KERNELS", "triton")
-    with engine(directory, attention_backend="palu", max_num_batched_tokens=32) as llm:
-        assert greedy(llm, requests, 6) == expected
+    with engine(directory, attention_backend="palu", max_num_batched_tokens=16) as llm:
+        assert greedy(llm, requests, 4) == expected
         assert attention_used(llm) == {("PALU", "TritonAttention")}
