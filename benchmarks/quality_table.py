@@ -63,13 +63,14 @@ class Judge:
 
 
 def rows_of_text(model: Path, text: Path, context: int, limit: int) -> torch.Tensor:
-    """Int64 ``[rows, context]``; a shorter last row is left out."""
+    """Int64 ``[rows, context]``, spread evenly over the text; a shorter last row is left out."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
-    rows = [row for row in rows_of(ids, context, tokenizer.encode(""), limit) if len(row) == context]
+    rows = [row for row in rows_of(ids, context, tokenizer.encode("")) if len(row) == context]
     if not rows:
         sys.exit(f"{text} has {len(ids)} tokens; expected at least one row of --context {context}.")
-    return torch.tensor(rows)
+    count = min(limit, len(rows))
+    return torch.tensor([rows[i * len(rows) // count] for i in range(count)])
 
 
 def compress(model: Path, out: Path, calibration: Path, *flags: str) -> Path:
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=HELD_OUT)
     parser.add_argument("--calib-data", type=Path, default=CALIBRATION)
     parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--rows", type=int, default=32, help="rows of text to score")
+    parser.add_argument("--rows", type=int, default=24, help="rows of text to score, spread evenly over it")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: that of the README)")
     parser.add_argument("--plot", type=Path, default=PLOT)
