@@ -58,3 +58,12 @@ SERVED_LAYERS = {
     "qwen_2_7b_128_384": Layer(sizes(28, 4, 128, 4, 128, 384), has_bias=True),
     "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False),
 }
+
+SERVED_PACKED_LAYERS = {
+    "llama_2_7b_128_384_4_bits": SERVED_LAYERS["llama_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
+    "llama_3_8b_256_256_4_bits": SERVED_LAYERS["llama_3_8b_256_256"].packed([(ALL, 4)], [(ALL, 4)]),
+    "qwen_2_7b_128_384_4_bits": SERVED_LAYERS["qwen_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
+    "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
+        [(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]
+    ),
+}

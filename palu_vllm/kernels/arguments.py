@@ -68,6 +68,7 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
         "TILE_HALF": tiling.half,
         "TILE_ROWS": tiling.rows,
         "TILE_VALUES": tiling.values,
+        "VALUE_TILES": tiling.value_tiles,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
     }

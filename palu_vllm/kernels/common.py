@@ -33,7 +33,11 @@ def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_H
 def load_latent(
     slot_ptrs, valid, rank_start, dtype, RANK_K: tl.constexpr, TILE_RANK: tl.constexpr, FORMAT_K: tl.constexpr
 ):
-    """Key latents from ``rank_start`` on, ``[TILE_TOKENS, TILE_RANK]``."""
+    """Key latents from ``rank_start`` on, ``[TILE_TOKENS, TILE_RANK]``.
+
+    Packed ones are loaded in the iteration before. What a loop carries, Triton gives to a product in shared memory, as
+    what was just loaded; what was computed just now would fill the registers as left operand.
+    """
     rank = rank_start + tl.arange(0, TILE_RANK)
     return load_numbers(slot_ptrs, valid, rank, rank < RANK_K, dtype, FORMAT_K)
 
@@ -147,18 +151,33 @@ def softmax_step(scores, running_max, running_sum):
 
 
 @triton.jit
+def no_values(TILE_VALUES: tl.constexpr, TILE_ROWS: tl.constexpr, VALUE_TILES: tl.constexpr):
+    """``VALUE_TILES`` times float32 zeros ``[TILE_VALUES, TILE_ROWS]``."""
+    tiles = ()
+    for _ in tl.static_range(VALUE_TILES):
+        tiles = tiles + (tl.zeros([TILE_VALUES, TILE_ROWS], tl.float32),)
+    return tiles
+
+
+@triton.jit
 def add_values(
-    accumulated,  # [TILE_VALUES, TILE_ROWS] float32
+    accumulated,  # tuple of [TILE_VALUES, TILE_ROWS] float32
+    correction,  # [TILE_ROWS], factor for what was accumulated so far
     probabilities,  # [TILE_TOKENS, TILE_ROWS] float32
-    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    value_ptrs,  # [TILE_TOKENS] pointers to the latent values of one group
     valid,  # [TILE_TOKENS]
-    columns,  # [TILE_VALUES] of the latent values
+    columns,  # [TILE_VALUES] of the latent values, those of the first tile
     dtype,
     RANK_V: tl.constexpr,
     FORMAT_V: tl.constexpr,
-    VALUE_START: tl.constexpr,
 ):
-    """``accumulated + latent_v^T probabilities``."""
-    # [TILE_TOKENS, TILE_VALUES]
-    values = load_numbers(slot_ptrs + VALUE_START, valid, columns, columns < RANK_V, dtype, FORMAT_V)
-    return tl.dot(tl.trans(values), probabilities.to(values.dtype), accumulated, input_precision="ieee")
+    """``accumulated * correction + latent_v^T probabilities``, tile by tile of the latent values."""
+    added = ()
+    for index in tl.static_range(len(accumulated)):
+        column = columns + index * columns.shape[0]
+        # [TILE_TOKENS, TILE_VALUES]
+        values = load_numbers(value_ptrs, valid, column, column < RANK_V, dtype, FORMAT_V)
+        weights = probabilities.to(values.dtype)
+        corrected = accumulated[index] * correction[None, :]
+        added = added + (tl.dot(tl.trans(values), weights, corrected, input_precision="ieee"),)
+    return added

@@ -10,6 +10,7 @@ from palu_vllm.kernels.common import (
     load_cos_sin,
     load_latent,
     load_query_halves,
+    no_values,
     rebuild_key,
     rotated_scores,
     slot_offsets,
@@ -68,12 +69,13 @@ def decode_split_kernel(
     TILE_HALF: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_VALUES: tl.constexpr,
+    VALUE_TILES: tl.constexpr,
 ):
-    """One program: all heads of one group of one request over one split, for one tile of the latent value."""
+    """One program: all heads of one group of one request over one split, for some tiles of the latent value."""
     HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
     request = tl.program_id(0).to(tl.int64)
     group = (tl.program_id(1) % num_groups).to(tl.int64)
-    value_tile = tl.program_id(1) // num_groups
+    values_of_program = tl.program_id(1) // num_groups
     split, num_splits = tl.program_id(2), tl.num_programs(2)
     seq_len = tl.load(seq_lens_ptr + request)
     start, stop = split_bounds(seq_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
@@ -86,20 +88,26 @@ def decode_split_kernel(
     row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
     dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
     query_first, query_second = load_query_halves(row_ptrs, row < HEADS, dtype, HEAD_DIM, TILE_HALF)
-    columns = value_tile * TILE_VALUES + tl.arange(0, TILE_VALUES)
-    accumulated = tl.zeros([TILE_VALUES, TILE_ROWS], tl.float32)
+    columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
+    accumulated = no_values(TILE_VALUES, TILE_ROWS, VALUE_TILES)
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     running_sum = tl.zeros([TILE_ROWS], tl.float32)
     table_row_ptr = block_table_ptr + request * stride_block_table_request
+    group_ptr = cache_ptr + group * stride_cache_group
+    if FORMAT_K is not None:
+        tokens = start + tl.arange(0, TILE_TOKENS)
+        slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+        latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
     for tile_start in range(start, stop, TILE_TOKENS):
         tokens = tile_start + tl.arange(0, TILE_TOKENS)
         valid = tokens < stop
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-        slot_ptrs = cache_ptr + group * stride_cache_group + slots
+        slot_ptrs = group_ptr + slots
         cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF)
         # [TILE_TOKENS, TILE_ROWS]
         scores = tl.zeros([TILE_TOKENS, TILE_ROWS], tl.float32)
-        latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+        if FORMAT_K is None:
+            latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         for head_in_group in range(GROUP_SIZE):
             key_first, key_second = rebuild_key(
                 latent,
@@ -122,17 +130,22 @@ def decode_split_kernel(
             scores = tl.where((row // QUERIES_PER_KV == head_in_group)[None, :], of_head, scores)
         scores = tl.where(valid[:, None], scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
-        accumulated *= correction[None, :]
         accumulated = add_values(
-            accumulated, probabilities, slot_ptrs, valid, columns, dtype, RANK_V, FORMAT_V, VALUE_START
+            accumulated, correction, probabilities, slot_ptrs + VALUE_START, valid, columns, dtype, RANK_V, FORMAT_V
         )
+        if FORMAT_K is not None:
+            ahead = tokens + TILE_TOKENS
+            slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+            latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
 
     partial_row = (request * num_splits + split) * (num_groups * HEADS) + head
-    if value_tile == 0:
+    if values_of_program == 0:
         tl.store(partial_max_ptr + partial_row, running_max, mask=row < HEADS)
         tl.store(partial_sum_ptr + partial_row, running_sum, mask=row < HEADS)
-    mask = (columns < RANK_V)[:, None] & (row < HEADS)[None, :]
-    tl.store(partial_ptr + partial_row[None, :] * RANK_V + columns[:, None], accumulated, mask=mask)
+    for index in tl.static_range(VALUE_TILES):
+        column = columns + index * TILE_VALUES
+        mask = (column < RANK_V)[:, None] & (row < HEADS)[None, :]
+        tl.store(partial_ptr + partial_row[None, :] * RANK_V + column[:, None], accumulated[index], mask=mask)
 
 
 @triton.jit
@@ -202,8 +215,8 @@ def decode_attention(
     requests, num_splits = partials[1].shape[:2]
     partial, partial_max, partial_sum = partials
     scratch = {"partial_ptr": partial, "partial_max_ptr": partial_max, "partial_sum_ptr": partial_sum}
-    value_tiles = ceil_div(shape.rank_v, tiling.values)
-    decode_split_kernel[(requests, shape.num_groups * value_tiles, num_splits)](
+    programs_per_group = ceil_div(shape.rank_v, tiling.values_per_program)
+    decode_split_kernel[(requests, shape.num_groups * programs_per_group, num_splits)](
         **attention_arguments(query, cache, batch, shape, rebuild, tiling), **scratch
     )
     decode_reduce_kernel[(requests, shape.num_heads)](

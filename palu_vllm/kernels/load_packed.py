@@ -65,9 +65,9 @@ def load_tier(
         else:
             codes = load_plane(part_ptrs, number, mask, PAYLOAD, SIZE, BITS)
         # [TILE_TOKENS]
-        header_ptrs = (part_ptrs + HEADER).to(tl.pointer_type(tl.float16), bitcast=True)
-        scale = tl.load(header_ptrs, mask=valid, other=0.0).to(tl.float32)
-        minimum = tl.load(header_ptrs + 1, mask=valid, other=0.0).to(tl.float32)
+        header = tl.load((part_ptrs + HEADER).to(tl.pointer_type(tl.uint32), bitcast=True), mask=valid, other=0)
+        scale = header.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        minimum = (header >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
         # [TILE_TOKENS, columns]
         read = (codes.to(tl.float32) * scale[:, None] + minimum[:, None]).to(numbers.dtype)
     return tl.where(inside[None, :], read, numbers)

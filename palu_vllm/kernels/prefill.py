@@ -14,6 +14,7 @@ from palu_vllm.kernels.common import (
     load_cos_sin,
     load_latent,
     load_query_halves,
+    no_values,
     rebuild_key,
     rotated_scores,
     slot_offsets,
@@ -81,11 +82,11 @@ def prefill_kernel(
     TILE_HALF: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_VALUES: tl.constexpr,
+    VALUE_TILES: tl.constexpr,
 ):
-    """One program: some queries of all heads of one KV head, for one tile of the latent value."""
+    """One program: some queries of all heads of one KV head, for some tiles of the latent value."""
     TILE_QUERIES: tl.constexpr = TILE_ROWS // QUERIES_PER_KV
     kv_head = (tl.program_id(1) % (num_groups * GROUP_SIZE)).to(tl.int64)
-    value_tile = tl.program_id(1) // (num_groups * GROUP_SIZE)
     group = kv_head // GROUP_SIZE
     request, first_query = find_query_tile(query_start_loc_ptr, tl.program_id(0), num_requests, TILE_QUERIES)
     query_start = tl.load(query_start_loc_ptr + request)
@@ -94,9 +95,7 @@ def prefill_kernel(
         return
     cached = tl.load(seq_lens_ptr + request) - query_len
     stop = cached + tl.minimum(first_query + TILE_QUERIES, query_len)
-    start = 0
-    if SLIDING_WINDOW is not None:
-        start = tl.maximum(cached + first_query - SLIDING_WINDOW + 1, 0)
+    start = 0 if SLIDING_WINDOW is None else tl.maximum(cached + first_query - SLIDING_WINDOW + 1, 0)
 
     # [TILE_ROWS]
     row = tl.arange(0, TILE_ROWS)
@@ -107,17 +106,24 @@ def prefill_kernel(
     row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
     dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
     query_first, query_second = load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF)
-    columns = value_tile * TILE_VALUES + tl.arange(0, TILE_VALUES)
-    accumulated = tl.zeros([TILE_VALUES, TILE_ROWS], tl.float32)
+    values_of_program = tl.program_id(1) // (num_groups * GROUP_SIZE)
+    columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
+    accumulated = no_values(TILE_VALUES, TILE_ROWS, VALUE_TILES)
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     running_sum = tl.zeros([TILE_ROWS], tl.float32)
     table_row_ptr = block_table_ptr + request * stride_block_table_request
+    group_ptr = cache_ptr + group * stride_cache_group
+    if FORMAT_K is not None:
+        tokens = start + tl.arange(0, TILE_TOKENS)
+        slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+        latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
     for tile_start in range(start, stop, TILE_TOKENS):
         tokens = tile_start + tl.arange(0, TILE_TOKENS)
         valid = tokens < stop
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-        slot_ptrs = cache_ptr + group * stride_cache_group + slots
-        latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+        slot_ptrs = group_ptr + slots
+        if FORMAT_K is None:
+            latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         key_first, key_second = rebuild_key(
             latent,
             slot_ptrs,
@@ -144,16 +150,22 @@ def prefill_kernel(
             visible &= distance < SLIDING_WINDOW
         scores = tl.where(visible, scores, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
-        accumulated *= correction[None, :]
         accumulated = add_values(
-            accumulated, probabilities, slot_ptrs, valid, columns, dtype, RANK_V, FORMAT_V, VALUE_START
+            accumulated, correction, probabilities, slot_ptrs + VALUE_START, valid, columns, dtype, RANK_V, FORMAT_V
         )
+        if FORMAT_K is not None:
+            ahead = tokens + TILE_TOKENS
+            slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+            latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
 
-    # [TILE_VALUES, TILE_ROWS]; a row of padding has seen nothing
-    normalised = accumulated / tl.where(row_valid, running_sum, 1.0)[None, :]
-    out_ptrs = out_ptr + (token * stride_out_token + head * stride_out_head)[None, :] + columns[:, None]
-    mask = (columns < RANK_V)[:, None] & row_valid[None, :]
-    tl.store(out_ptrs, normalised.to(out_ptr.dtype.element_ty), mask=mask)
+    sums = tl.where(row_valid, running_sum, 1.0)  # a row of padding has seen nothing
+    out_row_ptrs = out_ptr + token * stride_out_token + head * stride_out_head
+    for index in tl.static_range(VALUE_TILES):
+        column = columns + index * TILE_VALUES
+        # [TILE_VALUES, TILE_ROWS]
+        normalised = accumulated[index] / sums[None, :]
+        mask = (column < RANK_V)[:, None] & row_valid[None, :]
+        tl.store(out_row_ptrs[None, :] + column[:, None], normalised.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def prefill_attention(
@@ -171,8 +183,8 @@ def prefill_attention(
     """
     requests = batch.seq_lens.shape[0]
     query_tiles = query.shape[0] // (tiling.rows // shape.queries_per_kv) + requests
-    value_tiles = ceil_div(shape.rank_v, tiling.values)
-    prefill_kernel[(query_tiles, shape.num_kv_heads * value_tiles)](
+    programs_per_head = ceil_div(shape.rank_v, tiling.values_per_program)
+    prefill_kernel[(query_tiles, shape.num_kv_heads * programs_per_head)](
         **attention_arguments(query, cache, batch, shape, rebuild, tiling),
         out_ptr=out,
         stride_out_token=out.stride(0),

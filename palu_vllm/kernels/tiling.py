@@ -7,6 +7,8 @@ from palu_vllm.kernels.operands import AttentionShape
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 PREFILL_ROW_BYTES = 128  # of one column of queries: 64 rows in two bytes, 32 in float32
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
+PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
+PACKED_PREFILL_TOKENS = 32  # likewise; k_up stays in shared memory, so that small tiles do not load it again
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,14 @@ class Tiling:
     rank: int  # of the latent key, per product
     half: int  # half of head_dim, padded
     rows: int  # queries times heads
-    values: int  # of the latent value, per program
+    values: int  # of the latent value, per product
     num_stages: int  # of pipelined loads
     num_warps: int = 8
+    value_tiles: int = 1  # products with latent values, per program
+
+    @property
+    def values_per_program(self) -> int:
+        return self.values * self.value_tiles
 
     def shared_memory(self, rank_k: int, element_size: int) -> int:
         """Bytes that a program needs at most: ``k_up``, beside it latents or values, and the queries.
@@ -68,7 +75,8 @@ def decode_tiling(shape: AttentionShape, element_size: int, device: Device) -> T
 def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
     """One program has ``rows // queries_per_kv`` queries of the heads that share a KV head."""
     rows = max(PREFILL_ROW_BYTES // element_size, padded(shape.queries_per_kv))
-    return fitting_tiling(shape, rows, 1, element_size, device)
+    tiling = fitting_tiling(shape, rows, 1, element_size, device)
+    return tiling if shape.slot is None else replace(tiling, tokens=min(tiling.tokens, PACKED_PREFILL_TOKENS))
 
 
 def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:
@@ -85,9 +93,18 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         values=min(padded(shape.rank_v), max(SMALLEST_TILE, ACCUMULATED_NUMBERS // rows)),
         num_stages=num_stages,
     )
+    if shape.slot is not None:
+        tiling = in_small_products(tiling, shape.rank_v)
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
+
+
+def in_small_products(tiling: Tiling, rank_v: int) -> Tiling:
+    """As many programs, each with several products with packed values."""
+    programs = ceil_div(rank_v, tiling.values)
+    values = min(tiling.values, PACKED_VALUES)
+    return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
 
 
 def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:
@@ -96,5 +113,5 @@ def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_
     Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.
     """
     longest = max_seq_len if shape.sliding_window is None else min(max_seq_len, shape.sliding_window)
-    programs = requests * shape.num_groups * ceil_div(shape.rank_v, tiling.values)
+    programs = requests * shape.num_groups * ceil_div(shape.rank_v, tiling.values_per_program)
     return max(1, min(device.multiprocessors // programs, ceil_div(longest, tiling.tokens)))

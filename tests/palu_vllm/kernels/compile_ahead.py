@@ -24,7 +24,7 @@ from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.operands import KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import prefill_kernel
 from palu_vllm.kernels.store_latents import store_latents_kernel
-from tests.shapes import SERVED_LAYERS, Layer
+from tests.shapes import SERVED_LAYERS, SERVED_PACKED_LAYERS, Layer
 
 KERNELS = (store_latents_kernel, decode_split_kernel, decode_reduce_kernel, prefill_kernel)
 TYPES = {
@@ -106,7 +106,7 @@ def store_and_attend(layer: Layer, query_len: int) -> None:
 
 
 def main(name: str) -> None:
-    layer, calls = SERVED_LAYERS[name], {}
+    layer, calls = (SERVED_LAYERS | SERVED_PACKED_LAYERS)[name], {}
     for query_len in (1, 64):
         calls |= launched(lambda query_len=query_len: store_and_attend(layer, query_len))
     for kernel, arguments in calls.items():

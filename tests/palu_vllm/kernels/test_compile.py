@@ -13,18 +13,34 @@ SHARED_MEMORY = 227 * 1024  # bytes that one program may use on sm_90
 KERNELS = {"store_latents_kernel", "decode_split_kernel", "decode_reduce_kernel", "prefill_kernel"}
 
 
-@pytest.mark.parametrize("layer", ["llama_2_7b_128_384", "llama_3_8b_256_256", "qwen_2_7b_128_384"])
-def test_compiles_for_sm_90(layer, tmp_path):
+def resources(layer: str, cache: Path) -> dict[str, dict[str, int]]:
+    """Of every kernel, in another process: here they are interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.palu_vllm.kernels.compile_ahead", layer]
     run = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    resources = {line.pop("kernel"): line for line in map(json.loads, run.stdout.splitlines())}
-    assert set(resources) == KERNELS
-    assert all(kernel["shared_memory"] <= SHARED_MEMORY for kernel in resources.values()), resources
+    return {line.pop("kernel"): line for line in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    "layer", ["llama_2_7b_128_384", "llama_3_8b_256_256", "qwen_2_7b_128_384", "llama_3_8b_256_256_tiers"]
+)
+def test_compiles_for_sm_90(layer, tmp_path):
+    found = resources(layer, tmp_path)
+    assert set(found) == KERNELS
+    assert all(kernel["shared_memory"] <= SHARED_MEMORY for kernel in found.values()), found
+
+
+@pytest.mark.parametrize("layer", ["llama_2_7b_128_384", "llama_3_8b_256_256", "qwen_2_7b_128_384"])
+def test_unpacking_spills_less_than_reading_numbers_as_they_are(layer, tmp_path):
+    plain, packed = resources(layer, tmp_path), resources(f"{layer}_4_bits", tmp_path)
+    assert set(packed) == KERNELS
+    assert all(kernel["shared_memory"] <= SHARED_MEMORY for kernel in packed.values()), packed
+    assert packed["prefill_kernel"]["stack"] == 0
+    assert packed["decode_split_kernel"]["stack"] <= plain["decode_split_kernel"]["stack"]

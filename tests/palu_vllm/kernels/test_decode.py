@@ -43,10 +43,17 @@ def reference(problem: Problem) -> torch.Tensor:
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
     assert_as_precise(decode(problem, small_tiling(problem), num_splits=3), reference(problem), problem)
+
+
+@pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
+def test_packed_values_in_several_products_of_one_program(layer):
+    problem = random_problem(layer, REQUESTS, dtype=torch.float16)
+    tiling = replace(small_tiling(problem), values=16, value_tiles=3)
+    assert_as_precise(decode(problem, tiling, num_splits=3), reference(problem), problem)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -78,8 +85,9 @@ def test_large_scores_do_not_overflow():
     assert_as_precise(decode(problem, small_tiling(problem), num_splits=2), reference(problem), problem)
 
 
-def test_launch_chooses_tiles_and_scratch():
-    problem = random_problem(LAYERS["two_groups_bias_head_dim_80"], REQUESTS)
+@pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "3_bits_bias", "keys_16_values_4_bits"])
+def test_launch_chooses_tiles_and_scratch(name):
+    problem = random_problem(ALL_LAYERS[name], REQUESTS)
     allocated = []
 
     def allocate(shapes, device):
@@ -103,8 +111,21 @@ def test_an_upper_bound_of_the_longest_request_is_enough():
     assert (outs[0][-PADDING_ROWS:] == UNTOUCHED).all()
 
 
-def test_bfloat16_on_the_cpu_is_refused():
-    problem = random_problem(LAYERS["uncompressed"], [(1, 5)], dtype=torch.bfloat16)
+def test_what_the_store_kernel_has_packed_is_read():
+    problem = random_problem(PACKED_LAYERS["4_bits_odd_ranks"], [(1, 21), (1, 4)])
     attention = TritonAttention(problem.shape, problem.rebuild)
-    with pytest.raises(ValueError, match="got a bfloat16 cache on the CPU"):
+    outs = problem.empty_out(), problem.empty_out()
+    attention.attend(problem.query, problem.cache, problem.batch, outs[0])
+    cache = torch.full_like(problem.cache, 255)
+    latents = problem.latents
+    attention.store(latents.latent_k, latents.latent_v, cache, latents.slot_mapping)
+    attention.attend(problem.query, cache, problem.batch, outs[1])
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("uncompressed", "cache"), ("2_bits_uncompressed", "query")])
+def test_bfloat16_on_the_cpu_is_refused(name, refused):
+    problem = random_problem(ALL_LAYERS[name], [(1, 5)], dtype=torch.bfloat16)
+    attention = TritonAttention(problem.shape, problem.rebuild)
+    with pytest.raises(ValueError, match=f"got a bfloat16 {refused} on the CPU"):
         attention.attend(problem.query, problem.cache, problem.batch, problem.empty_out())

@@ -30,6 +30,17 @@ def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
     assert tiling.rows >= shape.queries_per_kv
 
 
+@every_layer
+@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
+def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_what_they_cover(layer, tiling_of):
+    packed = layer.packed([(1.0, 4)], [(1.0, 4)])
+    plain, tiling = (tiling_of(each.shape, 2, H200) for each in (layer, packed))
+    rank_v = layer.shape.rank_v
+    assert tiling.values <= 64
+    assert tiling.shared_memory(layer.shape.rank_k, 2) <= H200.shared_memory
+    assert ceil_div(rank_v, tiling.values_per_program) == ceil_div(rank_v, plain.values_per_program)
+
+
 @pytest.mark.parametrize("layer", SERVED_LAYERS.values(), ids=SERVED_LAYERS)
 def test_served_layers_decode_in_large_tiles(layer):
     """Fewer than 128 tokens re-read ``k_up`` from L2 more than the latents cost in device memory."""
