@@ -75,12 +75,13 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
 
 
 def packed_format(form: LatentFormat) -> tuple:
-    """A part as a constant of the kernels, without names; ``load_packed`` says what is where. No strings: in a
-    tuple Triton takes them for attributes.
+    """A part as a constant of the kernels, without names; ``load_packed`` says what is where.
+
+    Of what Triton understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
     """
     tiers = tuple(
         (numbers.start, tier.size, tier.bits, header.start, payload.start)
         for tier, numbers, header, payload in pieces(form)
     )
     used = form.header_bytes + sum(form.payload_bytes(tier) for tier in form.tiers)
-    return tiers, used, form.bytes, getattr(tl, form.dtype)
+    return (used, form.bytes, getattr(tl, form.dtype)), *tiers

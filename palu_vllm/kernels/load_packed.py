@@ -1,7 +1,7 @@
 """Reading packed latents in a kernel: bytes as in ``palu_vllm.latent_format``, unpacked in registers.
 
-A format is the constant of ``arguments.packed_format``: (tiers, bytes used, bytes, type of numbers that are not
-quantized), a tier (first number, size, bits, byte of its scale, byte of its payload); None for numbers as they are.
+A format is the constant of ``arguments.packed_format``: (bytes used, bytes, type of numbers that are not quantized),
+then its tiers, each (first number, size, bits, byte of its scale, byte of its payload); None for numbers as they are.
 """
 
 import triton
@@ -20,19 +20,19 @@ def load_numbers(part_ptrs, valid, columns, wanted, dtype, FORMAT: tl.constexpr)
     else:
         # [TILE_TOKENS, columns]
         numbers = tl.zeros([part_ptrs.shape[0], columns.shape[0]], dtype)
-        for index in tl.static_range(len(FORMAT[0])):
+        for index in tl.static_range(1, len(FORMAT)):
             numbers = load_tier(
                 numbers,
                 part_ptrs,
                 valid,
                 columns,
                 wanted,
-                FORMAT[0][index][0],
-                FORMAT[0][index][1],
-                FORMAT[0][index][2],
-                FORMAT[0][index][3],
-                FORMAT[0][index][4],
-                FORMAT[3],
+                FORMAT[index][0],
+                FORMAT[index][1],
+                FORMAT[index][2],
+                FORMAT[index][3],
+                FORMAT[index][4],
+                FORMAT[0][2],
             )
     return numbers
 

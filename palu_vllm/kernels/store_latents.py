@@ -42,7 +42,7 @@ def store_latents_kernel(
     latent_v_ptr += token * stride_latent_v_token + group * stride_latent_v_group
     if FORMAT_K is not None:
         store_part(slot_ptr, latent_k_ptr, FORMAT_K)
-        store_part(slot_ptr + FORMAT_K[2], latent_v_ptr, FORMAT_V)
+        store_part(slot_ptr + FORMAT_K[0][1], latent_v_ptr, FORMAT_V)
     else:
         # [TILE_K]
         column = tl.arange(0, TILE_K)

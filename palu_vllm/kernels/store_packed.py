@@ -11,19 +11,19 @@ import triton.language as tl
 @triton.jit
 def store_part(part_ptr, latent_ptr, FORMAT: tl.constexpr):
     """Writes the latent at ``latent_ptr`` as a whole part, padding included."""
-    for index in tl.static_range(len(FORMAT[0])):
+    for index in tl.static_range(1, len(FORMAT)):
         store_tier(
             part_ptr,
-            latent_ptr + FORMAT[0][index][0],
-            FORMAT[0][index][1],
-            FORMAT[0][index][2],
-            FORMAT[0][index][3],
-            FORMAT[0][index][4],
-            FORMAT[3],
+            latent_ptr + FORMAT[index][0],
+            FORMAT[index][1],
+            FORMAT[index][2],
+            FORMAT[index][3],
+            FORMAT[index][4],
+            FORMAT[0][2],
         )
     # [4]
-    padding = FORMAT[1] + tl.arange(0, 4)
-    tl.store(part_ptr + padding, tl.zeros([4], tl.uint8), mask=padding < FORMAT[2])
+    padding = FORMAT[0][0] + tl.arange(0, 4)
+    tl.store(part_ptr + padding, tl.zeros([4], tl.uint8), mask=padding < FORMAT[0][1])
 
 
 @triton.jit

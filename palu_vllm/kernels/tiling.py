@@ -8,6 +8,7 @@ SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 PREFILL_ROW_BYTES = 128  # of one column of queries: 64 rows in two bytes, 32 in float32
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
+PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 PACKED_PREFILL_TOKENS = 32  # likewise; k_up stays in shared memory, so that small tiles do not load it again
 
 
@@ -94,14 +95,16 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         num_stages=num_stages,
     )
     if shape.slot is not None:
-        tiling = in_small_products(tiling, shape.rank_v)
+        tiling = in_small_products(tiling, shape.rank_v, len(shape.slot.key.tiers))
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
 
 
-def in_small_products(tiling: Tiling, rank_v: int) -> Tiling:
+def in_small_products(tiling: Tiling, rank_v: int, key_tiers: int) -> Tiling:
     """As many programs, each with several products with packed values."""
+    if key_tiers > 1 and tiling.rank > PACKED_RANK:
+        tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
     programs = ceil_div(rank_v, tiling.values)
     values = min(tiling.values, PACKED_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
