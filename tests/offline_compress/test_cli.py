@@ -105,7 +105,7 @@ def test_arguments_that_argparse_refuses(argv, capsys):
         ("--device tpu", "device 'tpu' is not supported"),
         ("--device cuda:99", "is not there"),
         ("", "needs calibration data; add --calib-data"),
-        ("--objective svd", "needs calibration data"),
+        ("--objective svd --search fisher", "needs calibration data"),
         ("--search uniform", "needs calibration data"),
         ("--calib-data FILE --calib-seqlen 129", "exceed the model's context of 128"),
         ("--calib-data /no/such/file", "is not a file"),
@@ -132,7 +132,7 @@ def test_an_output_that_exists_is_refused_without_overwrite(tmp_path, dense, cap
 
 
 def test_json_lines_where_stderr_is_no_terminal(tmp_path, dense, text, capsys):
-    argv = ["--calib-data", text, "--calib-samples", "2", "--calib-seqlen", "32", "--dry-run"]
+    argv = ["--calib-data", text, "--calib-samples", "2", "--calib-seqlen", "32", "--dry-run", "--search", "fisher"]
     assert main([str(dense("llama")), str(tmp_path / "out"), *argv]) == 0
     captured = capsys.readouterr()
     assert [json.loads(line)["event"] for line in captured.err.splitlines()] == ["calibration"]

@@ -173,7 +173,8 @@ def test_dry_run_tells_and_writes_nothing(tmp_path, text, dense):
 
 def test_events_tell_ranks_errors_seconds_and_memory(tmp_path, text, dense):
     events = []
-    report = compress(dense("llama"), tmp_path / "out", calib_data=text, on_event=events.append, **QUICK)
+    options = {"search": "fisher_uniform", "calib_data": text, **QUICK}
+    report = compress(dense("llama"), tmp_path / "out", on_event=events.append, **options)
     layers = [event for event in events if event["event"] == "layer"]
     assert [event["rank_k"] for event in layers] == report["rank_k"]
     assert [event["relative_error_v"] for event in layers] == report["relative_error_v"]

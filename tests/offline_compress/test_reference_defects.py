@@ -15,6 +15,7 @@ from palu_vllm.checkpoint import SINGLE, iterate_tensors
 from tests.offline_compress.tiny import build_dense, edit_config, write_text
 
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}
+SEARCHING = QUICK | {"search": "fisher_uniform"}
 
 
 def test_fisher_loss_is_shifted_once(dense):
@@ -51,6 +52,11 @@ def test_whitening_uses_the_data_that_the_flags_say(tmp_path, text, dense):
         ({"search": "uniform"}, "rank_v"),
         ({"value_path": "factored"}, "value_path"),
         ({"value_path": "auto"}, "value_path"),
+        ({"latent_bits": 4}, "bytes_per_token"),
+        ({"latent_bits_k": 8}, "tiers_k"),
+        ({"latent_bits_v": 8}, "tiers_v"),
+        ({"tiers": ((0.5, 8), (0.5, 4))}, "tiers_k"),
+        ({"hadamard": True}, "hadamard"),
         ({"fisher_samples": 2}, "fisher_samples"),
         ({"whiten_samples": 2}, "whiten_samples"),
         ({"calib_seqlen": 32}, "calib_seqlen"),
@@ -62,13 +68,13 @@ def test_whitening_uses_the_data_that_the_flags_say(tmp_path, text, dense):
 def test_every_option_is_read(tmp_path, text, dense, change, affected, unchanged_report):
     if "calib_data" in change:
         change = {"calib_data": str(write_text(tmp_path / "another.txt", seed=9))}
-    report = compress(dense("llama"), tmp_path / "out", **({"calib_data": text, **QUICK} | change))
+    report = compress(dense("llama"), tmp_path / "out", **({"calib_data": text, **SEARCHING} | change))
     assert report[affected] != unchanged_report[affected]
 
 
 @pytest.fixture(scope="module")
 def unchanged_report(tmp_path_factory, text, dense):
-    return compress(dense("llama"), tmp_path_factory.mktemp("base") / "out", calib_data=text, **QUICK)
+    return compress(dense("llama"), tmp_path_factory.mktemp("base") / "out", calib_data=text, **SEARCHING)
 
 
 def test_nothing_is_cached_between_models_of_the_same_name(tmp_path, text, dense, monkeypatch):
