@@ -124,10 +124,11 @@ def main() -> None:
     parser.add_argument("--search", default="fisher_uniform", help="as palu-compress --search")
     parser.add_argument("--latent-bits", type=int, default=4, help="of the packed server")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: that of the README)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result = measure(options)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
     if options.json:
         print(json.dumps(result))
         return

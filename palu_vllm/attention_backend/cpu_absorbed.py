@@ -1,11 +1,22 @@
 """Scores of decoding queries by block-absorbed RoPE (``kernels/absorbed.py``) in vectorised torch."""
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, scratch
 from palu_vllm.kernels.absorbed import FLOAT32_TOLERANCE, Absorption, plan_absorption
 
 SHORTEST_TILE = 16  # tokens
+_plans = WeakTensorKeyDictionary()
+
+
+def plan(frequencies: torch.Tensor, queries_per_kv: int, tile_tokens: int) -> Absorption | None:
+    """The cheapest absorption over equal parts of a tile; found once for all the layers that share ``frequencies``."""
+    known = _plans.setdefault(frequencies, {})
+    if (queries_per_kv, tile_tokens) not in known:
+        parts = [tokens for tokens in range(SHORTEST_TILE, tile_tokens + 1) if tile_tokens % tokens == 0]
+        known[queries_per_kv, tile_tokens] = plan_absorption(frequencies, queries_per_kv, parts, FLOAT32_TOLERANCE)
+    return known[queries_per_kv, tile_tokens]
 
 
 class AbsorbedScores:
@@ -24,8 +35,7 @@ class AbsorbedScores:
         """None where rebuilding whole keys takes fewer operations, or where keys are stored whole."""
         if source.k_up is None:
             return None
-        parts = [tokens for tokens in range(SHORTEST_TILE, tile_tokens + 1) if tile_tokens % tokens == 0]
-        absorption = plan_absorption(source.frequencies, source.shape.queries_per_kv, parts, FLOAT32_TOLERANCE)
+        absorption = plan(source.frequencies, source.shape.queries_per_kv, tile_tokens)
         return absorption and cls(source, absorption)
 
     def scores(self, paired: torch.Tensor, tiles: Tiles, latents: torch.Tensor) -> torch.Tensor:
@@ -42,43 +52,45 @@ class AbsorbedScores:
         in_groups = paired.unflatten(1, (shape.num_groups, shape.group_size))
         parts = tile // self.absorption.tile_tokens
         starts = tiles.positions[:, :: self.absorption.tile_tokens].flatten()
+        # rotations to the first token of every part, conjugated, and to every token; the second call reuses the buffer
+        to_parts = self.source.angles(starts)[:, self.absorption.fast :].conj().resolve_conj()
+        to_tokens = self.source.angles(tiles.positions.flatten())[:, None, : self.absorption.fast]
         for group in range(shape.num_groups):
             query, latent = in_groups[tiles.owner, group], latent_k[group]
-            self._rebuilt(group, query, tiles, latent, scores[group])
+            self._rebuilt(group, query, to_tokens, latent, scores[group])
             whole = query[..., self.fast :].repeat_interleave(parts, dim=0)
-            slow = self._absorbed(group, whole, starts, latent)
+            slow = self._absorbed(group, whole, to_parts, latent)
             scores[group].unflatten(-1, (parts, -1)).add_(slow.unflatten(0, (count, parts)).transpose(1, 2))
         return scores
 
     def _rebuilt(
-        self, group: int, query: torch.Tensor, tiles: Tiles, latent: torch.Tensor, scores: torch.Tensor
+        self, group: int, query: torch.Tensor, angles: torch.Tensor, latent: torch.Tensor, scores: torch.Tensor
     ) -> None:
         """Writes the fast pairs' part of ``scores [tiles, heads, tile_tokens]``, where keys are rebuilt and rotated.
 
-        Takes ``query [tiles, group_size, queries_per_kv, head_dim]`` and ``latent [tokens, rank_k]``.
+        Takes ``query [tiles, group_size, queries_per_kv, head_dim]``, the rotations ``angles [tokens, 1, fast pairs]``
+        and ``latent [tokens, rank_k]``.
         """
         shape = self.shape
-        count, tile = tiles.positions.shape
+        count, _, tile = scores.shape
         keys = scratch.take("keys", len(latent), shape.group_size, self.fast)
         torch.mm(latent, self.fast_up[group], out=keys.flatten(1))
         if self.source.k_bias is not None:
             keys.add_(self.source.k_bias.view(shape.num_groups, shape.group_size, -1)[group, :, : self.fast])
-        angles = self.source.angles(tiles.positions.flatten())[:, None, : self.absorption.fast]
         torch.view_as_complex(keys.unflatten(-1, (-1, 2))).mul_(angles)
         # of shape [tiles, heads, group_size * fast], zero where a query meets another head's key: one large product
         apart = scratch.take("apart", *query.shape[:3], shape.group_size, self.fast).zero_()
         apart.diagonal(dim1=1, dim2=3).copy_(query[..., : self.fast].permute(0, 2, 3, 1))
         torch.bmm(apart.view(*scores.shape[:2], -1), keys.view(count, tile, -1).transpose(1, 2), out=scores)
 
-    def _absorbed(self, group: int, query: torch.Tensor, starts: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    def _absorbed(self, group: int, query: torch.Tensor, angles: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """The slow pairs' part, ``[parts, heads, tokens of a part]``.
 
-        Takes ``query [parts, group_size, queries_per_kv, slow]``, each part's first position ``starts [parts]``
-        and ``latent [tokens, rank_k]``.
+        Takes ``query [parts, group_size, queries_per_kv, slow]``, the conjugated rotations ``angles [parts,
+        slow pairs]`` to each part's first token, and ``latent [tokens, rank_k]``.
         """
         shape, basis = self.shape, self.absorption.basis
         pairs = torch.view_as_complex(query.permute(1, 2, 0, 3).unflatten(-1, (-1, 2)))
-        angles = self.source.angles(starts)[:, self.absorption.fast :].conj()
         # complex [group_size, queries_per_kv, terms, parts, slow pairs]
         moved = scratch.take("moved", *pairs.shape[:2], len(basis), *pairs.shape[2:], dtype=torch.complex64)
         torch.mul((pairs * angles).unsqueeze(2), self.conjugated, out=moved)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from palu_vllm.attention_backend import cpu_absorbed
 from palu_vllm.attention_backend.cpu import TorchAttention
 from palu_vllm.attention_backend.cpu_absorbed import AbsorbedScores
 from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, pair_up
@@ -62,3 +63,10 @@ def test_a_table_without_constant_frequencies_is_rebuilt():
     two_tables = torch.cat((cos_sin_table(100, 64), cos_sin_table(300, 64, 5e5)))
     rebuild = KeyRebuild(problem.rebuild.k_up, None, two_tables)
     assert after_attending(replace(problem, rebuild=rebuild)).absorbed == {TILE: None}
+
+
+def test_layers_with_one_rotary_table_share_the_plan(monkeypatch):
+    problem = random_problem(ABSORBED["one_group"], [(1, 300)])
+    first = after_attending(problem).absorbed[TILE].absorption
+    monkeypatch.setattr(cpu_absorbed, "plan_absorption", None)  # a second search would fail
+    assert after_attending(problem).absorbed[TILE].absorption is first
