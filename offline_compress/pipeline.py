@@ -10,7 +10,6 @@ import torch
 
 from offline_compress.attention_layer import LayerErrors, Rotations, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
-from offline_compress.decomposition import damp
 from offline_compress.fisher import fisher_information, group_importance
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
@@ -22,7 +21,8 @@ from offline_compress.progress import OnEvent, ignore
 from offline_compress.report import estimate, final_report, write_report
 from offline_compress.source import check_finite, open_source
 from offline_compress.staging import check_target, staged_directory
-from offline_compress.statistics import layer_statistics
+from offline_compress.statistics import damped, layer_statistics
+from offline_compress.storage_choice import StorageChoice, choose_storage
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import LayerShape, PaluConfig
@@ -58,11 +58,13 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         check_finite(source)
         release_freed_memory()
         on_event({"event": "checked", "text": f"{len(source.tensors)} tensors of {source.name} are finite"})
-        palu = _decide(plan, samples, on_event)
+        palu, chosen = _decide(plan, samples, staging, on_event)
         layers = _write_weights(plan, palu, samples, staging, on_event)
         (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
         copy_companions(source.directory, staging)
         report = final_report(plan, palu, samples, layers, baseline, time.monotonic() - started)
+        if chosen is not None:
+            report["budget"] = chosen.report()
         write_report(report, staging)
         write_model_card(report, staging)
     return report
@@ -79,14 +81,21 @@ def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
     return samples
 
 
-def _decide(plan: Plan, samples: CalibrationSamples | None, on_event: OnEvent) -> PaluConfig:
-    """Ranks and value path."""
+def _decide(
+    plan: Plan, samples: CalibrationSamples | None, scratch: Path, on_event: OnEvent
+) -> tuple[PaluConfig, StorageChoice | None]:
+    """Ranks and value path; with a budget bits and tiers too, and what was considered."""
+    label = samples.label if samples else NO_CALIBRATION
+    if plan.options.has_budget:
+        chosen = choose_storage(plan, samples.tokens[: plan.options.whiten_samples], scratch, on_event)
+        best = chosen.best
+        return plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v)), chosen
     ranks = plan.uniform_ranks()
     if plan.needs_fisher:
         ranks = plan.ranks(
             plan.options.search, _importance(plan, samples.tokens[: plan.options.fisher_samples], on_event)
         )
-    return plan.palu_config(ranks, samples.label if samples else NO_CALIBRATION)
+    return plan.palu_config(ranks, label), None
 
 
 def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[list[float]]:
@@ -132,14 +141,7 @@ def _second_moments(plan: Plan, samples: CalibrationSamples | None, scratch: Pat
     moments = layer_statistics(runner, tokens, scratch)
     for layer in range(plan.geometry.num_layers):
         # nothing here may keep a matrix alive while the next layer runs
-        yield _damped(layer, next(moments))
-
-
-def _damped(layer: int, moment: torch.Tensor) -> torch.Tensor:
-    try:
-        return damp(moment)
-    except ValueError as error:
-        raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
+        yield damped(layer, next(moments).moment)
 
 
 def _write_layer(

@@ -1,5 +1,6 @@
 """What will be done, once options and model are both known; nothing has been computed yet."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
-from palu_vllm.latent_format import UNQUANTIZED
+from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_tiers
 
 NO_CALIBRATION = "none"
 
@@ -43,8 +44,18 @@ class Plan:
         return self.geometry.num_kv_heads // self.group_size
 
     @property
+    def budget_bytes(self) -> int | None:
+        """Most bytes of cache per token, all layers; None where ranks and bits follow from the options."""
+        options = self.options
+        if options.target_compression is None:
+            return options.bytes_per_token
+        return int(self.geometry.dense_bytes_per_token(self.dtype) / options.target_compression)
+
+    @property
     def truncates(self) -> bool:
-        """Whether the budget is below full rank; if not, nothing is decomposed and no data is needed."""
+        """Whether ranks may be below full rank; if not, nothing is decomposed and no data is needed."""
+        if self.options.has_budget:
+            return True
         matrices = 2 * self.geometry.num_layers
         kept = budget(matrices, self.full_rank, self.options.rank_ratio)
         return kept * rank_tile(self.full_rank) < matrices * self.full_rank
@@ -59,15 +70,18 @@ class Plan:
 
     @property
     def samples_needed(self) -> int:
-        whitening = self.options.whiten_samples if self.needs_whitening else 0
+        whitening = self.options.whiten_samples if self.needs_whitening or self.options.has_budget else 0
         return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
 
-    @property
-    def hadamard(self) -> bool:
-        """Whether latents are rotated: as asked, by default where they are quantized."""
+    def rotates(self, tiers: Iterable[Shares]) -> bool:
+        """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""
         if self.options.hadamard is not None:
             return self.options.hadamard
-        return any(bits != UNQUANTIZED for _, bits in self.options.shares_k + self.options.shares_v)
+        return any(bits != UNQUANTIZED for shares in tiers for _, bits in shares)
+
+    def latent_format(self, rank: int, shares: Shares) -> LatentFormat:
+        """The bytes of a latent of one group."""
+        return LatentFormat(cut_into_tiers(rank, shares), self.dtype)
 
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
@@ -77,22 +91,25 @@ class Plan:
     def uniform_ranks(self) -> tuple[list[int], list[int]]:
         return self.ranks("uniform", [[1.0] * self.num_groups] * (2 * self.geometry.num_layers))
 
-    def palu_config(self, ranks: tuple[list[int], list[int]], calibration: str) -> PaluConfig:
-        """The ``palu_config`` of the output, value path chosen."""
+    def palu_config(
+        self, ranks: tuple[Sequence[int], Sequence[int]], calibration: str, tiers: tuple[Shares, Shares] | None = None
+    ) -> PaluConfig:
+        """The ``palu_config`` of the output, value path chosen; ``tiers`` of K and V where options do not say them."""
+        tiers_k, tiers_v = tiers or (self.options.shares_k, self.options.shares_v)
         fused = PaluConfig(
             base_model=self.source.name,
             base_revision=self.source.revision,
             group_size_k=self.group_size,
             group_size_v=self.group_size,
-            rank_k=ranks[0],
-            rank_v=ranks[1],
-            tiers_k=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_k],
-            tiers_v=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_v],
-            hadamard=self.hadamard,
+            rank_k=list(ranks[0]),
+            rank_v=list(ranks[1]),
+            tiers_k=[TierShare(share=share, bits=bits) for share, bits in tiers_k],
+            tiers_v=[TierShare(share=share, bits=bits) for share, bits in tiers_v],
+            hadamard=self.rotates((tiers_k, tiers_v)),
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,
-            search=self.options.search,
+            search="budget" if self.options.has_budget else self.options.search,
             calibration=calibration,
             seed=self.options.seed,
             tool_version=tool_version(),
@@ -132,6 +149,8 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         _device(options.device),
         notes,
     )
+    if options.has_budget and options.calib_data is None:
+        raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
     if plan.samples_needed and options.calib_data is None:
         raise CompressionError(
             f"objective {options.objective} with search {options.search} needs calibration data; add --calib-data with "

@@ -26,7 +26,7 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "dense_bytes_per_token": dense,
         "bytes_per_token": kept,
         "compression": dense / kept,
-        "rank_ratio_nominal": plan.options.rank_ratio,
+        "rank_ratio_nominal": None if plan.options.has_budget else plan.options.rank_ratio,
         "rank_ratio_realised": sum(palu.rank_k + palu.rank_v) / (2 * plan.geometry.num_layers * plan.full_rank),
         "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
         "tiers_v": [tier.model_dump() for tier in palu.tiers_v],
@@ -46,20 +46,25 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
 
 
 def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
-    """What ``--dry-run`` prints. Sizes are exact; with a Fisher search the ranks per layer are not known yet."""
+    """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
     label = samples.label if samples else NO_CALIBRATION
     palu = plan.palu_config(plan.uniform_ranks(), label)
     count = len(samples.tokens[: plan.options.whiten_samples]) if samples and plan.needs_whitening else 0
     layers = layer_memory_bytes(plan, palu, count)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
-    return sizes(plan, palu) | {
-        "ranks_are_final": not plan.needs_fisher,
-        "predicted_peak_memory_bytes": baseline + max(layers, whole),
-        "predicted_layer_memory_bytes": layers,
-        "predicted_fisher_memory_bytes": whole,
-        "disk_bytes": disk_bytes(plan, palu),
-        "temporary_disk_bytes": activation_bytes(plan, count),
-    }
+    budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
+    return (
+        sizes(plan, palu)
+        | budget
+        | {
+            "ranks_are_final": not (plan.needs_fisher or plan.options.has_budget),
+            "predicted_peak_memory_bytes": baseline + max(layers, whole),
+            "predicted_layer_memory_bytes": layers,
+            "predicted_fisher_memory_bytes": whole,
+            "disk_bytes": disk_bytes(plan, palu),
+            "temporary_disk_bytes": activation_bytes(plan, count),
+        }
+    )
 
 
 def final_report(

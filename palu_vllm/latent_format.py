@@ -21,6 +21,7 @@ UNQUANTIZED = 16
 BITS = (UNQUANTIZED, *PLANES)
 HEADER_BYTES = 4  # scale and minimum of a tier
 ALIGNMENT = 4  # bytes: what a part is padded to
+Shares = tuple[tuple[float, int], ...]  # of the tiers of a latent: share of its rank, bits
 TIER_TILE = 16  # numbers: what all tiers of a part but the last are multiples of
 
 

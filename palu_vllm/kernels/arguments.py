@@ -7,9 +7,9 @@ import torch
 import triton.language as tl
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.packing import pieces
 from palu_vllm.kernels.tiling import Tiling
 from palu_vllm.latent_format import LatentFormat
+from palu_vllm.packing import pieces
 
 
 def attention_arguments(

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from palu_vllm.checkpoint import read_config
-from palu_vllm.kernels.packing import unpack
+from palu_vllm.packing import unpack
 from tests.palu_checkpoints import kv_bytes, with_tiers
 from tests.palu_vllm.huggingface.oracle import EXACT, generate, load, logits
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.kernels.packing import pack, pack_codes, quantize, unpack, unpack_codes
 from palu_vllm.latent_format import PLANES, LatentFormat, Tier, cut_into_tiers, plane_bytes
+from palu_vllm.packing import pack, pack_codes, quantize, unpack, unpack_codes
 
 every_width = pytest.mark.parametrize("bits", PLANES)
 
