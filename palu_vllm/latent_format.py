@@ -70,6 +70,11 @@ class LatentFormat:
         """The tiers, equal neighbours joined: ``(one of them, how many they are)``."""
         return tuple((tier, len(list(equal))) for tier, equal in groupby(self.tiers))
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether neighbours have scales of their own although they are equal tiers."""
+        return any(count > 1 and tier.is_quantized for tier, count in self.runs)
+
     def tier_header_bytes(self, tier: Tier) -> int:
         """Of one tier."""
         if not tier.is_quantized:
@@ -102,6 +107,10 @@ class SlotFormat:
     @property
     def bytes(self) -> int:
         return self.key.bytes + self.value.bytes
+
+    @property
+    def has_groups(self) -> bool:
+        return self.key.has_groups or self.value.has_groups
 
 
 def cut_into_tiers(rank: int, shares: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:

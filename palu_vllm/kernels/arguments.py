@@ -9,7 +9,7 @@ import triton.language as tl
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.packing import pieces
 from palu_vllm.kernels.tiling import Tiling
-from palu_vllm.latent_format import TIER_TILE, LatentFormat
+from palu_vllm.latent_format import LatentFormat
 
 
 def attention_arguments(
@@ -52,15 +52,14 @@ def operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, rebuil
 
 def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
     """What a kernel is compiled for."""
-    run = math.gcd(TIER_TILE, shape.head_dim // 2)  # keys that are stored whole are loaded by halves of heads
     return {
         "GROUP_SIZE": shape.group_size,
         "QUERIES_PER_KV": shape.queries_per_kv,
         "HEAD_DIM": shape.head_dim,
         "RANK_K": shape.rank_k,
         "RANK_V": shape.rank_v,
-        "FORMAT_K": None if shape.slot is None else packed_format(shape.slot.key, run),
-        "FORMAT_V": None if shape.slot is None else packed_format(shape.slot.value, run),
+        "FORMAT_K": None if shape.slot is None else packed_format(shape.slot.key),
+        "FORMAT_V": None if shape.slot is None else packed_format(shape.slot.value),
         "VALUE_START": shape.rank_k if shape.slot is None else shape.slot.key.bytes,
         "BLOCK_SIZE": block_size,
         "SLIDING_WINDOW": shape.sliding_window,
@@ -75,12 +74,11 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
     }
 
 
-def packed_format(form: LatentFormat, run: int = TIER_TILE) -> tuple:
+def packed_format(form: LatentFormat) -> tuple:
     """A part as a constant of the kernels, without names; ``load_packed`` says what is where.
 
-    ``run`` is of how many numbers the first of every column that is loaded is a multiple. The clip ratio is no part of
-    it, so that layers with other ratios are served by the same kernels. Of what Triton understands from 3.6 on: tuples
-    of tuples, no deeper, and no strings, which it takes for attributes.
+    The clip ratio is no part of it, so that layers with other ratios are served by the same kernels. Of what Triton
+    understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
     """
     tiers = tuple(
         (piece.numbers.start, piece.tier.size, piece.count, piece.tier.bits, piece.header.start, piece.payload.start)
@@ -88,4 +86,4 @@ def packed_format(form: LatentFormat, run: int = TIER_TILE) -> tuple:
     )
     header_used = sum(form.tier_header_bytes(tier) for tier in form.tiers)
     used = form.header_bytes + sum(form.payload_bytes(tier) for tier in form.tiers)
-    return (header_used, used, form.bytes, getattr(tl, form.dtype), form.symmetric, run), *tiers
+    return (header_used, used, form.bytes, getattr(tl, form.dtype), form.symmetric), *tiers

@@ -1,9 +1,8 @@
 """Reading packed latents in a kernel: bytes as in ``palu_vllm.latent_format``, unpacked in registers.
 
 A format is the constant of ``arguments.packed_format``: (bytes of scales and minima, bytes used, bytes, type of numbers
-that are not quantized, whether codes are symmetric, run), then its tiers, equal neighbours joined, each (first number,
-size, how many, bits, byte of the first scale, byte of the first payload). Columns come in runs of neighbours whose first
-is a multiple of ``run``, and so do tiers, so that one run has one scale.
+that are not quantized, whether codes are symmetric), then its tiers, equal neighbours joined, each (first number, size,
+how many, bits, byte of the first scale, byte of the first payload).
 """
 
 import triton
@@ -37,7 +36,6 @@ def load_numbers(part_ptrs, valid, columns, wanted, dtype, FORMAT: tl.constexpr)
                 FORMAT[index][5],
                 FORMAT[0][3],
                 FORMAT[0][4],
-                FORMAT[0][5],
             )
     return numbers
 
@@ -57,7 +55,6 @@ def load_tiers(
     PAYLOAD: tl.constexpr,
     NUMBER_TYPE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    RUN: tl.constexpr,
 ):
     """``numbers`` with those of ``COUNT`` equal tiers filled in."""
     number = columns - FIRST
@@ -74,7 +71,7 @@ def load_tiers(
             codes |= load_plane(part_ptrs, number, mask, PAYLOAD + LOW, SIZE, COUNT, STRIDE, 1) << 2
         else:
             codes = load_plane(part_ptrs, number, mask, PAYLOAD, SIZE, COUNT, (SIZE * BITS + 7) // 8, BITS)
-        scale, minimum = load_scales(part_ptrs, valid, number, inside, SIZE, COUNT, HEADER, SYMMETRIC, RUN)
+        scale, minimum = load_scales(part_ptrs, valid, number, inside, SIZE, COUNT, HEADER, SYMMETRIC)
         # [TILE_TOKENS, columns]
         if SYMMETRIC:
             read = ((codes - 2 ** (BITS - 1)).to(tl.float32) * scale).to(numbers.dtype)
@@ -85,18 +82,17 @@ def load_tiers(
 
 @triton.jit
 def load_scales(
-    part_ptrs,
-    valid,
-    number,
-    inside,
+    part_ptrs,  # [TILE_TOKENS]
+    valid,  # [TILE_TOKENS]
+    number,  # [columns] of the tiers
+    inside,  # [columns]
     SIZE: tl.constexpr,
     COUNT: tl.constexpr,
     HEADER: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    RUN: tl.constexpr,
 ):
-    """Scale and minimum, symmetric codes' scale twice, of the tiers that have the numbers ``number``: float32
-    ``[TILE_TOKENS, columns]``, or ``[TILE_TOKENS, 1]`` of one tier.
+    """Scales and minima of the numbers ``number``, float32 ``[TILE_TOKENS, columns]``, or ``[TILE_TOKENS, 1]`` where they
+    are of one tier; of symmetric codes the scales twice.
     """
     WORD: tl.constexpr = tl.uint16 if SYMMETRIC else tl.uint32
     header_ptrs = (part_ptrs + HEADER).to(tl.pointer_type(WORD), bitcast=True)
@@ -104,12 +100,14 @@ def load_scales(
         # [TILE_TOKENS, 1]
         header = tl.load(header_ptrs, mask=valid, other=0)[:, None]
     else:
-        header = tl.load(header_ptrs[:, None] + (number // SIZE)[None, :], mask=valid[:, None] & inside[None, :], other=0)
+        # [TILE_TOKENS, columns]
+        mask = valid[:, None] & inside[None, :]
+        header = tl.load(header_ptrs[:, None] + (number // SIZE)[None, :], mask=mask, other=0)
     scale = header.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    minimum = scale
-    if not SYMMETRIC:
-        minimum = (header >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    return scale, minimum
+    if SYMMETRIC:
+        return scale, scale
+    else:
+        return scale, (header >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -128,12 +126,12 @@ def load_plane(
     """
     BYTES: tl.constexpr = (SIZE * WIDTH + 7) // 8
     aligned: tl.constexpr = START % 4 == 0 and (COUNT == 1 or STRIDE % 4 == 0)
-    place = number
-    offset = START
-    if COUNT > 1:
+    if COUNT == 1:
+        place = number
+        pointers = (part_ptrs + START)[:, None] + (place % BYTES)[None, :]
+    else:
         place = number % SIZE
-        offset = START + number // SIZE * STRIDE
-    pointers = part_ptrs[:, None] + (offset + place % BYTES)[None, :]
+        pointers = (part_ptrs + START)[:, None] + (number // SIZE * STRIDE + place % BYTES)[None, :]
     if aligned:
         pointers = tl.multiple_of(pointers, (1, 4))  # parts are aligned; runs of neighbours are found by the compiler
     packed = tl.load(pointers, mask=mask, other=0).to(tl.int32)
