@@ -69,6 +69,12 @@ class Plan:
             return self.options.hadamard
         return any(bits != UNQUANTIZED for _, bits in self.options.shares_k + self.options.shares_v)
 
+    @property
+    def clip_ratios(self) -> list[float] | None:
+        """One per layer where the user gave one for all."""
+        ratio = self.options.latent_clip_ratio
+        return None if ratio is None else [ratio] * self.geometry.num_layers
+
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
         ranks = allocate_ranks(search, importance, self.full_rank, self.options.rank_ratio)
@@ -89,6 +95,10 @@ class Plan:
             tiers_k=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_k],
             tiers_v=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_v],
             hadamard=self.hadamard,
+            latent_group_size=self.options.latent_group_size,
+            latent_symmetric=self.options.latent_symmetric,
+            clip_k=self.clip_ratios,
+            clip_v=self.clip_ratios,
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,

@@ -100,7 +100,7 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         num_stages=num_stages,
     )
     if shape.slot is not None:
-        tiling = in_small_products(tiling, shape.rank_v, len(shape.slot.key.runs))
+        tiling = in_small_products(tiling, shape.rank_v, shape.slot)
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
