@@ -93,8 +93,8 @@ class PaluConfig(BaseModel):
     ``group_size * head_dim`` is stored uncompressed: its down-projection is the original projection
     and it has no up-projection. ``tiers_k`` and ``tiers_v`` say how latents are quantized in the cache, leading numbers
     first; with ``hadamard`` the factors hold a rotation that spreads them (``offline_compress/hadamard.py``).
-    ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have no
-    minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1.
+    ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
+    no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

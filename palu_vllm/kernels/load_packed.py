@@ -91,8 +91,8 @@ def load_scales(
     HEADER: tl.constexpr,
     SYMMETRIC: tl.constexpr,
 ):
-    """Scales and minima of the numbers ``number``, float32 ``[TILE_TOKENS, columns]``, or ``[TILE_TOKENS, 1]`` where they
-    are of one tier; of symmetric codes the scales twice.
+    """Scales and minima of the numbers ``number``, float32 ``[TILE_TOKENS, columns]``, or ``[TILE_TOKENS, 1]`` where
+    they are of one tier; of symmetric codes the scales twice.
     """
     WORD: tl.constexpr = tl.uint16 if SYMMETRIC else tl.uint32
     header_ptrs = (part_ptrs + HEADER).to(tl.pointer_type(WORD), bitcast=True)
@@ -104,10 +104,10 @@ def load_scales(
         mask = valid[:, None] & inside[None, :]
         header = tl.load(header_ptrs[:, None] + (number // SIZE)[None, :], mask=mask, other=0)
     scale = header.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    if SYMMETRIC:
-        return scale, scale
-    else:
-        return scale, (header >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    minimum = scale
+    if not SYMMETRIC:
+        minimum = (header >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    return scale, minimum
 
 
 @triton.jit
@@ -121,8 +121,8 @@ def load_plane(
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """``WIDTH`` bits of each of the numbers ``number`` of tiers, int32 ``[TILE_TOKENS, columns]``; the first plane begins
-    at byte ``START``, the next ``STRIDE`` bytes on.
+    """``WIDTH`` bits of each of the numbers ``number`` of tiers, int32 ``[TILE_TOKENS, columns]``; the first plane
+    begins at byte ``START``, the next ``STRIDE`` bytes on.
     """
     BYTES: tl.constexpr = (SIZE * WIDTH + 7) // 8
     aligned: tl.constexpr = START % 4 == 0 and (COUNT == 1 or STRIDE % 4 == 0)

@@ -37,9 +37,9 @@ def quantize(x: torch.Tensor, bits: int, clip: float = 1.0) -> tuple[torch.Tenso
 def quantize_symmetric(x: torch.Tensor, bits: int, clip: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """``x [..., size]`` to codes uint8 ``[..., size]`` and scale float16 ``[..., 1]``.
 
-    ``scale = half(clip max|x| / (2^(bits-1) - 1))`` and ``code = floor(x / scale + 1/2) + 2^(bits-1)`` within range; the
-    code of zero where the scale is 0. A row with a number that is not finite, or whose scale is beyond float16, gets a
-    scale of NaN and codes of zero, so that all of it reads as NaN.
+    ``scale = half(clip max|x| / (2^(bits-1) - 1))`` and ``code = floor(x / scale + 1/2) + 2^(bits-1)`` within range;
+    the code of zero where the scale is 0. A row with a number that is not finite, or whose scale is beyond float16,
+    gets a scale of NaN and codes of zero, so that all of it reads as NaN.
     """
     zero = 2 ** (bits - 1)
     x = x.float()
@@ -87,8 +87,8 @@ def clip_argument(form: LatentFormat) -> float:
 
 
 class Piece(NamedTuple):
-    """``count`` neighbouring tiers that are equal: their numbers of the latent, the bytes of their scales and minima, and
-    those of their payloads.
+    """``count`` neighbouring tiers that are equal: their numbers of the latent, the bytes of their scales and minima,
+    and those of their payloads.
     """
 
     tier: Tier
@@ -143,8 +143,8 @@ def unpack(packed: torch.Tensor, form: LatentFormat, out: torch.Tensor | None = 
 
 
 def _dequantize(codes: torch.Tensor, scales: torch.Tensor, bits: int) -> None:
-    """Makes numbers of float32 ``codes [..., size]`` in place; ``scales [..., 2]`` has scale and minimum, or ``[..., 1]``
-    the scale of symmetric codes.
+    """Makes numbers of float32 ``codes [..., size]`` in place; ``scales [..., 2]`` has scale and minimum, or
+    ``[..., 1]`` the scale of symmetric codes.
     """
     if scales.shape[-1] == 1:
         codes.sub_(2 ** (bits - 1)).mul_(scales)

@@ -33,9 +33,7 @@ REQUESTS = prompts(130, 5, 40)
 def packed(palu, tmp_path_factory):
     def get(name: str):
         out = tmp_path_factory.getbasetemp() / f"packed-{name}"
-        return out if out.exists() else with_tiers(
-            palu("llama", **RANKS), out, *FORMATS[name], **CHANGES.get(name, {})
-        )
+        return out if out.exists() else with_tiers(palu("llama", **RANKS), out, *FORMATS[name], **CHANGES.get(name, {}))
 
     return get
 
