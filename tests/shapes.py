@@ -61,7 +61,9 @@ PACKED_LAYERS = {
     "tiers": LAYERS["group_of_eight"].packed([(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]),
     "symmetric_3_bits": LAYERS["per_head_odd_ranks"].packed([(ALL, 3)], [(ALL, 3)]).grouped(0, symmetric=True),
     "groups_4_bits": LAYERS["seven_queries_per_kv_bias"].packed([(ALL, 4)], [(ALL, 4)]).grouped(32, clip=0.8),
-    "groups_of_tiers": LAYERS["group_of_eight"].packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)]).grouped(16),
+    "groups_of_tiers": LAYERS["two_groups_bias_head_dim_80"]
+    .packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)])
+    .grouped(16),
     "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
     .packed([(ALL, 2)], [(ALL, 4)])
     .grouped(48, symmetric=True, clip=0.9),
