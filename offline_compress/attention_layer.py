@@ -22,12 +22,11 @@ class Rotations(NamedTuple):
     value: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, palu: PaluConfig, layer: int, dtype: str) -> "Rotations":
-        """Those that ``palu_config`` asks for; their blocks are the tiers."""
+    def of(cls, palu: PaluConfig, layer: int) -> "Rotations":
+        """Those that ``palu_config`` asks for; their blocks are the tiers, whole where they are cut into groups."""
         if not palu.hadamard:
             return cls()
-        formats = palu.key_format(layer, dtype), palu.value_format(layer, dtype)
-        return cls(*(rotation_of_tiers(form.tiers) for form in formats))
+        return cls(rotation_of_tiers(palu.key_tiers(layer)), rotation_of_tiers(palu.value_tiers(layer)))
 
 
 class LayerErrors(NamedTuple):

@@ -100,6 +100,17 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
         "--hadamard", "--lt_hadamard", action=argparse.BooleanOptionalAction,
         help="rotate latents so that their numbers are about equally large (default: where they are quantized)",
     )  # fmt: skip
+    group.add_argument(
+        "--latent-group-size", "--lt_group_size", type=int, default=CompressOptions.latent_group_size, metavar="N",
+        help="numbers of a tier that share a scale, a multiple of 16; 0: all (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--latent-symmetric", "--lt_sym", action="store_true", help="codes about zero: a scale and no minimum"
+    )
+    group.add_argument(
+        "--latent-clip-ratio", "--lt_clip_ratio", type=float, metavar="C",
+        help="share of the range that codes cover, in (0, 1], of all layers, K and V (default: 1)",
+    )  # fmt: skip
 
 
 def _tiers(written: str) -> tuple[tuple[float, int], ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palu_vllm.config import DTYPE_BYTES
-from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_tiers
+from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten")
 SEARCHES = ("uniform", "fisher", "fisher_uniform")
@@ -31,6 +31,7 @@ class CompressOptions:
     and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
     and tiers are chosen for; bits or tiers that are given stay as they are.
+    ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """
 
     model: str
@@ -56,6 +57,9 @@ class CompressOptions:
     hadamard: bool | None = None
     target_compression: float | None = None
     bytes_per_token: int | None = None
+    latent_group_size: int = 0
+    latent_symmetric: bool = False
+    latent_clip_ratio: float | None = None
 
     def __post_init__(self) -> None:
         self._check_budget()
@@ -71,6 +75,7 @@ class CompressOptions:
             raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
         self._check_counts()
         self._check_tiers()
+        self._check_scales()
 
     @property
     def has_budget(self) -> bool:
@@ -96,6 +101,17 @@ class CompressOptions:
                 cut_into_tiers(TIER_TILE, shares)
             except ValueError as error:
                 raise CompressionError(f"{error}; give --latent-bits 4, or --tiers 0.25:8,0.75:4.") from error
+
+    def _check_scales(self) -> None:
+        try:
+            cut_into_groups((), self.latent_group_size)
+        except ValueError as error:
+            raise CompressionError(f"{error}; give --latent-group-size 32, or 0 for a scale per tier.") from error
+        if self.latent_clip_ratio is not None and not 0 < self.latent_clip_ratio <= 1:
+            raise CompressionError(
+                f"latent clip ratio {self.latent_clip_ratio} is outside (0, 1]; give the share of the range of a group "
+                "that its codes cover, like 0.95."
+            )
 
     @property
     def fixes_tiers_k(self) -> bool:

@@ -159,7 +159,7 @@ def _write_layer(
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
-        Rotations.of(palu, layer, plan.dtype),
+        Rotations.of(palu, layer),
         next(moments),
         getattr(torch, plan.dtype),
         plan.device,

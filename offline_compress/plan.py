@@ -13,7 +13,7 @@ from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
-from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_tiers
+from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
 
 NO_CALIBRATION = "none"
 
@@ -81,7 +81,14 @@ class Plan:
 
     def latent_format(self, rank: int, shares: Shares) -> LatentFormat:
         """The bytes of a latent of one group."""
-        return LatentFormat(cut_into_tiers(rank, shares), self.dtype)
+        tiers = cut_into_groups(cut_into_tiers(rank, shares), self.options.latent_group_size)
+        return LatentFormat(tiers, self.dtype, self.options.latent_symmetric, self.options.latent_clip_ratio or 1.0)
+
+    @property
+    def clip_ratios(self) -> list[float] | None:
+        """One per layer where the user gave one for all."""
+        ratio = self.options.latent_clip_ratio
+        return None if ratio is None else [ratio] * self.geometry.num_layers
 
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
@@ -106,6 +113,10 @@ class Plan:
             tiers_k=[TierShare(share=share, bits=bits) for share, bits in tiers_k],
             tiers_v=[TierShare(share=share, bits=bits) for share, bits in tiers_v],
             hadamard=self.rotates((tiers_k, tiers_v)),
+            latent_group_size=self.options.latent_group_size,
+            latent_symmetric=self.options.latent_symmetric,
+            clip_k=self.clip_ratios,
+            clip_v=self.clip_ratios,
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,

@@ -1,32 +1,56 @@
 """Quantizing and packing of latents: the specification, and what the torch paths run.
 
-Asymmetric per token, group and tier, the minimum as zero point; bytes as in ``palu_vllm.latent_format``. All of it is
-elementwise float32 with roundings stated below, so that every implementation can give the same codes bit for bit.
+Per token, group and tier, asymmetric with the minimum as zero point, or symmetric; bytes as in
+``palu_vllm.latent_format``. All of it is elementwise float32 with roundings stated below and no product directly before
+a sum, so that every implementation can give the same codes bit for bit.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
-from palu_vllm.latent_format import HEADER_BYTES, PLANES, LatentFormat, Tier, plane_bytes
+from palu_vllm.latent_format import PLANES, LatentFormat, Tier, plane_bytes
 
 
-def quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantize(x: torch.Tensor, bits: int, clip: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``x [..., size]`` to codes uint8 ``[..., size]``, scale and minimum float16 ``[..., 1]``.
 
     ``minimum = half(min x)``, ``scale = half((max x - minimum) / (2^bits - 1))``, and
-    ``code = floor((x - minimum) / scale + 1/2)`` within range; 0 where the scale is 0. A row with a number that is not
-    finite, or whose minimum or scale is beyond float16, gets a minimum of NaN, so that all of it reads as NaN.
+    ``code = floor((x - minimum) / scale + 1/2)`` within range; 0 where the scale is 0. With ``clip`` below 1 both ends
+    of the range move inwards by ``half((max x - min x) * (1 - clip) / 2)``. A row with a number that is not finite, or
+    whose minimum or scale is beyond float16, gets a minimum of NaN, so that all of it reads as NaN.
     """
     levels = 2**bits - 1
     x = x.float()
     low, high = x.aminmax(dim=-1, keepdim=True)
+    if clip < 1:
+        margin = ((high - low) * ((1 - clip) / 2)).half().float()
+        low, high = low + margin, high - margin
     minimum = low.half()
     scale = ((high - minimum.float()) / levels).half()
-    codes = ((x - minimum.float()) / scale.float() + 0.5).floor().nan_to_num(0)
     fits = minimum.isfinite() & scale.isfinite()
-    codes = codes.clamp(0, levels).masked_fill(~fits | (scale <= 0), 0).to(torch.uint8)
+    codes = _steps(x - minimum.float(), scale).clamp(0, levels).masked_fill(~fits, 0).to(torch.uint8)
     return codes, scale.masked_fill(~fits, 0), minimum.masked_fill(~fits, torch.nan)
+
+
+def quantize_symmetric(x: torch.Tensor, bits: int, clip: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x [..., size]`` to codes uint8 ``[..., size]`` and scale float16 ``[..., 1]``.
+
+    ``scale = half(clip max|x| / (2^(bits-1) - 1))`` and ``code = floor(x / scale + 1/2) + 2^(bits-1)`` within range;
+    the code of zero where the scale is 0. A row with a number that is not finite, or whose scale is beyond float16,
+    gets a scale of NaN and codes of zero, so that all of it reads as NaN.
+    """
+    zero = 2 ** (bits - 1)
+    x = x.float()
+    scale = (x.abs().amax(dim=-1, keepdim=True) * clip / (zero - 1)).half()
+    scale = scale.masked_fill(~scale.isfinite(), torch.nan)
+    return (_steps(x, scale) + zero).clamp(0, 2 * zero - 1).to(torch.uint8), scale
+
+
+def _steps(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``floor(x / scale + 1/2)``; 0 where the scale is not positive."""
+    return (x / scale.float() + 0.5).floor().masked_fill(~(scale > 0), 0)
 
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -57,14 +81,31 @@ def unpack_codes(packed: torch.Tensor, size: int, bits: int) -> torch.Tensor:
     return codes
 
 
-def pieces(form: LatentFormat) -> Iterator[tuple[Tier, slice, slice, slice]]:
-    """Of every tier: its numbers of the latent, the bytes of its scale and minimum, and those of its payload."""
+def clip_argument(form: LatentFormat) -> float:
+    """What the store kernel is given: the factor of ``max|x|``, or that of the range at each of its ends."""
+    return form.clip if form.symmetric else (1 - form.clip) / 2
+
+
+class Piece(NamedTuple):
+    """``count`` neighbouring tiers that are equal: their numbers of the latent, the bytes of their scales and minima,
+    and those of their payloads.
+    """
+
+    tier: Tier
+    count: int
+    numbers: slice
+    header: slice
+    payload: slice
+
+
+def pieces(form: LatentFormat) -> Iterator[Piece]:
     number, header, payload = 0, 0, form.header_bytes
-    for tier in form.tiers:
-        header_end = header + HEADER_BYTES * tier.is_quantized
-        payload_end = payload + form.payload_bytes(tier)
-        yield tier, slice(number, number + tier.size), slice(header, header_end), slice(payload, payload_end)
-        number, header, payload = number + tier.size, header_end, payload_end
+    for tier, count in form.runs:
+        number_end = number + count * tier.size
+        header_end = header + count * form.tier_header_bytes(tier)
+        payload_end = payload + count * form.payload_bytes(tier)
+        yield Piece(tier, count, slice(number, number_end), slice(header, header_end), slice(payload, payload_end))
+        number, header, payload = number_end, header_end, payload_end
 
 
 def pack(latent: torch.Tensor, form: LatentFormat) -> torch.Tensor:
@@ -73,11 +114,13 @@ def pack(latent: torch.Tensor, form: LatentFormat) -> torch.Tensor:
     Numbers of tiers that are not quantized are stored in ``form.dtype``.
     """
     packed = torch.zeros((*latent.shape[:-1], form.bytes), dtype=torch.uint8, device=latent.device)
-    for tier, numbers, header, payload in pieces(form):
+    for tier, count, numbers, header, payload in pieces(form):
         if tier.is_quantized:
-            codes, scale, minimum = quantize(latent[..., numbers], tier.bits)
-            packed[..., header] = torch.cat((scale, minimum), dim=-1).view(torch.uint8)
-            packed[..., payload] = pack_codes(codes, tier.bits)
+            x = latent[..., numbers].unflatten(-1, (count, tier.size))
+            quantized = quantize_symmetric if form.symmetric else quantize
+            codes, *scales = quantized(x, tier.bits, form.clip)
+            packed[..., header] = torch.cat(scales, dim=-1).flatten(-2).view(torch.uint8)
+            packed[..., payload] = pack_codes(codes, tier.bits).flatten(-2)
         else:
             packed[..., payload] = latent[..., numbers].to(getattr(torch, form.dtype)).contiguous().view(torch.uint8)
     return packed
@@ -87,12 +130,24 @@ def unpack(packed: torch.Tensor, form: LatentFormat, out: torch.Tensor | None = 
     """``packed`` uint8 ``[..., form.bytes]`` to float32 ``[..., rank]``, in ``out`` where given."""
     if out is None:
         out = torch.empty((*packed.shape[:-1], form.rank), device=packed.device)
-    for tier, numbers, header, payload in pieces(form):
+    for tier, count, numbers, header, payload in pieces(form):
         part = out[..., numbers]
         if tier.is_quantized:
-            part.copy_(unpack_codes(packed[..., payload], tier.size, tier.bits))
-            scale, minimum = packed[..., header].contiguous().view(torch.float16).float().split(1, dim=-1)
-            part.mul_(scale).add_(minimum)  # two roundings; addcmul would broadcast several times slower
+            part = part.unflatten(-1, (count, tier.size))
+            part.copy_(unpack_codes(packed[..., payload].unflatten(-1, (count, -1)), tier.size, tier.bits))
+            scales = packed[..., header].contiguous().view(torch.float16).float().unflatten(-1, (count, -1))
+            _dequantize(part, scales, tier.bits)
         else:
             part.copy_(packed[..., payload].contiguous().view(getattr(torch, form.dtype)))
     return out
+
+
+def _dequantize(codes: torch.Tensor, scales: torch.Tensor, bits: int) -> None:
+    """Makes numbers of float32 ``codes [..., size]`` in place; ``scales [..., 2]`` has scale and minimum, or
+    ``[..., 1]`` the scale of symmetric codes.
+    """
+    if scales.shape[-1] == 1:
+        codes.sub_(2 ** (bits - 1)).mul_(scales)
+    else:
+        scale, minimum = scales.split(1, dim=-1)
+        codes.mul_(scale).add_(minimum)  # two roundings; addcmul would broadcast several times slower

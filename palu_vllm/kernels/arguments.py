@@ -77,11 +77,13 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
 def packed_format(form: LatentFormat) -> tuple:
     """A part as a constant of the kernels, without names; ``load_packed`` says what is where.
 
-    Of what Triton understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
+    The clip ratio is no part of it, so that layers with other ratios are served by the same kernels. Of what Triton
+    understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
     """
     tiers = tuple(
-        (numbers.start, tier.size, tier.bits, header.start, payload.start)
-        for tier, numbers, header, payload in pieces(form)
+        (piece.numbers.start, piece.tier.size, piece.count, piece.tier.bits, piece.header.start, piece.payload.start)
+        for piece in pieces(form)
     )
+    header_used = sum(form.tier_header_bytes(tier) for tier in form.tiers)
     used = form.header_bytes + sum(form.payload_bytes(tier) for tier in form.tiers)
-    return (used, form.bytes, getattr(tl, form.dtype)), *tiers
+    return (header_used, used, form.bytes, getattr(tl, form.dtype), form.symmetric), *tiers

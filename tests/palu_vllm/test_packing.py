@@ -1,12 +1,23 @@
 """Packing and unpacking: round trips, the error bound of rounding, and rows that do not fit float16."""
 
+import hashlib
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.latent_format import PLANES, LatentFormat, Tier, cut_into_tiers, plane_bytes
-from palu_vllm.packing import pack, pack_codes, quantize, unpack, unpack_codes
+from palu_vllm.latent_format import PLANES, LatentFormat, Tier, cut_into_groups, cut_into_tiers, plane_bytes
+from palu_vllm.packing import (
+    clip_argument,
+    pack,
+    pack_codes,
+    quantize,
+    quantize_symmetric,
+    unpack,
+    unpack_codes,
+)
 
 every_width = pytest.mark.parametrize("bits", PLANES)
 
@@ -114,3 +125,112 @@ def test_unpacking_writes_where_it_is_told():
     unpack(pack(x, one_tier(24, 4)), one_tier(24, 4), out[:, 8:32])
     assert torch.equal(out[:, 8:32], unpack(pack(x, one_tier(24, 4)), one_tier(24, 4)))
     assert not out[:, :8].any() and not out[:, 32:].any()
+
+
+def test_bytes_without_groups_symmetry_and_clipping_have_not_changed():
+    """Caches outlive versions. The digest is that of the format before it had any of the three."""
+    x = ((torch.arange(6 * 80) * 7919 % 1009 - 500) / 37).view(6, 80)
+    x[1] *= 1e-6
+    x[2], x[3, 40:] = -0.0, x[3, 40:].abs()
+    x[4, 7], x[5, 70] = float("nan"), 1e30
+    form = LatentFormat((Tier(16, 16), Tier(16, 8), Tier(16, 4), Tier(16, 3), Tier(16, 2)), "float16")
+    digest = hashlib.sha256(pack(x, form).numpy().tobytes()).hexdigest()
+    assert digest == "c99d010985d0727ac08e075947e949fc847c93a01ce9c21172d7be763c4388c6"
+
+
+@every_width
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("clip", [1.0, 0.8])
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_a_group_is_packed_as_if_it_were_alone(bits, symmetric, clip, size):
+    x = torch.randn(3, 2, 107, generator=torch.Generator().manual_seed(0)) * torch.logspace(2, -5, 107)
+    form = LatentFormat(cut_into_groups([Tier(107, bits)], size), "float32", symmetric, clip)
+    read = unpack(pack(x, form), form)
+    for start in range(0, 107, size):
+        part = x[..., start : start + size]
+        alone = replace(form, tiers=(Tier(part.shape[-1], bits),))
+        assert torch.equal(read[..., start : start + size], unpack(pack(part, alone), alone))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    bits=st.sampled_from(list(PLANES)),
+    size=st.integers(1, 130),
+    offset=st.floats(-100, 100),
+    magnitude=st.floats(-4, 4),
+    seed=st.integers(0, 2**32),
+)
+def test_error_of_symmetric_codes_is_at_most_half_a_step(bits, size, offset, magnitude, seed):
+    """And a whole step at the lower end of the range of 2 bits, whose codes are -2, -1, 0 and 1 steps."""
+    x = torch.randn(4, size, generator=torch.Generator().manual_seed(seed)) * 10**magnitude + offset
+    form = replace(one_tier(size, bits), symmetric=True)
+    bound = x.abs().amax(-1, keepdim=True)
+    step = bound / (2 ** (bits - 1) - 1)
+    error = (unpack(pack(x, form), form) - x).abs()
+    assert (error <= step / 2 * 1.001 + bound * 2.0**-10 + 2**bits * 2.0**-25).all()
+
+
+@every_width
+@pytest.mark.parametrize("row", [[3.0] * 8, [-7.5] * 8, [0.0] * 8, [-0.0] * 8], ids=["positive", "negative", "0", "-0"])
+def test_constant_rows_of_symmetric_codes(bits, row):
+    form, x = replace(one_tier(8, bits), symmetric=True), torch.tensor([row])
+    torch.testing.assert_close(unpack(pack(x, form), form), x, rtol=2**-10, atol=0)
+
+
+@every_width
+def test_symmetric_codes_negate(bits):
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).half().float()
+    (codes, scale), (negated, same) = quantize_symmetric(x, bits), quantize_symmetric(-x, bits)
+    assert torch.equal(scale, same)
+    between = (x / scale.float() + 0.5) % 1 != 0
+    assert torch.equal((codes.int() + negated.int())[between], torch.full_like(codes, 0).int()[between] + 2**bits)
+
+
+@every_width
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("clip", [1.0, 0.7])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -1e30])
+def test_what_does_not_fit_harms_its_group_only(bits, symmetric, clip, bad):
+    x = torch.randn(3, 2, 81, generator=torch.Generator().manual_seed(0))
+    tiers = (Tier(16, 16), *cut_into_groups([Tier(65, bits)], 32))
+    form = LatentFormat(tiers, "float32", symmetric, clip)
+    good = unpack(pack(x, form), form)
+    x[1, 0, 50] = bad
+    read = unpack(pack(x, form), form)
+    assert read[1, 0, 48:80].isnan().all()
+    read[1, 0, 48:80] = good[1, 0, 48:80]
+    assert torch.equal(read, good)
+
+
+@every_width
+@pytest.mark.parametrize("clip", [0.9, 0.5, 0.05])
+def test_clipping_shrinks_the_range_about_its_centre(bits, clip):
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)) + 3
+    codes, scale, minimum = quantize(x, bits, clip)
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    span = (2**bits - 1) * scale.float()
+    torch.testing.assert_close(span, (high - low) * clip, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(minimum.float() + span / 2, (low + high) / 2, rtol=0.01, atol=0.01)
+    assert (codes[x == low] == 0).all() and (codes[x == high] == 2**bits - 1).all()
+    half = 2 ** (bits - 1)
+    codes, scale = quantize_symmetric(x, bits, clip)
+    bound = x.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(scale.float() * (half - 1), bound * clip, rtol=0.001, atol=0)
+    assert (codes[x == bound] == 2**bits - 1).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_clipping_pays_where_codes_are_few_and_one_number_stands_out(bits):
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = 6.0
+    errors = {}
+    for clip in (1.0, 0.85):
+        form = replace(one_tier(64, bits), clip=clip)
+        errors[clip] = (unpack(pack(x, form), form) - x)[:, 1:].square().mean()
+    assert errors[0.85] < errors[1.0]
+
+
+def test_what_the_kernel_is_told_of_the_ratio():
+    form = replace(one_tier(16, 4), clip=0.75)
+    assert clip_argument(form) == 0.125 and clip_argument(one_tier(16, 4)) == 0.0
+    assert clip_argument(replace(form, symmetric=True)) == 0.75
