@@ -69,8 +69,20 @@ class Plan:
         return self.truncates and self.options.search != "uniform"
 
     @property
+    def searches_clip(self) -> bool:
+        """Whether clip ratios are searched: latents may be quantized, no ratio was given, and there is data."""
+        options = self.options
+        quantized = any(bits != UNQUANTIZED for _, bits in options.shares_k + options.shares_v)
+        wanted = options.latent_clip_ratio is None and options.calib_data is not None
+        return wanted and (quantized or options.has_budget)
+
+    @property
+    def reads_activations(self) -> bool:
+        return self.needs_whitening or self.options.has_budget or self.searches_clip
+
+    @property
     def samples_needed(self) -> int:
-        whitening = self.options.whiten_samples if self.needs_whitening or self.options.has_budget else 0
+        whitening = self.options.whiten_samples if self.reads_activations else 0
         return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
 
     def rotates(self, tiers: Iterable[Shares]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import LayerErrors
+from offline_compress.attention_layer import LayerOutcome
 from offline_compress.calibration import CalibrationSamples
 from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
 from offline_compress.memory import peak_memory_bytes
@@ -75,7 +75,7 @@ def final_report(
     plan: Plan,
     palu: PaluConfig,
     samples: CalibrationSamples | None,
-    layers: list[LayerErrors],
+    layers: list[LayerOutcome],
     baseline: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def final_report(
     (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights.
     """
     report = sizes(plan, palu) | {
-        "relative_error_k": [errors.key for errors in layers],
-        "relative_error_v": [errors.value for errors in layers],
+        "relative_error_k": [layer.key.error for layer in layers],
+        "relative_error_v": [layer.value.error for layer in layers],
         "error_measure": "activations" if plan.needs_whitening else "weights",
         "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
         "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,

@@ -4,14 +4,15 @@ The factors of one decomposition at full rank serve all ranks, because latents a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from offline_compress.attention_probe import AttentionProbe, rotate
+from offline_compress.clip_ratio import best_clip_ratio
 from offline_compress.decomposition import Factors
 from palu_vllm.latent_format import LatentFormat, Tier
-from palu_vllm.packing import pack, unpack
+from palu_vllm.packing import rounded
 
 PLAIN_BITS = (8, 4, 3, 2)  # of caches that only quantize, one scale per token and head
 
@@ -23,14 +24,22 @@ class Storage:
     form: LatentFormat
     rotation: torch.Tensor | None = None
 
-    def read_back(self, latents: torch.Tensor) -> torch.Tensor:
-        """``latents [..., rank]`` as they are read again."""
+    searches_clip: bool = False
+
+    def read_back(self, latents: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+        """``latents [tokens, groups, rank]`` as they are read again; ``up [groups, rank, full]`` rebuilds from them."""
         if not any(tier.is_quantized for tier in self.form.tiers):
             return latents
         if self.rotation is None:
-            return unpack(pack(latents, self.form), self.form)
+            return rounded(latents, self._clipped(latents, up))
         rotation = self.rotation.to(latents)
-        return unpack(pack(latents @ rotation.T, self.form), self.form) @ rotation
+        rotated = latents @ rotation.T
+        return rounded(rotated, self._clipped(rotated, None if up is None else rotation @ up)) @ rotation
+
+    def _clipped(self, latents: torch.Tensor, up: torch.Tensor | None) -> LatentFormat:
+        if not self.searches_clip:
+            return self.form
+        return replace(self.form, clip=best_clip_ratio(latents, up, self.form))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class Projected:
         if rank == full:
             rebuilt = storage.read_back(self.whole.transpose(0, 1).reshape(tokens, groups, full))
         else:
-            rebuilt = torch.einsum("tgr,grf->tgf", storage.read_back(self.latents[..., :rank]), self.up[:, :rank])
+            up = self.up[:, :rank]
+            rebuilt = torch.einsum("tgr,grf->tgf", storage.read_back(self.latents[..., :rank], up), up)
         return rebuilt.reshape(tokens, kv_heads, head_dim).transpose(0, 1)
 
 

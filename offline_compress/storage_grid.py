@@ -53,12 +53,11 @@ class Grid:
         return [[self._storage(rank, shares, whole) for shares in self.tiers_v] for rank in self.ranks]
 
     def _storage(self, rank: int, shares: Shares, rotation_of_whole: torch.Tensor | None) -> Storage:
-        form = self.plan.latent_format(rank, shares)
-        if not self.plan.rotates([shares]):
-            return Storage(form)
-        if rank == self.plan.full_rank:
-            return Storage(form, rotation_of_whole)
-        return Storage(form, rotation_of_tiers(cut_into_tiers(rank, shares)))
+        rotation = None
+        if self.plan.rotates([shares]):
+            whole = rank == self.plan.full_rank
+            rotation = rotation_of_whole if whole else rotation_of_tiers(cut_into_tiers(rank, shares))
+        return Storage(self.plan.latent_format(rank, shares), rotation, self.plan.searches_clip)
 
     @property
     def smallest_bytes(self) -> int:

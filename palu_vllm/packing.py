@@ -117,13 +117,33 @@ def pack(latent: torch.Tensor, form: LatentFormat) -> torch.Tensor:
     for tier, count, numbers, header, payload in pieces(form):
         if tier.is_quantized:
             x = latent[..., numbers].unflatten(-1, (count, tier.size))
-            quantized = quantize_symmetric if form.symmetric else quantize
-            codes, *scales = quantized(x, tier.bits, form.clip)
-            packed[..., header] = torch.cat(scales, dim=-1).flatten(-2).view(torch.uint8)
+            codes, scales = _quantized(x, tier.bits, form)
+            packed[..., header] = scales.flatten(-2).view(torch.uint8)
             packed[..., payload] = pack_codes(codes, tier.bits).flatten(-2)
         else:
             packed[..., payload] = latent[..., numbers].to(getattr(torch, form.dtype)).contiguous().view(torch.uint8)
     return packed
+
+
+def rounded(latent: torch.Tensor, form: LatentFormat) -> torch.Tensor:
+    """What ``unpack(pack(latent, form), form)`` gives, float32 ``[..., rank]``, without the bytes between."""
+    out = torch.empty(latent.shape, dtype=torch.float32, device=latent.device)
+    for tier, count, numbers, _, _ in pieces(form):
+        if tier.is_quantized:
+            x = latent[..., numbers].unflatten(-1, (count, tier.size))
+            codes, scales = _quantized(x, tier.bits, form)
+            part = codes.float()
+            _dequantize(part, scales.float(), tier.bits)
+            out[..., numbers] = part.flatten(-2)
+        else:
+            out[..., numbers] = latent[..., numbers].to(getattr(torch, form.dtype)).float()
+    return out
+
+
+def _quantized(x: torch.Tensor, bits: int, form: LatentFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes uint8 of ``x [..., size]`` and their float16 scales as they are stored, ``[..., 1 or 2]``."""
+    codes, *scales = (quantize_symmetric if form.symmetric else quantize)(x, bits, form.clip)
+    return codes, torch.cat(scales, dim=-1)
 
 
 def unpack(packed: torch.Tensor, form: LatentFormat, out: torch.Tensor | None = None) -> torch.Tensor:

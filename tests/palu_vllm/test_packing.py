@@ -15,6 +15,7 @@ from palu_vllm.packing import (
     pack_codes,
     quantize,
     quantize_symmetric,
+    rounded,
     unpack,
     unpack_codes,
 )
@@ -234,3 +235,13 @@ def test_what_the_kernel_is_told_of_the_ratio():
     form = replace(one_tier(16, 4), clip=0.75)
     assert clip_argument(form) == 0.125 and clip_argument(one_tier(16, 4)) == 0.0
     assert clip_argument(replace(form, symmetric=True)) == 0.75
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("clip", [1.0, 0.7])
+def test_rounding_is_packing_and_unpacking(symmetric, clip):
+    tiers = cut_into_groups((Tier(16, 16), Tier(48, 8), Tier(33, 3)), 32)
+    form = LatentFormat(tiers, "float16", symmetric, clip)
+    latent = torch.randn(5, 3, form.rank, generator=torch.Generator().manual_seed(0))
+    latent[1, 1, 70] = torch.inf
+    assert torch.equal(rounded(latent, form).view(torch.int32), unpack(pack(latent, form), form).view(torch.int32))
