@@ -35,6 +35,13 @@ def rows_of(
     return rows
 
 
+def spread_rows(rows: list[list[int]], limit: int) -> list[list[int]]:
+    """At most ``limit`` of ``rows``, spread evenly over them; a shorter last one is left out."""
+    whole = [row for row in rows if len(row) == len(rows[0])]
+    count = min(limit, len(whole))
+    return [whole[i * len(whole) // count] for i in range(count)]
+
+
 def row_loss(prompt_logprobs: Sequence, row: Sequence[int]) -> float:
     """Summed negative log-likelihood in nats of ``row[1:]`` from vLLM's prompt logprobs."""
     return -sum(prompt_logprobs[i][token].logprob for i, token in enumerate(row) if i > 0)
@@ -61,15 +68,28 @@ def load_llm(model: Path, context: int, dtype: str, **options):
     )
 
 
-def perplexity(model: Path, text: Path, context: int, dtype: str = "auto", limit: int | None = None) -> dict:
-    """``{"perplexity", "tokens", "seconds", ...}`` of one checkpoint on one text file."""
+def perplexity(
+    model: Path,
+    text: Path,
+    context: int,
+    dtype: str = "auto",
+    limit: int | None = None,
+    spread: bool = False,
+    kv_cache_dtype: str = "auto",
+) -> dict:
+    """``{"perplexity", "tokens", "seconds", ...}`` of one checkpoint on one text file.
+
+    ``limit`` rows are the first ones, or with ``spread`` taken evenly from the whole text.
+    """
     from vllm import SamplingParams
 
     started = time.perf_counter()
-    llm = load_llm(model, context, dtype)
+    llm = load_llm(model, context, dtype, kv_cache_dtype=kv_cache_dtype)
     tokenizer = llm.get_tokenizer()
     ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
-    rows = rows_of(ids, context, tokenizer.encode(""), limit)
+    rows = rows_of(ids, context, tokenizer.encode(""), None if spread else limit)
+    if spread:
+        rows = spread_rows(rows, limit or len(rows))
     scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": row} for row in rows], scoring, use_tqdm=sys.stderr.isatty())
     loss = math.fsum(row_loss(out.prompt_logprobs, row) for out, row in zip(outputs, rows, strict=True))
@@ -82,6 +102,7 @@ def perplexity(model: Path, text: Path, context: int, dtype: str = "auto", limit
         "text": text.name,
         "context": context,
         "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
     }
 
 
@@ -92,13 +113,23 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024, help="tokens per row")
     parser.add_argument("--dtype", default="auto", help="as vLLM's --dtype")
     parser.add_argument("--limit", type=int, help="score the first N rows only")
+    parser.add_argument("--spread", action="store_true", help="spread the rows of --limit evenly over the text")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="as vLLM's --kv-cache-dtype")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
     options = parser.parse_args()
     for path in (options.model, options.text):
         if not path.exists():
             sys.exit(f"{path} does not exist; expected a model directory and a text file.")
     try:
-        result = perplexity(options.model, options.text, options.context, options.dtype, options.limit)
+        result = perplexity(
+            options.model,
+            options.text,
+            options.context,
+            options.dtype,
+            options.limit,
+            options.spread,
+            options.kv_cache_dtype,
+        )
     except ValueError as error:
         sys.exit(str(error))
     if options.json:

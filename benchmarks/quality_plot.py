@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-BUDGETS = (4, 5, 6, 8)  # times fewer bytes than the dense model
+BUDGETS = (2, 3, 4, 5, 6, 8, 10)  # times fewer bytes than the dense model
+RIVALS = (
+    ("int", "s", "int per token and head (simulated)"),
+    ("KIVI", "^", "KIVI, no window (simulated)"),
+    ("fp8", "x", "fp8 in vLLM"),
+)
 
 
 def increase(row: dict, rows: list[dict]) -> float:
@@ -17,13 +22,16 @@ def compression(row: dict, rows: list[dict]) -> float:
 def title(row: dict) -> str:
     if row["arm"] != "palu":
         return row["arm"]
+    if "budget" in row:
+        return f"palu chosen for {row['budget']:g}x, {row['bits']} bits"
     rotated = ", rotated" if row["rotation"] == "hadamard" else ""
     return f"palu {row['ratio']:.0%}, {row['bits']} bits{rotated}"
 
 
 def best(rows: list[dict], budget: float, palu: bool) -> dict | None:
     """The lowest divergence among arms with at least ``budget`` times fewer bytes."""
-    fitting = [r for r in rows[1:] if (r["arm"] == "palu") == palu and compression(r, rows) >= budget]
+    judged = [row for row in rows[1:] if row["kl"] is not None]
+    fitting = [row for row in judged if (row["arm"] == "palu") == palu and compression(row, rows) >= budget]
     return min(fitting, key=lambda row: row["kl"], default=None)
 
 
@@ -45,10 +53,9 @@ def budget_table(rows: list[dict]) -> str:
 
 def palu_table(rows: list[dict]) -> str:
     """Perplexity of every palu arm, rotated: rank ratios down, bits across, bytes per token in brackets."""
-    arms = {
-        (r["ratio"], r["bits"]): r for r in rows if r["arm"] == "palu" and (r["rotation"], r["bits"]) != ("none", "8")
-    }
-    arms |= {(r["ratio"], r["bits"]): r for r in rows if r["arm"] == "palu" and r["rotation"] == "hadamard"}
+    palu = [row for row in rows if "ratio" in row]
+    arms = {(r["ratio"], r["bits"]): r for r in palu}
+    arms |= {(r["ratio"], r["bits"]): r for r in palu if r["rotation"] == "hadamard"}
     columns = list(dict.fromkeys(bits for _, bits in arms))
     lines = [f"| kept | {' | '.join(f'{bits} bits' for bits in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for ratio in dict.fromkeys(ratio for ratio, _ in arms):
@@ -69,16 +76,20 @@ def plot(rows: list[dict], target: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.4), dpi=150)
-    palu = [row for row in rows if row["arm"] == "palu" and (row["rotation"] == "hadamard" or row["bits"] == "16")]
+    palu = [row for row in rows if "ratio" in row and (row["rotation"] == "hadamard" or row["bits"] == "16")]
     for ratio in dict.fromkeys(row["ratio"] for row in palu):
         points = sorted(
             (r["bytes_per_token"], increase(r, rows)) for r in palu if r["ratio"] == ratio and "/" not in r["bits"]
         )
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"palu, {ratio:.0%} of the rank")
-    for prefix, marker in (("int", "s"), ("KIVI", "^")):
+    chosen = sorted((r["bytes_per_token"], increase(r, rows)) for r in rows if "budget" in r)
+    if chosen:
+        label = "palu, chosen for the bytes"
+        axes.plot(*zip(*chosen, strict=True), marker="D", markersize=4, linewidth=2, color="crimson", label=label)
+    for prefix, marker, label in RIVALS:
         points = sorted((r["bytes_per_token"], increase(r, rows)) for r in rows if r["arm"].startswith(prefix))
-        label = "int per token and head (simulated)" if prefix == "int" else "KIVI, no window (simulated)"
-        axes.plot(*zip(*points, strict=True), marker=marker, linestyle=":", color="black", label=label)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=":", color="black", label=label)
     axes.set(xscale="log", xlabel="KV bytes per token", ylabel="perplexity over dense, %", ylim=(-2, 40))
     axes.axhline(5, color="gray", linewidth=0.8)
     axes.grid(alpha=0.3, which="both")

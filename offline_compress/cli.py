@@ -109,7 +109,7 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--latent-clip-ratio", "--lt_clip_ratio", type=float, metavar="C",
-        help="share of the range that codes cover, in (0, 1], of all layers, K and V (default: 1)",
+        help="share of the range that codes cover, in (0, 1] (default: searched on the calibration data, per layer)",
     )  # fmt: skip
 
 

@@ -1,9 +1,15 @@
 """The judge, the simulated rivals and the tables of the quality benchmark."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.provenance import ROOT
+from benchmarks.quality_arms import settings
 from benchmarks.quality_plot import best, budget_table, palu_table, plot
 from benchmarks.quality_table import Judge
 from benchmarks.simulated_caches import ARMS, Kivi, PerTokenHead, SimulatedCache
@@ -15,6 +21,8 @@ ROWS = [
     {"arm": "dense", "bytes_per_token": 1000, "perplexity": 10.0, "kl": 0.0},
     {"arm": "int4 per token and head (simulated)", "bytes_per_token": 200, "perplexity": 12.0, "kl": 0.2},
     {"arm": "KIVI 4 bits, no residual window (simulated)", "bytes_per_token": 260, "perplexity": 11.0, "kl": 0.1},
+    {"arm": "fp8_e4m3 in vLLM", "bytes_per_token": 500, "perplexity": 10.1, "kl": None},
+    {"arm": "palu", "budget": 10.0, "bits": "4/2", "bytes_per_token": 100, "perplexity": 10.8, "kl": 0.06},
     *(
         {"arm": "palu", "ratio": 0.5, "bits": bits, "rotation": rotation, "bytes_per_token": size, "perplexity": 10.5,
          "kl": kl}
@@ -73,7 +81,29 @@ def test_the_best_at_a_budget_has_the_lowest_divergence():
 
 
 def test_tables_and_plot(tmp_path):
-    assert "| 8x | none" in budget_table(ROWS) and "| 5x | palu 50%, 4 bits, rotated (7.7x)" in budget_table(ROWS)
+    assert "| 8x | palu chosen for 10x, 4/2 bits (10.0x) | 10.80 (+8.0 %) | 0.0600 | none" in budget_table(ROWS)
+    assert "| 5x | palu 50%, 4 bits, rotated (7.7x)" in budget_table(ROWS)
     assert palu_table(ROWS).splitlines()[-1] == "| 50% | 10.50 (500) | 10.50 (130) |"
     plot(ROWS, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_every_ratio_has_all_bits_with_and_without_rotation():
+    arms = [arm for arm, _ in settings([0.5, 0.25], [6.0])]
+    assert sum(arm.get("ratio") == 0.25 for arm in arms) == 1 + 4 * 2 + 3
+    assert arms[-1] == {"arm": "palu", "budget": 6.0}
+    assert len({json.dumps(arm) for arm in arms}) == len(arms)
+
+
+@pytest.mark.slow
+def test_the_command_compresses_and_scores_every_setting(tmp_path):
+    table, picture = tmp_path / "table.json", tmp_path / "plot.png"
+    command = [sys.executable, "-m", "benchmarks.quality_table", "--ratios", "0.5", "--budgets", "6", "--rows", "1"]
+    command += ["--context", "128", "--calib-samples", "2", "--out", str(table), "--plot", str(picture)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(table.read_text())["rows"]
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert next(row for row in rows if row["arm"] == "fp8_e4m3 in vLLM")["perplexity"] < 1.1 * rows[0]["perplexity"]
+    assert rows[-1]["budget"] == 6 and rows[-1]["bytes_per_token"] <= rows[0]["bytes_per_token"] / 6
+    assert "palu chosen for 6x" in run.stdout and picture.exists()
