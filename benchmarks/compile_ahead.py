@@ -1,7 +1,7 @@
 """Compiles kernels for a GPU that is not there, from the very calls that would launch them.
 
 The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone.
-Needs a process without ``TRITON_INTERPRET``. ``benchmarks.kernels_check`` runs it for every chip and shape.
+Only the table of rotations is real, which belongs to the layer. Needs a process without ``TRITON_INTERPRET``. ``benchmarks.kernels_check`` runs it for every chip and shape.
 """
 
 import subprocess
@@ -99,7 +99,7 @@ def store_and_attend(layer: Layer, query_len: int, device: Device) -> None:
     rebuild = KeyRebuild(
         k_up=meta(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) if layer.compressed else None,
         k_bias=meta(shape.num_kv_heads * shape.head_dim) if layer.has_bias else None,
-        cos_sin=meta(8192, shape.head_dim, dtype=torch.float32),
+        cos_sin=layer.rotations(8192),
     )
     batch = PagedBatch(
         block_table=meta(requests, 512, dtype=torch.int32),

@@ -17,6 +17,7 @@ class Layer:
     shape: AttentionShape
     compressed: bool = True
     has_bias: bool = False
+    theta: float = 10000.0  # base of the rotary frequencies
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
@@ -28,6 +29,16 @@ class Layer:
         key = LatentFormat(cut_into_tiers(self.shape.rank_k, shares_k), dtype)
         value = LatentFormat(cut_into_tiers(self.shape.rank_v, shares_v), dtype)
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
+
+    def rotations(self, positions: int) -> torch.Tensor:
+        """Cosines, then sines of positions from 0 on, float32 ``[positions, head_dim]``."""
+        angles = torch.outer(torch.arange(positions, dtype=torch.float64), self.frequencies())
+        return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+    def frequencies(self) -> torch.Tensor:
+        """Radians per position, float64 ``[head_dim / 2]``, highest first."""
+        head_dim = self.shape.head_dim
+        return self.theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
     def in_bits(self, bits: int) -> "Layer":
         """The same layer with all latents of ``bits``; 16 leaves them as they are."""
@@ -57,11 +68,7 @@ class Model:
         if not (0 < rank_k <= full and 0 < rank_v <= full):
             raise ValueError(f"got ranks {rank_k}/{rank_v}, expected 1 to {full}, the full rank of a group")
         shape = sizes(self.num_heads, self.num_kv_heads, self.head_dim, group_size, rank_k, rank_v)
-        return Layer(shape, has_bias=self.has_bias)
-
-    def frequencies(self) -> torch.Tensor:
-        """Radians per position, float64 ``[head_dim / 2]``, highest first."""
-        return self.theta ** (-torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim)
+        return Layer(shape, has_bias=self.has_bias, theta=self.theta)
 
 
 MODELS = {
@@ -78,7 +85,7 @@ RECOMMENDED_LAYERS = {
     "qwen_2_7b_128_384": MODELS["qwen-2-7b"].layer(128, 384),
 }
 SERVED_LAYERS = RECOMMENDED_LAYERS | {
-    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False),
+    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False, theta=5e5),
 }
 SERVED_PACKED_LAYERS = {f"{name}_4_bits": layer.in_bits(4) for name, layer in RECOMMENDED_LAYERS.items()} | {
     "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
