@@ -1,7 +1,8 @@
 """Compiles kernels for a GPU that is not there, from the very calls that would launch them.
 
 The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone.
-Only the table of rotations is real, which belongs to the layer. Needs a process without ``TRITON_INTERPRET``. ``benchmarks.kernels_check`` runs it for every chip and shape.
+Only the table of rotations is real, which belongs to the layer. Needs a process without ``TRITON_INTERPRET``.
+``benchmarks.kernels_check`` runs it for every chip and shape.
 """
 
 import subprocess

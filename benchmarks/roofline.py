@@ -8,10 +8,11 @@ counts with the tiles that the kernels would take and measures nothing (``roofli
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.gpus import GPUS, Gpu, one_of
-from benchmarks.layers import MODELS, Layer
+from benchmarks.layers import MODELS, Layer, Model
 from benchmarks.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
 from palu_vllm.kernels.absorbed import plan_absorption
 from palu_vllm.kernels.tiling import decode_splits, decode_tiling
@@ -76,17 +77,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_layer_options(parser: argparse.ArgumentParser, shape: str) -> None:
-    parser.add_argument("--shape", type=one_of(MODELS, "shape"), default=shape, help=", ".join(MODELS))
+def add_layer_options(parser: argparse.ArgumentParser, shape: str, models: Mapping[str, Model] = MODELS) -> None:
+    parser.add_argument("--shape", type=one_of(models, "shape"), default=shape, help=f"{', '.join(models)}")
     parser.add_argument("--ranks", type=ranks, default=(128, 384), help="of K and V per group (default 128/384)")
     parser.add_argument("--group-size", type=positive, default=4, help="KV heads per group (default 4)")
     parser.add_argument("--batch", type=positive, default=1, help="requests (default 1)")
 
 
-def layer_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Layer:
+def layer_of(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, models: Mapping[str, Model] = MODELS
+) -> Layer:
     """The layer of these options; one sentence for sizes that contradict each other."""
     try:
-        return MODELS[options.shape].layer(*options.ranks, options.group_size)
+        return models[options.shape].layer(*options.ranks, options.group_size)
     except ValueError as error:
         parser.error(str(error))
 
