@@ -26,9 +26,9 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
 
-# on a machine with an NVIDIA GPU; the other tests run kernels in Triton's interpreter
-test-gpu: setup
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu tests/gpu
+# on a machine with an NVIDIA GPU, with a PYTHON that has torch for it; the other tests interpret the kernels
+test-gpu:
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
 
 kernels-check: setup
 	$(BIN)/python -m benchmarks.kernels_check

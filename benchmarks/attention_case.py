@@ -20,7 +20,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """``batch.requests`` requests decode one token each behind a cache of ``batch.context`` tokens, that one included."""
+    """``batch.requests`` requests decode one token each over ``batch.context`` tokens, that one included."""
 
     layer: Layer  # its latents not packed
     hidden_size: int

@@ -3,7 +3,8 @@
 ``python -m benchmarks.attention_latency [--shape llama-3.1-8b --ranks 256/256] [--contexts N ...] [--batch N]`` times
 the projections of one token per request, the rotation, the store into the cache, attention, and the output projection.
 Dense arms project to query, key and value in one product, as vLLM does; latents take three, as they are served, and
-the output projection of the fused value path. Defaults are the paper's; ``--smoke`` tries the harness on a CPU.
+the output projection of the fused value path. Biases of projections are left out. Defaults are the paper's;
+``--smoke`` tries the harness on a CPU.
 """
 
 from collections.abc import Callable

@@ -120,6 +120,7 @@ class FlashAttention3Fp8(FlashAttention3):
 def flash_attention_3(device: torch.device):
     """vLLM's module, without the rest of vLLM."""
     try:
+        import_module("vllm.vllm_flash_attn")
         flash = import_module("vllm.vllm_flash_attn.flash_attn_interface")
     except ImportError as error:
         raise UnavailableError(f"vllm.vllm_flash_attn cannot be imported: {error}") from error

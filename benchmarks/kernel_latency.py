@@ -1,4 +1,4 @@
-"""How long does decode attention over latents take on a GPU, beside dense attention kernels? The paper's kernel latency.
+"""How long does decode attention over latents take on a GPU, beside dense kernels? The paper's kernel latency.
 
 ``python -m benchmarks.kernel_latency [--shape llama-3.1-8b --ranks 256/256] [--contexts N ...] [--batch N]`` times one
 layer's attention kernel alone (over latents: rebuild, RoPE, softmax and latent values) for one token per request.

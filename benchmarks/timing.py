@@ -1,4 +1,4 @@
-"""Times of one piece of work, repeated: on a GPU by events around a captured graph with a cold L2, on a CPU by a clock."""
+"""Times of one piece of work, repeated: on a GPU by events around a graph with a cold L2, on a CPU by a clock."""
 
 import statistics
 import time
@@ -28,9 +28,8 @@ class Spread:
 
 
 class CudaTimer:
-    """CUDA events around each replay of a graph, so that no time of the host is in them; before each, L2 is overwritten.
-
-    Work that cannot be captured raises RuntimeError.
+    """CUDA events around each replay of a captured graph, so that no time of the host is in them; before each, L2 is
+    overwritten. Work that cannot be captured raises RuntimeError.
     """
 
     method = "CUDA events around a graph's replay, L2 overwritten before each"
@@ -79,7 +78,3 @@ class WallTimer:
             run()
             taken.append(time.perf_counter() - start)
         return taken
-
-
-def timer_of(device: torch.device) -> CudaTimer | WallTimer:
-    return CudaTimer(device) if device.type == "cuda" else WallTimer()
