@@ -97,6 +97,8 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     names = [name for name in options.layers if not options.recommended or name in RECOMMENDED]
+    if not names:
+        parser.error(f"none of these layers is recommended; recommended are {', '.join(sorted(RECOMMENDED))}")
     rows = check(options.arch, names)
     print(table(rows))
     failed = [row for row in rows if fails(row)]

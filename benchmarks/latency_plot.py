@@ -30,6 +30,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{result['title']}\n{result['kind']}, {result['provenance']['device']}", fontsize=9)
     axes.set_xticks(sorted({row["context"] for row in result["rows"]}))
     axes.get_xaxis().set_major_formatter(matplotlib.ticker.FuncFormatter(lambda tokens, _: f"{tokens:.0f}"))
+    axes.get_xaxis().set_minor_locator(matplotlib.ticker.NullLocator())
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
