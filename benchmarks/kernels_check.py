@@ -80,9 +80,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def check(arches: Sequence[str], names: Sequence[str]) -> list[Row]:
-    """Rows of every pair, in that order, from ``PROCESSES`` processes."""
+    """Rows of every pair, in that order, from at most ``PROCESSES`` processes."""
     pairs = [(arch, name) for arch in arches for name in names]
-    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(PROCESSES, len(pairs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(compiled_rows, *pair) for pair in pairs]
         return [row for future, pair in zip(futures, pairs, strict=True) for row in rows_of(future, *pair)]
 
