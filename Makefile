@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 LOCKED := requirements/torch.txt requirements/cpu.txt
 
-.PHONY: setup lint format test test-all demo lock
+.PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci demo lock
 
 setup: .venv/.ready
 
@@ -25,6 +25,16 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
+
+# on a machine with an NVIDIA GPU, with a PYTHON that has torch for it; the other tests interpret the kernels
+test-gpu:
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
+
+kernels-check: setup
+	$(BIN)/python -m benchmarks.kernels_check
+
+kernels-check-ci: setup
+	$(BIN)/python -m benchmarks.kernels_check --arch sm_90 --recommended
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo

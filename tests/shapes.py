@@ -1,41 +1,6 @@
 """Layers that tests run on, by name: every kind of grouping, odd ranks, every head size that is served."""
 
-from dataclasses import dataclass, replace
-
-from palu_vllm.kernels.operands import AttentionShape
-from palu_vllm.latent_format import LatentFormat, SlotFormat, cut_into_groups, cut_into_tiers
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Sizes of one layer; ``compressed`` layers have ``k_up``, others cache whole keys."""
-
-    shape: AttentionShape
-    compressed: bool = True
-    has_bias: bool = False
-
-    def with_window(self, sliding_window: int) -> "Layer":
-        return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
-
-    def packed(self, shares_k: list[tuple[float, int]], shares_v: list[tuple[float, int]]) -> "Layer":
-        """The same layer with latents in tiers of ``(share of the rank, bits)``."""
-        key = LatentFormat(cut_into_tiers(self.shape.rank_k, shares_k), "float32")
-        value = LatentFormat(cut_into_tiers(self.shape.rank_v, shares_v), "float32")
-        return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
-
-    def grouped(self, group_size: int, symmetric: bool = False, clip: float = 1.0) -> "Layer":
-        """The same packed layer with its tiers cut into groups."""
-        parts = (self.shape.slot.key, self.shape.slot.value)
-        key, value = (
-            replace(part, tiers=cut_into_groups(part.tiers, group_size), symmetric=symmetric, clip=clip)
-            for part in parts
-        )
-        return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
-
-
-def sizes(heads: int, kv_heads: int, head_dim: int, group_size: int, rank_k: int, rank_v: int) -> AttentionShape:
-    return AttentionShape(heads, kv_heads, head_dim, group_size, rank_k, rank_v, scale=head_dim**-0.5)
-
+from benchmarks.layers import ALL, Layer, sizes
 
 LAYERS = {
     "per_head_odd_ranks": Layer(sizes(4, 4, 64, 1, 17, 23)),
@@ -51,7 +16,6 @@ LAYERS = {
     "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),
 }
 
-ALL = 1.0
 PACKED_LAYERS = {
     "8_bits": LAYERS["all_heads_in_one_group"].packed([(ALL, 8)], [(ALL, 8)]),
     "4_bits_odd_ranks": LAYERS["per_head_odd_ranks"].packed([(ALL, 4)], [(ALL, 4)]),
@@ -67,25 +31,4 @@ PACKED_LAYERS = {
     "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
     .packed([(ALL, 2)], [(ALL, 4)])
     .grouped(48, symmetric=True, clip=0.9),
-}
-
-SERVED_LAYERS = {
-    "llama_2_7b_128_384": Layer(sizes(32, 32, 128, 4, 128, 384)),
-    "llama_3_8b_256_256": Layer(sizes(32, 8, 128, 4, 256, 256)),
-    "qwen_2_7b_128_384": Layer(sizes(28, 4, 128, 4, 128, 384), has_bias=True),
-    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False),
-}
-
-SERVED_PACKED_LAYERS = {
-    "llama_2_7b_128_384_4_bits": SERVED_LAYERS["llama_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
-    "llama_3_8b_256_256_4_bits": SERVED_LAYERS["llama_3_8b_256_256"].packed([(ALL, 4)], [(ALL, 4)]),
-    "qwen_2_7b_128_384_4_bits": SERVED_LAYERS["qwen_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
-    "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
-        [(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]
-    ),
-}
-SERVED_PACKED_LAYERS |= {
-    f"{name}_groups{'_symmetric' * symmetric}": SERVED_PACKED_LAYERS[name].grouped(32, symmetric)
-    for name in list(SERVED_PACKED_LAYERS)
-    for symmetric in (False, True)
 }

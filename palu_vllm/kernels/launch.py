@@ -42,15 +42,23 @@ class TritonAttention:
     """``store`` and ``attend`` of ``operands`` as Triton kernels.
 
     ``allocate`` is ``new_scratch`` or a replacement that hands out memory shared between layers. ``attend`` reads
-    no tensor on the host, so it can be captured in a graph. Raises ValueError where ``shape`` and ``rebuild``
-    contradict each other, and where an operand does not fit them.
+    no tensor on the host, so it can be captured in a graph. ``device`` is what tiles are chosen for where it is not
+    that of the cache: compiling for another. Raises ValueError where ``shape`` and ``rebuild`` contradict each other,
+    and where an operand does not fit them.
     """
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, allocate: Callable = new_scratch) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        rebuild: KeyRebuild,
+        allocate: Callable = new_scratch,
+        device: Device | None = None,
+    ) -> None:
         check_layer(shape, rebuild)
         self.shape = shape
         self.rebuild = rebuild
         self.allocate = allocate
+        self.device = device
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -70,7 +78,7 @@ class TritonAttention:
     def decode(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
     ) -> None:
-        device = device_of(cache.device)
+        device = self.device or device_of(cache.device)
         requests = batch.seq_lens.shape[0]
         tiling = decode_tiling(self.shape, element_size, device)
         num_splits = decode_splits(self.shape, tiling, requests, batch.max_seq_len, device)
@@ -80,5 +88,5 @@ class TritonAttention:
     def prefill(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
     ) -> None:
-        tiling = prefill_tiling(self.shape, element_size, device_of(cache.device))
+        tiling = prefill_tiling(self.shape, element_size, self.device or device_of(cache.device))
         prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling)

@@ -4,8 +4,9 @@ from dataclasses import astuple, replace
 
 import pytest
 
+from benchmarks.layers import SERVED_LAYERS
 from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded, prefill_tiling
-from tests.shapes import LAYERS, SERVED_LAYERS
+from tests.shapes import LAYERS
 
 DEVICES = {
     "h200": Device(multiprocessors=132, shared_memory=227 * 1024),

@@ -1,0 +1,119 @@
+"""What bounds decode attention over latents on a GPU, and by how much can it beat dense attention at most?
+
+``python -m benchmarks.roofline --gpu h200 --shape llama-3.1-8b --ranks 128/384 [--bits 4] [--context N] [--batch N]``
+counts with the tiles that the kernels would take and measures nothing (``roofline_model.py`` says what is counted).
+"Rebuild" forms every key; "absorbed" scores slow rotary pairs without it, as ``plan_absorption`` chooses. Rows named
+"at least" count the latents and that arithmetic alone: the bound whatever the tiles.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.gpus import GPUS, Gpu, one_of
+from benchmarks.layers import MODELS, Layer, Model
+from benchmarks.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
+from palu_vllm.kernels.absorbed import plan_absorption
+from palu_vllm.kernels.tiling import decode_splits, decode_tiling
+from palu_vllm.latent_format import BITS
+
+ABSORPTION_TOLERANCE = 5e-4  # of a rotation: a quarter of what rounding to bfloat16 changes
+ABSORPTION_TILES = (16, 32, 64, 128)  # tokens
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One line of the table; times in seconds."""
+
+    plan: str
+    work: Work
+    by: str
+    seconds: float
+    speed_up: float  # over dense attention in bfloat16
+
+
+def absorption_of(layer: Layer, tolerance: float = ABSORPTION_TOLERANCE) -> Absorbing | None:
+    """The cheapest plan for the layer's frequencies; None where rebuilding whole keys is as cheap."""
+    plan = plan_absorption(layer.frequencies(), layer.shape.queries_per_kv, ABSORPTION_TILES, tolerance)
+    return plan and Absorbing.of(plan)
+
+
+def bounds(layer: Layer, batch: Batch, gpu: Gpu) -> list[Bound]:
+    """Dense attention, then rebuild and absorption, each at least and with the kernel's tiles."""
+    shape, absorbing = layer.shape, absorption_of(layer)
+    plans = {
+        "dense bf16": dense_work(shape, batch),
+        "rebuild, at least": latents_and_rebuild(shape, batch),
+        "rebuild, in tiles": decode_work(shape, batch, gpu),
+    }
+    if absorbing:
+        plans["absorbed, at least"] = latents_and_rebuild(shape, batch, absorbing)
+        plans["absorbed, in tiles"] = decode_work(shape, batch, gpu, absorbing)
+    dense = plans["dense bf16"].bound(gpu)[1]
+    return [Bound(name, work, *work.bound(gpu), dense / work.bound(gpu)[1]) for name, work in plans.items()]
+
+
+def table(found: list[Bound], gpu: Gpu) -> str:
+    lines = [f"{'plan':20} {'memory us':>10} {'L2 us':>8} {'tensor us':>10} {'bound us':>9} {'speed-up':>9}  bound by"]
+    for bound in found:
+        times = [1e6 * seconds for seconds in bound.work.seconds(gpu).values()]
+        numbers = f"{times[0]:10.1f} {times[1]:8.1f} {times[2]:10.1f} {1e6 * bound.seconds:9.1f}"
+        lines.append(f"{bound.plan:20} {numbers} {bound.speed_up:8.2f}x  {bound.by}")
+    return "\n".join(lines)
+
+
+def ranks(text: str) -> tuple[int, int]:
+    """For argparse: ``128/384``, ranks of K and V per group."""
+    if not re.fullmatch(r"\d+/\d+", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected ranks of K and V per group such as 128/384")
+    rank_k, rank_v = map(int, text.split("/"))
+    return rank_k, rank_v
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
+    return int(text)
+
+
+def add_layer_options(parser: argparse.ArgumentParser, shape: str, models: Mapping[str, Model] = MODELS) -> None:
+    parser.add_argument("--shape", type=one_of(models, "shape"), default=shape, help=f"{', '.join(models)}")
+    parser.add_argument("--ranks", type=ranks, default=(128, 384), help="of K and V per group (default 128/384)")
+    parser.add_argument("--group-size", type=positive, default=4, help="KV heads per group (default 4)")
+    parser.add_argument("--batch", type=positive, default=1, help="requests (default 1)")
+
+
+def layer_of(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, models: Mapping[str, Model] = MODELS
+) -> Layer:
+    """The layer of these options; one sentence for sizes that contradict each other."""
+    try:
+        return models[options.shape].layer(*options.ranks, options.group_size)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", type=one_of(GPUS, "GPU"), default="h200", help=", ".join(GPUS))
+    add_layer_options(parser, "llama-3.1-8b")
+    parser.add_argument("--bits", type=int, choices=BITS, default=16, help="of latents (default 16)")
+    parser.add_argument("--context", type=positive, default=65536, help="tokens per request (default 65536)")
+    options = parser.parse_args(arguments)
+    layer = layer_of(options, parser).in_bits(options.bits)
+    gpu, batch = GPUS[options.gpu], Batch(options.batch, options.context)
+    tiling = decode_tiling(layer.shape, 2, gpu.device)
+    splits = decode_splits(layer.shape, tiling, batch.requests, batch.context, gpu.device)
+    print(f"{options.shape}, ranks {options.ranks[0]}/{options.ranks[1]} per group of {options.group_size}, ", end="")
+    print(f"{options.bits} bits, {batch.requests} x {batch.context} tokens on {options.gpu} ({gpu.source}); a model.")
+    print(f"tiles of {tiling.tokens} tokens, {splits} splits of the context", end="")
+    absorbing = absorption_of(layer)
+    if absorbing:
+        slow = layer.shape.head_dim // 2 - absorbing.fast
+        print(f"; absorbed: {slow} pairs in {absorbing.terms} terms over {absorbing.tile_tokens} tokens", end="")
+    print("\n" + table(bounds(layer, batch, gpu), gpu))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What decode attention must move and multiply, and which of it bounds the time: pure functions of shapes and rates.
+
+Counted are bytes of device memory, bytes from L2 to the multiprocessors (where a tile of tokens reads ``k_up`` again)
+and operations on tensor cores, with the padding of the tiles. Not counted are rotation, softmax and unpacking, which
+run beside the tensor cores, and the time to start and to drain a kernel: a bound is what no kernel of this plan beats.
+"""
+
+from dataclasses import dataclass
+
+from benchmarks.gpus import Gpu
+from palu_vllm.kernels.absorbed import Absorption, relative_cost
+from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.tiling import ceil_div, decode_splits, decode_tiling
+
+NUMBER = 2  # bytes of bfloat16
+FLOAT = 4
+FLOP = 2  # a multiplication and an addition
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step of one layer."""
+
+    memory_bytes: float
+    l2_bytes: float
+    flops: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.memory_bytes + other.memory_bytes, self.l2_bytes + other.l2_bytes, self.flops + other.flops)
+
+    def seconds(self, gpu: Gpu) -> dict[str, float]:
+        return {
+            "memory": self.memory_bytes / gpu.memory_bandwidth,
+            "L2": self.l2_bytes / gpu.l2_bandwidth,
+            "tensor cores": self.flops / gpu.tensor_flops,
+        }
+
+    def bound(self, gpu: Gpu) -> tuple[str, float]:
+        """What takes longest, and its seconds."""
+        return max(self.seconds(gpu).items(), key=lambda item: item[1])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``requests`` that each decode one token behind ``context`` cached ones, that token included."""
+
+    requests: int
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        return self.requests * self.context
+
+
+@dataclass(frozen=True)
+class Absorbing:
+    """The sizes of an ``Absorption``: of ``pairs`` rotary pairs those before ``fast`` are rebuilt."""
+
+    tile_tokens: int
+    fast: int
+    terms: int
+
+    @classmethod
+    def of(cls, plan: Absorption) -> "Absorbing":
+        return cls(plan.tile_tokens, plan.fast, len(plan.basis))
+
+
+def rebuild_flops(shape: AttentionShape, batch: Batch, absorbing: Absorbing | None = None) -> float:
+    """Of rebuilding every key once per KV head or, absorbed, of what replaces it (``kernels/absorbed.py``)."""
+    whole = FLOP * batch.tokens * shape.num_kv_heads * shape.rank_k * shape.head_dim
+    if absorbing is None:
+        return whole
+    return whole * relative_cost(
+        shape.head_dim // 2, absorbing.fast, absorbing.terms, absorbing.tile_tokens, shape.queries_per_kv
+    )
+
+
+def latents_and_rebuild(shape: AttentionShape, batch: Batch, absorbing: Absorbing | None = None) -> Work:
+    """The least that any plan does: each latent read once, each key rebuilt once. The bounds of the design."""
+    latents = batch.tokens * shape.num_groups * slot_bytes(shape)
+    return Work(latents, 0, rebuild_flops(shape, batch, absorbing))
+
+
+def slot_bytes(shape: AttentionShape) -> int:
+    return shape.slot_width * (NUMBER if shape.slot is None else 1)
+
+
+def dense_work(shape: AttentionShape, batch: Batch) -> Work:
+    """Attention over whole keys and values in bfloat16, at best: the bound that dense kernels come close to."""
+    cache = batch.tokens * shape.num_kv_heads * 2 * shape.head_dim * NUMBER
+    return Work(cache, cache, 2 * FLOP * batch.tokens * shape.num_heads * shape.head_dim)
+
+
+def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, absorbing: Absorbing | None = None) -> Work:
+    """What ``decode_split_kernel`` with its tiles does; absorbed, a kernel of the same tiles that follows the plan.
+
+    Programs of further values of a group read its key latents again, from L2, and rebuild its keys again.
+    """
+    tiling = decode_tiling(shape, NUMBER, gpu.device)
+    splits = decode_splits(shape, tiling, batch.requests, batch.context, gpu.device)
+    programs = ceil_div(shape.rank_v, tiling.values_per_program)
+    tiles = batch.requests * ceil_div(batch.context, tiling.tokens)
+    rows_and_width = shape.num_groups * tiling.rows * tiles * tiling.tokens
+
+    key = shape.rank_k * NUMBER if shape.slot is None else shape.slot.key.bytes
+    k_up = shape.num_groups * shape.rank_k * shape.group_size * shape.head_dim * NUMBER
+    table = shape.head_dim * FLOAT
+    partials = 2 * batch.requests * splits * shape.num_heads * (shape.rank_v + 2) * FLOAT
+    scores = FLOP * rows_and_width * shape.group_size * shape.head_dim * programs
+    values = FLOP * rows_and_width * tiling.values_per_program * programs
+    again = programs * tiles * tiling.tokens / batch.tokens
+    return Work(
+        memory_bytes=batch.tokens * shape.num_groups * slot_bytes(shape) + k_up + batch.context * table,
+        l2_bytes=batch.tokens * shape.num_groups * (slot_bytes(shape) + (programs - 1) * key + programs * table)
+        + programs * tiles * k_up
+        + partials,
+        flops=again * rebuild_flops(shape, batch, absorbing) + scores + values,
+    )
