@@ -19,14 +19,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from palu_vllm.kernels.context_tiles import number_tiles_kernel
 from palu_vllm.kernels.decode import decode_reduce_kernel, decode_split_kernel
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.operands import KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import prefill_kernel
+from palu_vllm.kernels.rebuild_keys import rebuild_keys_kernel, unpack_values_kernel
 from palu_vllm.kernels.store_latents import store_latents_kernel
 from tests.shapes import SERVED_LAYERS, SERVED_PACKED_LAYERS, Layer
 
-KERNELS = (store_latents_kernel, decode_split_kernel, decode_reduce_kernel, prefill_kernel)
+KERNELS = (
+    store_latents_kernel,
+    decode_split_kernel,
+    decode_reduce_kernel,
+    number_tiles_kernel,
+    rebuild_keys_kernel,
+    unpack_values_kernel,
+    prefill_kernel,
+)
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",

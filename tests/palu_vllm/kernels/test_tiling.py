@@ -4,7 +4,7 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded, prefill_tiling
+from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded
 from tests.shapes import LAYERS, SERVED_LAYERS
 
 DEVICES = {
@@ -19,10 +19,9 @@ every_layer = pytest.mark.parametrize("layer", (LAYERS | SERVED_LAYERS).values()
 @every_layer
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("element_size", [2, 4])
-@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
-def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
+def test_tiles_fit_and_cover(layer, device, element_size):
     shape = layer.shape
-    tiling = tiling_of(shape, element_size, device)
+    tiling = decode_tiling(shape, element_size, device)
     sizes = (tiling.tokens, tiling.rank, tiling.half, tiling.rows, tiling.values)
     assert all(size >= 16 and size & (size - 1) == 0 for size in sizes), astuple(tiling)
     assert tiling.shared_memory(shape.rank_k, element_size) <= device.shared_memory
@@ -31,10 +30,9 @@ def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
 
 
 @every_layer
-@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
-def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_what_they_cover(layer, tiling_of):
+def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_what_they_cover(layer):
     packed = layer.packed([(1.0, 4)], [(1.0, 4)])
-    plain, tiling = (tiling_of(each.shape, 2, H200) for each in (layer, packed))
+    plain, tiling = (decode_tiling(each.shape, 2, H200) for each in (layer, packed))
     rank_v = layer.shape.rank_v
     assert tiling.values <= 64
     assert tiling.shared_memory(layer.shape.rank_k, 2) <= H200.shared_memory
