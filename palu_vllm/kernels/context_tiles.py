@@ -72,9 +72,7 @@ def find_context_tile(
     return low, tokens, tokens < seq_len
 
 
-def number_tiles(
-    batch: PagedBatch, tile_starts: torch.Tensor, sliding_window: int | None, tile_context: int
-) -> None:
+def number_tiles(batch: PagedBatch, tile_starts: torch.Tensor, sliding_window: int | None, tile_context: int) -> None:
     """Fills ``tile_starts``, int32 ``[requests + 1]``: request r gets the tiles ``tile_starts[r : r + 2]``."""
     number_tiles_kernel[(1,)](
         seq_lens_ptr=batch.seq_lens,

@@ -76,7 +76,9 @@ def add_values(accumulated, correction, probabilities, value_ptr, row_offsets, c
     for index in tl.static_range(len(accumulated)):
         column = columns + index * columns.shape[0]
         # [TILE_TOKENS, TILE_VALUES]
-        values = tl.load(value_ptr + (row_offsets[:, None] + column[None, :]), mask=(column < RANK_V)[None, :], other=0.0)
+        values = tl.load(
+            value_ptr + (row_offsets[:, None] + column[None, :]), mask=(column < RANK_V)[None, :], other=0.0
+        )
         corrected = accumulated[index] * correction[:, None]
         added = added + (tl.dot(probabilities.to(values.dtype), values, corrected, input_precision="ieee"),)
     return added
@@ -180,7 +182,9 @@ def prefill_kernel(
     head = first_group * (GROUP_SIZE * QUERIES_PER_KV) + head_of_pass
     dim = tl.arange(0, 2 * TILE_HALF)
     # [TILE_ROWS, 2 * TILE_HALF]
-    query_ptrs = query_ptr + (token.to(tl.int64) * stride_query_token + head * stride_query_head)[:, None] + dim[None, :]
+    query_ptrs = (
+        query_ptr + (token.to(tl.int64) * stride_query_token + head * stride_query_head)[:, None] + dim[None, :]
+    )
     queries = tl.load(query_ptrs, mask=row_valid[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
     queries = queries.to(key_ptr.dtype.element_ty)
 
@@ -215,10 +219,11 @@ def prefill_kernel(
         accumulated = add_values(accumulated, correction, probabilities, value_ptrs, step * RANK_V, columns, RANK_V)
 
     if carried_ptr is not None:
+        carried_row_ptrs = carried_ptr + carried_row.to(tl.int64) * RANK_V
         if pass_stop < stop:
             tl.store(carried_max_ptr + state_row, running_max, mask=row_valid)
             tl.store(carried_sum_ptr + state_row, running_sum, mask=row_valid)
-            store_values(accumulated, carried_ptr + carried_row.to(tl.int64) * RANK_V, row_valid, columns, RANK_V)
+            store_values(accumulated, carried_row_ptrs, row_valid, columns, RANK_V)
             return
     sums = tl.where(row_valid, running_sum, 1.0)  # a row of padding has seen nothing
     out_row_ptrs = out_ptr + token.to(tl.int64) * stride_out_token + head * stride_out_head

@@ -136,8 +136,8 @@ def value_columns(rank_v: int) -> tuple[int, int]:
 
 
 def context_tiles(lengths: Lengths, sliding_window: int | None, tile_context: int) -> int:
-    """At least the number of tiles of what all requests see."""
-    longest, total = lengths.max_seq_len, lengths.total_seq_len
+    """At least the number of tiles of what all requests see, and at least 1."""
+    longest, total = max(1, lengths.max_seq_len), lengths.total_seq_len
     if sliding_window is not None:
         longest = min(longest, lengths.max_query_len + sliding_window - 1)
         seen = lengths.queries + lengths.requests * (sliding_window - 1)
@@ -156,9 +156,9 @@ def plan_prefill(
     device: Device,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> PrefillPlan:
-    """As few tiles of the context apart as fit into ``workspace_bytes``, but at least one tile of one group.
+    """Passes as large as fit into ``workspace_bytes``, but at least one tile of one group.
 
-    Where not all groups fit, fewer of them are preferred to fewer tiles, as long as their programs fill the device.
+    Where not all fits, fewer groups are preferred to fewer tiles, as long as their programs fill the device.
     """
     tiles = context_tiles(lengths, shape.sliding_window, tiling.context)
     fitting = max(1, workspace_bytes // (tiling.context * workspace_width(shape) * element_size))
