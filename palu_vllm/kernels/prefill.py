@@ -154,7 +154,8 @@ def prefill_kernel(
 ):
     """One program: some queries of all heads of one KV head, for some tiles of the latent value, over one pass."""
     TILE_QUERIES: tl.constexpr = TILE_ROWS // QUERIES_PER_KV
-    request, first_query = find_query_tile(query_start_loc_ptr, tl.program_id(0), num_requests, TILE_QUERIES)
+    query_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most first
+    request, first_query = find_query_tile(query_start_loc_ptr, query_tile, num_requests, TILE_QUERIES)
     query_start = tl.load(query_start_loc_ptr + request)
     query_len = tl.load(query_start_loc_ptr + request + 1) - query_start
     if first_query >= query_len:

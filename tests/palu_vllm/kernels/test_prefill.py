@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.launch import TritonAttention, new_scratch
 from palu_vllm.kernels.operands import PagedBatch
 from palu_vllm.kernels.prefill import lengths_of, prefill_attention
 from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, PrefillTiling, plan_prefill, scratch_shapes
@@ -144,3 +144,18 @@ def test_launch_chooses_prefill_for_several_queries(name):
     out = problem.empty_out()
     TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
     assert_as_precise(out, reference(problem), problem)
+
+
+def test_launch_keeps_to_its_workspace():
+    problem, sizes = random_problem(LAYERS["sliding_window"], REQUESTS), []
+
+    def allocate(shapes, device):
+        sizes.append(shapes[0][0] * 4)
+        return new_scratch(shapes, device)
+
+    out, workspace_bytes = problem.empty_out(), 40_000
+    attention = TritonAttention(problem.shape, problem.rebuild, allocate, workspace_bytes)
+    attention.attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+    assert 0 < sizes[0] <= workspace_bytes
+    assert len(sizes) == 1
