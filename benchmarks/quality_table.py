@@ -83,7 +83,8 @@ def load(directory: Path, tiers: tuple[tuple[float, int], ...]) -> tuple[torch.n
     """The checkpoint in float32 with other bits in its cache, and its configuration."""
     config = AutoConfig.from_pretrained(directory)
     shares = [{"share": share, "bits": bits} for share, bits in tiers]
-    config.palu_config = {**config.palu_config, "tiers_k": shares, "tiers_v": shares}
+    searched_for_other_bits = {"clip_k": None, "clip_v": None}
+    config.palu_config = {**config.palu_config, "tiers_k": shares, "tiers_v": shares, **searched_for_other_bits}
     model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32)
     return model.eval(), PaluConfig.from_hf_config(config.to_dict())
 

@@ -1,7 +1,7 @@
 """Caches of rivals that only quantize, *simulated*: numbers go through their codes and back, in a transformers cache.
 
 Bytes are counted as the real caches would store them: codes, scales and minima, nothing for alignment. Quantization is
-this project's own (``kernels.packing``): asymmetric, float16 scale and minimum, as good as either rival's or better.
+this project's own (``palu_vllm.packing``): asymmetric, float16 scale and minimum, as good as either rival's or better.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from palu_vllm.config import AttentionGeometry
-from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.latent_format import HEADER_BYTES, LatentFormat, Tier
+from palu_vllm.packing import pack, unpack
 
 GROUP = 32  # numbers that share a scale in KIVI
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from offline_compress.clip_ratio import ClipSearch
 from offline_compress.decomposition import decompose
 from offline_compress.fuse_output import constant_output, fuse_output
 from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
@@ -22,19 +23,32 @@ class Rotations(NamedTuple):
     value: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, palu: PaluConfig, layer: int, dtype: str) -> "Rotations":
-        """Those that ``palu_config`` asks for; their blocks are the tiers."""
+    def of(cls, palu: PaluConfig, layer: int) -> "Rotations":
+        """Those that ``palu_config`` asks for; their blocks are the tiers, whole where they are cut into groups."""
         if not palu.hadamard:
             return cls()
-        formats = palu.key_format(layer, dtype), palu.value_format(layer, dtype)
-        return cls(*(rotation_of_tiers(form.tiers) for form in formats))
+        return cls(rotation_of_tiers(palu.key_tiers(layer)), rotation_of_tiers(palu.value_tiers(layer)))
 
 
-class LayerErrors(NamedTuple):
-    """Relative Frobenius errors of the key and value projections of one layer; 0 where it is stored uncompressed."""
+class ClipSearches(NamedTuple):
+    """For the latents of K and of V."""
 
-    key: float
-    value: float
+    key: ClipSearch
+    value: ClipSearch
+
+
+class Outcome(NamedTuple):
+    """Of one projection: its relative Frobenius error, 0 where it is stored uncompressed, and its clip ratio."""
+
+    error: float
+    clip: float
+
+
+class LayerOutcome(NamedTuple):
+    """Of K and of V of one layer."""
+
+    key: Outcome
+    value: Outcome
 
 
 def write_attention(
@@ -44,10 +58,11 @@ def write_attention(
     shape: LayerShape,
     bias: bool,
     rotations: Rotations,
+    searches: ClipSearches,
     second_moment: torch.Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> LayerErrors:
+) -> LayerOutcome:
     """Passes every tensor of the layer to ``put(name below self_attn., runs of its rows)``.
 
     ``second_moment`` is ``H`` of the layer's inputs or None for plain SVD. A projection at full rank is passed on as it
@@ -58,11 +73,11 @@ def write_attention(
         return source.tensor(projection(layer, name)).to(device)
 
     put("q_proj.weight", source.chunks(projection(layer, QUERY)))
-    key_error = _write_key(put, read(KEY), shape, rotations.key, second_moment)
-    value_error = _write_value(put, read, shape, rotations.value, second_moment, dtype)
+    key = _write_key(put, read(KEY), shape, rotations.key, searches.key, second_moment)
+    value = _write_value(put, read, shape, rotations.value, searches.value, second_moment, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
-    return LayerErrors(key_error, value_error)
+    return LayerOutcome(key, value)
 
 
 def _write_key(
@@ -70,17 +85,18 @@ def _write_key(
     weight: torch.Tensor,
     shape: LayerShape,
     rotation: torch.Tensor | None,
+    search: ClipSearch,
     second_moment: torch.Tensor | None,
-) -> float:
+) -> Outcome:
     if not shape.has_k_up:
         put("k_down.weight", [weight])
-        return 0.0
+        return Outcome(0.0, search(weight, None))
     factors = decompose(weight, shape.num_groups, shape.rank_k, second_moment)
     if rotation is not None:
         factors = rotate_factors(factors, rotation)
     put("k_down.weight", [factors.down])
     put("k_up", [factors.up])
-    return factors.relative_error
+    return Outcome(factors.relative_error, search(factors.down, factors.up))
 
 
 def _write_value(
@@ -88,16 +104,17 @@ def _write_value(
     read: Callable[[str], torch.Tensor],
     shape: LayerShape,
     rotation: torch.Tensor | None,
+    search: ClipSearch,
     second_moment: torch.Tensor | None,
     dtype: torch.dtype,
-) -> float:
+) -> Outcome:
     if shape.value_path == "uncompressed":
         value, output = read(VALUE), read(OUTPUT)
         if rotation is not None:
             value, output = rotate_rows(value, shape.head_dim), rotate_columns(output, shape.head_dim)
         put("v_down.weight", [value])
         put("o_proj.weight", [output])
-        return 0.0
+        return Outcome(0.0, search(value, None))
     factors = decompose(read(VALUE), shape.num_groups, shape.rank_v, second_moment)
     if rotation is not None:
         factors = rotate_factors(factors, rotation)
@@ -107,7 +124,7 @@ def _write_value(
         put("o_proj.weight", [read(OUTPUT)])
     else:
         put("o_proj.weight", fuse_output(read(OUTPUT), factors.up, shape.num_kv_heads, dtype))
-    return factors.relative_error
+    return Outcome(factors.relative_error, search(factors.down, factors.up))
 
 
 def _write_biases(put: Put, source: SourceModel, layer: int, shape: LayerShape, output: torch.Tensor) -> None:

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("paths", nargs="+", metavar="PATH", help="MODEL OUT, or only OUT when --model_id is given")
     made.add_argument("--model_id", metavar="MODEL", help="model directory or hub id, instead of MODEL")
+    _add_budget(made.add_argument_group("budget", "instead of --rank-ratio"))
     _add_compression(made.add_argument_group("compression"))
     _add_quantization(made.add_argument_group("quantization of latents in the cache"))
     _add_calibration(made.add_argument_group("calibration"))
@@ -50,11 +51,20 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _add_budget(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--target-compression", type=float, metavar="X",
+        help="times fewer bytes per token than the dense model, like 6: ranks per layer, bits and tiers are chosen for "
+        "the least predicted error on the calibration data",
+    )  # fmt: skip
+    group.add_argument("--bytes-per-token", type=int, metavar="N", help="the same, as bytes of all layers")
+
+
 def _add_compression(group: argparse._ArgumentGroup) -> None:
     defaults = CompressOptions
     group.add_argument(
-        "--rank-ratio", "--param_ratio_target", type=float, default=defaults.rank_ratio, metavar="R",
-        help="fraction of the KV cache to keep, in (0, 1] (default: %(default)s)",
+        "--rank-ratio", "--param_ratio_target", type=float, metavar="R",
+        help=f"fraction of the KV rank to keep, in (0, 1] (default: {defaults.rank_ratio})",
     )  # fmt: skip
     group.add_argument(
         "--group-size", "--head_group_size", type=int, metavar="N",
@@ -89,6 +99,17 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--hadamard", "--lt_hadamard", action=argparse.BooleanOptionalAction,
         help="rotate latents so that their numbers are about equally large (default: where they are quantized)",
+    )  # fmt: skip
+    group.add_argument(
+        "--latent-group-size", "--lt_group_size", type=int, default=CompressOptions.latent_group_size, metavar="N",
+        help="numbers of a tier that share a scale, a multiple of 16; 0: all (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--latent-symmetric", "--lt_sym", action="store_true", help="codes about zero: a scale and no minimum"
+    )
+    group.add_argument(
+        "--latent-clip-ratio", "--lt_clip_ratio", type=float, metavar="C",
+        help="share of the range that codes cover, in (0, 1], of all layers, K and V (default: 1)",
     )  # fmt: skip
 
 
@@ -138,6 +159,10 @@ def parse_options(argv: Sequence[str] | None) -> CompressOptions:
         paths = [model, *paths]
     if len(paths) != 2:
         made.error(f"got {len(paths)} paths ({', '.join(paths)}); expected MODEL OUT, or --model_id MODEL and OUT")
+    if arguments["rank_ratio"] is None:
+        arguments["rank_ratio"] = CompressOptions.rank_ratio
+    elif arguments["target_compression"] is not None or arguments["bytes_per_token"] is not None:
+        made.error("a budget chooses the ranks itself; give --rank-ratio or a budget")
     both = arguments.pop("calib_samples")
     for count in ("whiten_samples", "fisher_samples"):
         if arguments[count] is None:
@@ -185,9 +210,27 @@ def _fail(sentence: str, code: int) -> int:
 
 
 def _summary(options: CompressOptions, report: dict) -> str:
-    return (
+    chosen = _chosen(report) if "budget" in report else ""
+    return chosen + (
         f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
         f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), {report['seconds']:.0f} s, "
         f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
         f"Serve it: vllm serve {options.out} --attention-backend palu"
     )
+
+
+def _chosen(report: dict) -> str:
+    """What a budget led to, and what plain bits would."""
+    ranks = [f"{side} ranks {min(report[rank])} to {max(report[rank])} in {_bits(report[tiers])} bits"
+             for side, rank, tiers in (("key", "rank_k", "tiers_k"), ("value", "rank_v", "tiers_v"))]  # fmt: skip
+    plain = report["budget"]["plain_bits_per_token_and_head"]
+    others = [f"{name} {facts['predicted_error']:.2g} at {facts['bytes_per_token']:.0f} bytes"
+              for name, facts in plain.items()]  # fmt: skip
+    return (
+        f"Chosen: {', '.join(ranks)}; predicted error of attention {report['budget']['predicted_error']:.2g} "
+        f"at {report['bytes_per_token']} bytes. Plain bits per token and head: {', '.join(others)}.\n"
+    )
+
+
+def _bits(tiers: list[dict]) -> str:
+    return "/".join(str(tier["bits"]) for tier in tiers)

@@ -135,13 +135,13 @@ class LayerRunner:
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
         output = module(
             hidden,
-            attention_mask=self._mask(hidden.shape[1]),
+            attention_mask=self.mask(hidden.shape[1]),
             position_ids=positions,
             position_embeddings=self.rotary(hidden, positions),
         )
         return output[0]
 
-    def _mask(self, length: int) -> torch.Tensor | None:
+    def mask(self, length: int) -> torch.Tensor | None:
         """None for plain causal attention, else the boolean mask ``[1, 1, length, length]`` of a sliding window."""
         window = getattr(self.config, "sliding_window", None)
         if self.config.model_type != "mistral" or window is None or window >= length:
@@ -154,6 +154,11 @@ class LayerRunner:
 def kv_input(module: nn.Module) -> nn.Module:
     """The module whose input is what keys and values are projected from."""
     return module.self_attn.k_proj
+
+
+def after_attention(module: nn.Module) -> nn.Module:
+    """The module whose input is the residual stream that attention has just been added to."""
+    return module.post_attention_layernorm
 
 
 def whole_model(source: SourceModel, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:

@@ -9,7 +9,7 @@ library_name: vllm
 pipeline_tag: text-generation
 tags: [palu, kv-cache-compression, low-rank]
 ---
-# {model}, KV cache at {percent:.1f} %
+# {model}, KV cache {compression:.1f} times smaller
 
 Compressed by palu-compress: keys and values are cached as low-rank latents
 ([Palu, ICLR 2025](https://arxiv.org/abs/2407.21118)).
@@ -17,7 +17,8 @@ Compressed by palu-compress: keys and values are cached as low-rank latents
 | | |
 |---|---|
 | KV cache per token | {bytes_per_token} bytes instead of {dense_bytes_per_token} ({dtype}) |
-| kept rank | nominal {rank_ratio_nominal:g}, realised {rank_ratio_realised:.4f} |
+| kept rank | {rank_ratio_realised:.4f}{nominal} |
+| bits of latents | keys {bits_k}, values {bits_v} |
 | group size | {group_size} KV heads |
 | objective, rank search | {objective}, {search} |
 | value path | {value_path} |
@@ -39,8 +40,14 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
     text = CARD.format(
         **report,
         model=report["provenance"]["model"],
-        percent=100 * report["rank_ratio_realised"],
+        nominal="" if report["rank_ratio_nominal"] is None else f", nominal {report['rank_ratio_nominal']:g}",
+        bits_k=_bits(report["tiers_k"]),
+        bits_v=_bits(report["tiers_v"]),
         ranks_k=", ".join(map(str, report["rank_k"])),
         ranks_v=", ".join(map(str, report["rank_v"])),
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def _bits(tiers: list[dict[str, Any]]) -> str:
+    return ", then ".join(f"{tier['bits']} for {tier['share']:.3g} of the rank" for tier in tiers)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palu_vllm.config import DTYPE_BYTES
-from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_tiers
+from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten")
 SEARCHES = ("uniform", "fisher", "fisher_uniform")
 VALUE_PATHS = ("fused", "factored", "auto")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4
+DEFAULT_RATIO = 0.5
 DEFAULT_SEQLEN = 1024
 
 
@@ -28,11 +29,14 @@ class CompressOptions:
     calibration text that holds fewer whole samples gives as many as it has. ``latent_bits`` or ``tiers``, pairs of
     ``(share of a latent, bits)``, leading numbers first, say how latents are quantized in the cache, ``latent_bits_k``
     and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
+    ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
+    and tiers are chosen for; bits or tiers that are given stay as they are.
+    ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """
 
     model: str
     out: Path
-    rank_ratio: float = 0.5
+    rank_ratio: float = DEFAULT_RATIO
     group_size: int | None = None
     objective: str = "whiten"
     search: str = "uniform"
@@ -51,8 +55,14 @@ class CompressOptions:
     latent_bits_v: int | None = None
     tiers: tuple[tuple[float, int], ...] | None = None
     hadamard: bool | None = None
+    target_compression: float | None = None
+    bytes_per_token: int | None = None
+    latent_group_size: int = 0
+    latent_symmetric: bool = False
+    latent_clip_ratio: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_budget()
         if not 0 < self.rank_ratio <= 1:
             raise CompressionError(
                 f"rank ratio {self.rank_ratio} is outside (0, 1]; give the fraction of the KV cache to keep, like 0.5."
@@ -65,6 +75,23 @@ class CompressOptions:
             raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
         self._check_counts()
         self._check_tiers()
+        self._check_scales()
+
+    @property
+    def has_budget(self) -> bool:
+        return self.target_compression is not None or self.bytes_per_token is not None
+
+    def _check_budget(self) -> None:
+        if self.target_compression is not None and self.bytes_per_token is not None:
+            raise CompressionError("--target-compression and --bytes-per-token are both budgets; give one of them.")
+        if self.target_compression is not None and not 1 <= self.target_compression < float("inf"):
+            raise CompressionError(
+                f"target compression is {self.target_compression}; expected how many times fewer bytes, like 6."
+            )
+        if self.bytes_per_token is not None and self.bytes_per_token < 1:
+            raise CompressionError(f"the budget is {self.bytes_per_token} bytes per token; expected at least 1.")
+        if self.has_budget and (self.rank_ratio != DEFAULT_RATIO or self.search != "uniform"):
+            raise CompressionError("a budget chooses the ranks itself; give it without --rank-ratio and --search.")
 
     def _check_tiers(self) -> None:
         if self.latent_bits is not None and self.tiers is not None:
@@ -74,6 +101,27 @@ class CompressOptions:
                 cut_into_tiers(TIER_TILE, shares)
             except ValueError as error:
                 raise CompressionError(f"{error}; give --latent-bits 4, or --tiers 0.25:8,0.75:4.") from error
+
+    def _check_scales(self) -> None:
+        try:
+            cut_into_groups((), self.latent_group_size)
+        except ValueError as error:
+            raise CompressionError(f"{error}; give --latent-group-size 32, or 0 for a scale per tier.") from error
+        if self.latent_clip_ratio is not None and not 0 < self.latent_clip_ratio <= 1:
+            raise CompressionError(
+                f"latent clip ratio {self.latent_clip_ratio} is outside (0, 1]; give the share of the range of a group "
+                "that its codes cover, like 0.95."
+            )
+
+    @property
+    def fixes_tiers_k(self) -> bool:
+        """Whether bits or tiers of K were given."""
+        return (self.latent_bits, self.latent_bits_k, self.tiers) != (None, None, None)
+
+    @property
+    def fixes_tiers_v(self) -> bool:
+        """Whether bits or tiers of V were given."""
+        return (self.latent_bits, self.latent_bits_v, self.tiers) != (None, None, None)
 
     @property
     def shares_k(self) -> tuple[tuple[float, int], ...]:

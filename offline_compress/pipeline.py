@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import LayerErrors, Rotations, write_attention
+from offline_compress.attention_layer import ClipSearches, LayerOutcome, Rotations, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
-from offline_compress.decomposition import damp
+from offline_compress.clip_ratio import ClipSearch
 from offline_compress.fisher import fisher_information, group_importance
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
@@ -22,7 +22,8 @@ from offline_compress.progress import OnEvent, ignore
 from offline_compress.report import estimate, final_report, write_report
 from offline_compress.source import check_finite, open_source
 from offline_compress.staging import check_target, staged_directory
-from offline_compress.statistics import layer_statistics
+from offline_compress.statistics import LayerStatistics, damped, layer_statistics
+from offline_compress.storage_choice import StorageChoice, choose_storage
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import LayerShape, PaluConfig
@@ -58,11 +59,14 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         check_finite(source)
         release_freed_memory()
         on_event({"event": "checked", "text": f"{len(source.tensors)} tensors of {source.name} are finite"})
-        palu = _decide(plan, samples, on_event)
+        palu, chosen = _decide(plan, samples, staging, on_event)
         layers = _write_weights(plan, palu, samples, staging, on_event)
+        palu = _with_clip_ratios(palu, layers) if plan.searches_clip else palu
         (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
         copy_companions(source.directory, staging)
         report = final_report(plan, palu, samples, layers, baseline, time.monotonic() - started)
+        if chosen is not None:
+            report["budget"] = chosen.report()
         write_report(report, staging)
         write_model_card(report, staging)
     return report
@@ -79,14 +83,21 @@ def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
     return samples
 
 
-def _decide(plan: Plan, samples: CalibrationSamples | None, on_event: OnEvent) -> PaluConfig:
-    """Ranks and value path."""
+def _decide(
+    plan: Plan, samples: CalibrationSamples | None, scratch: Path, on_event: OnEvent
+) -> tuple[PaluConfig, StorageChoice | None]:
+    """Ranks and value path; with a budget bits and tiers too, and what was considered."""
+    label = samples.label if samples else NO_CALIBRATION
+    if plan.options.has_budget:
+        chosen = choose_storage(plan, samples.tokens[: plan.options.whiten_samples], scratch, on_event)
+        best = chosen.best
+        return plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v)), chosen
     ranks = plan.uniform_ranks()
     if plan.needs_fisher:
         ranks = plan.ranks(
             plan.options.search, _importance(plan, samples.tokens[: plan.options.fisher_samples], on_event)
         )
-    return plan.palu_config(ranks, samples.label if samples else NO_CALIBRATION)
+    return plan.palu_config(ranks, label), None
 
 
 def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[list[float]]:
@@ -106,62 +117,71 @@ def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[lis
     return [group_importance(values, plan.num_groups) for values in information]
 
 
+def _with_clip_ratios(palu: PaluConfig, layers: list[LayerOutcome]) -> PaluConfig:
+    clips = {"clip_k": [layer.key.clip for layer in layers], "clip_v": [layer.value.clip for layer in layers]}
+    return palu.model_copy(update=clips)
+
+
 def _write_weights(
     plan: Plan, palu: PaluConfig, samples: CalibrationSamples | None, staging: Path, on_event: OnEvent
-) -> list[LayerErrors]:
-    """Writes every tensor; returns the errors of each layer."""
+) -> list[LayerOutcome]:
+    """Writes every tensor; returns the errors and clip ratios of each layer."""
     writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES)
-    moments = _second_moments(plan, samples, staging)
-    errors = []
+    statistics = _statistics(plan, samples, staging)
+    layers = []
     for layer in range(plan.geometry.num_layers):
-        errors.append(_write_layer(plan, palu, layer, moments, writer, on_event))
+        layers.append(_write_layer(plan, palu, layer, statistics, writer, on_event))
     for name in plan.source.tensors:
         if not is_replaced(name):
             writer.write(name, plan.source.chunks(name))
     writer.finish()
-    return errors
+    return layers
 
 
-def _second_moments(plan: Plan, samples: CalibrationSamples | None, scratch: Path) -> Iterator[torch.Tensor | None]:
-    """Damped ``H`` of every layer in order, or None for each where the objective is plain SVD."""
-    if not plan.needs_whitening:
-        yield from [None] * plan.geometry.num_layers
+def _statistics(
+    plan: Plan, samples: CalibrationSamples | None, scratch: Path
+) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """Of every layer in order damped ``H``, None for plain SVD, and inputs to search clip ratios on, None for none."""
+    if not (plan.needs_whitening or plan.searches_clip):
+        yield from [(None, None)] * plan.geometry.num_layers
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)
-    tokens = samples.tokens[: plan.options.whiten_samples]
-    moments = layer_statistics(runner, tokens, scratch)
+    tokens = samples.tokens[: plan.options.whiten_samples if plan.needs_whitening else 1]
+    layers = layer_statistics(runner, tokens, scratch, int(plan.searches_clip))
     for layer in range(plan.geometry.num_layers):
         # nothing here may keep a matrix alive while the next layer runs
-        yield _damped(layer, next(moments))
+        yield _usable(plan, layer, next(layers))
 
 
-def _damped(layer: int, moment: torch.Tensor) -> torch.Tensor:
-    try:
-        return damp(moment)
-    except ValueError as error:
-        raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
+def _usable(plan: Plan, layer: int, statistics: LayerStatistics) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    moment = damped(layer, statistics.moment) if plan.needs_whitening else None
+    return moment, statistics.samples[0].inputs if plan.searches_clip else None
 
 
 def _write_layer(
     plan: Plan,
     palu: PaluConfig,
     layer: int,
-    moments: Iterator[torch.Tensor | None],
+    statistics: Iterator[tuple[torch.Tensor | None, torch.Tensor | None]],
     writer: CheckpointWriter,
     on_event: OnEvent,
-) -> LayerErrors:
+) -> LayerOutcome:
     started, prefix = time.monotonic(), attention_prefix(layer)
-    errors = write_attention(
+    moment, inputs = next(statistics)
+    formats = palu.key_format(layer, plan.dtype), palu.value_format(layer, plan.dtype)
+    outcome = write_attention(
         lambda name, chunks: writer.write(prefix + name, chunks),
         plan.source,
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
-        Rotations.of(palu, layer, plan.dtype),
-        next(moments),
+        Rotations.of(palu, layer),
+        ClipSearches(*(ClipSearch(form, inputs) for form in formats)),
+        moment,
         getattr(torch, plan.dtype),
         plan.device,
     )
+    del moment
     release_freed_memory()
     on_event(
         {
@@ -170,10 +190,10 @@ def _write_layer(
             "of": plan.geometry.num_layers,
             "rank_k": palu.rank_k[layer],
             "rank_v": palu.rank_v[layer],
-            "relative_error_k": errors.key,
-            "relative_error_v": errors.value,
+            "relative_error_k": outcome.key.error,
+            "relative_error_v": outcome.value.error,
             "seconds": round(time.monotonic() - started, 2),
             "resident_bytes": resident_memory_bytes(),
         }
     )
-    return errors
+    return outcome

@@ -1,5 +1,6 @@
 """What will be done, once options and model are both known; nothing has been computed yet."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
-from palu_vllm.latent_format import UNQUANTIZED
+from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
 
 NO_CALIBRATION = "none"
 
@@ -43,8 +44,18 @@ class Plan:
         return self.geometry.num_kv_heads // self.group_size
 
     @property
+    def budget_bytes(self) -> int | None:
+        """Most bytes of cache per token, all layers; None where ranks and bits follow from the options."""
+        options = self.options
+        if options.target_compression is None:
+            return options.bytes_per_token
+        return int(self.geometry.dense_bytes_per_token(self.dtype) / options.target_compression)
+
+    @property
     def truncates(self) -> bool:
-        """Whether the budget is below full rank; if not, nothing is decomposed and no data is needed."""
+        """Whether ranks may be below full rank; if not, nothing is decomposed and no data is needed."""
+        if self.options.has_budget:
+            return True
         matrices = 2 * self.geometry.num_layers
         kept = budget(matrices, self.full_rank, self.options.rank_ratio)
         return kept * rank_tile(self.full_rank) < matrices * self.full_rank
@@ -58,16 +69,38 @@ class Plan:
         return self.truncates and self.options.search != "uniform"
 
     @property
-    def samples_needed(self) -> int:
-        whitening = self.options.whiten_samples if self.needs_whitening else 0
-        return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
+    def searches_clip(self) -> bool:
+        """Whether clip ratios are searched: latents may be quantized, no ratio was given, and there is data."""
+        options = self.options
+        quantized = any(bits != UNQUANTIZED for _, bits in options.shares_k + options.shares_v)
+        wanted = options.latent_clip_ratio is None and options.calib_data is not None
+        return wanted and (quantized or options.has_budget)
 
     @property
-    def hadamard(self) -> bool:
-        """Whether latents are rotated: as asked, by default where they are quantized."""
+    def reads_activations(self) -> bool:
+        return self.needs_whitening or self.options.has_budget or self.searches_clip
+
+    @property
+    def samples_needed(self) -> int:
+        whitening = self.options.whiten_samples if self.reads_activations else 0
+        return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
+
+    def rotates(self, tiers: Iterable[Shares]) -> bool:
+        """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""
         if self.options.hadamard is not None:
             return self.options.hadamard
-        return any(bits != UNQUANTIZED for _, bits in self.options.shares_k + self.options.shares_v)
+        return any(bits != UNQUANTIZED for shares in tiers for _, bits in shares)
+
+    def latent_format(self, rank: int, shares: Shares) -> LatentFormat:
+        """The bytes of a latent of one group."""
+        tiers = cut_into_groups(cut_into_tiers(rank, shares), self.options.latent_group_size)
+        return LatentFormat(tiers, self.dtype, self.options.latent_symmetric, self.options.latent_clip_ratio or 1.0)
+
+    @property
+    def clip_ratios(self) -> list[float] | None:
+        """One per layer where the user gave one for all."""
+        ratio = self.options.latent_clip_ratio
+        return None if ratio is None else [ratio] * self.geometry.num_layers
 
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
@@ -77,22 +110,29 @@ class Plan:
     def uniform_ranks(self) -> tuple[list[int], list[int]]:
         return self.ranks("uniform", [[1.0] * self.num_groups] * (2 * self.geometry.num_layers))
 
-    def palu_config(self, ranks: tuple[list[int], list[int]], calibration: str) -> PaluConfig:
-        """The ``palu_config`` of the output, value path chosen."""
+    def palu_config(
+        self, ranks: tuple[Sequence[int], Sequence[int]], calibration: str, tiers: tuple[Shares, Shares] | None = None
+    ) -> PaluConfig:
+        """The ``palu_config`` of the output, value path chosen; ``tiers`` of K and V where options do not say them."""
+        tiers_k, tiers_v = tiers or (self.options.shares_k, self.options.shares_v)
         fused = PaluConfig(
             base_model=self.source.name,
             base_revision=self.source.revision,
             group_size_k=self.group_size,
             group_size_v=self.group_size,
-            rank_k=ranks[0],
-            rank_v=ranks[1],
-            tiers_k=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_k],
-            tiers_v=[TierShare(share=share, bits=bits) for share, bits in self.options.shares_v],
-            hadamard=self.hadamard,
+            rank_k=list(ranks[0]),
+            rank_v=list(ranks[1]),
+            tiers_k=[TierShare(share=share, bits=bits) for share, bits in tiers_k],
+            tiers_v=[TierShare(share=share, bits=bits) for share, bits in tiers_v],
+            hadamard=self.rotates((tiers_k, tiers_v)),
+            latent_group_size=self.options.latent_group_size,
+            latent_symmetric=self.options.latent_symmetric,
+            clip_k=self.clip_ratios,
+            clip_v=self.clip_ratios,
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             objective=self.options.objective,
-            search=self.options.search,
+            search="budget" if self.options.has_budget else self.options.search,
             calibration=calibration,
             seed=self.options.seed,
             tool_version=tool_version(),
@@ -132,6 +172,8 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         _device(options.device),
         notes,
     )
+    if options.has_budget and options.calib_data is None:
+        raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
     if plan.samples_needed and options.calib_data is None:
         raise CompressionError(
             f"objective {options.objective} with search {options.search} needs calibration data; add --calib-data with "

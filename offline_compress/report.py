@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import LayerErrors
+from offline_compress.attention_layer import LayerOutcome
 from offline_compress.calibration import CalibrationSamples
 from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
 from offline_compress.memory import peak_memory_bytes
@@ -26,11 +26,15 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "dense_bytes_per_token": dense,
         "bytes_per_token": kept,
         "compression": dense / kept,
-        "rank_ratio_nominal": plan.options.rank_ratio,
+        "rank_ratio_nominal": None if plan.options.has_budget else plan.options.rank_ratio,
         "rank_ratio_realised": sum(palu.rank_k + palu.rank_v) / (2 * plan.geometry.num_layers * plan.full_rank),
         "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
         "tiers_v": [tier.model_dump() for tier in palu.tiers_v],
         "hadamard": palu.hadamard,
+        "latent_group_size": palu.latent_group_size,
+        "latent_symmetric": palu.latent_symmetric,
+        "clip_k": palu.clip_k,
+        "clip_v": palu.clip_v,
         "group_size": plan.group_size,
         "full_rank": plan.full_rank,
         "rank_k": palu.rank_k,
@@ -46,27 +50,32 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
 
 
 def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
-    """What ``--dry-run`` prints. Sizes are exact; with a Fisher search the ranks per layer are not known yet."""
+    """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
     label = samples.label if samples else NO_CALIBRATION
     palu = plan.palu_config(plan.uniform_ranks(), label)
     count = len(samples.tokens[: plan.options.whiten_samples]) if samples and plan.needs_whitening else 0
     layers = layer_memory_bytes(plan, palu, count)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
-    return sizes(plan, palu) | {
-        "ranks_are_final": not plan.needs_fisher,
-        "predicted_peak_memory_bytes": baseline + max(layers, whole),
-        "predicted_layer_memory_bytes": layers,
-        "predicted_fisher_memory_bytes": whole,
-        "disk_bytes": disk_bytes(plan, palu),
-        "temporary_disk_bytes": activation_bytes(plan, count),
-    }
+    budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
+    return (
+        sizes(plan, palu)
+        | budget
+        | {
+            "ranks_are_final": not (plan.needs_fisher or plan.options.has_budget),
+            "predicted_peak_memory_bytes": baseline + max(layers, whole),
+            "predicted_layer_memory_bytes": layers,
+            "predicted_fisher_memory_bytes": whole,
+            "disk_bytes": disk_bytes(plan, palu),
+            "temporary_disk_bytes": activation_bytes(plan, count),
+        }
+    )
 
 
 def final_report(
     plan: Plan,
     palu: PaluConfig,
     samples: CalibrationSamples | None,
-    layers: list[LayerErrors],
+    layers: list[LayerOutcome],
     baseline: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -76,8 +85,8 @@ def final_report(
     (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights.
     """
     report = sizes(plan, palu) | {
-        "relative_error_k": [errors.key for errors in layers],
-        "relative_error_v": [errors.value for errors in layers],
+        "relative_error_k": [layer.key.error for layer in layers],
+        "relative_error_v": [layer.value.error for layer in layers],
         "error_measure": "activations" if plan.needs_whitening else "weights",
         "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
         "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,

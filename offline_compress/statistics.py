@@ -1,20 +1,48 @@
-"""The second moment of what keys and values are projected from, layer by layer.
+"""What keys and values are projected from, layer by layer: its second moment, and some of it as it is.
 
 The activations between two layers lie in a file; in memory are one sample and one matrix of statistics.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from offline_compress.activations import activation_file
+from offline_compress.decomposition import damp
 from offline_compress.memory import release_freed_memory
-from offline_compress.model_access import LayerRunner, kv_input
+from offline_compress.model_access import LayerRunner, after_attention, kv_input
+from offline_compress.options import CompressionError
 
 CHUNK_TOKENS = 512
+KEPT_TOKENS = 512  # of a sample that is kept
+
+
+@dataclass(frozen=True)
+class KeptSample:
+    """The beginning of a calibration sample at one layer, float32."""
+
+    inputs: torch.Tensor  # [tokens, hidden], what keys and values are projected from
+    energy: torch.Tensor  # [tokens], squared length of the residual stream behind attention
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Of one layer's inputs."""
+
+    moment: torch.Tensor  # mean of x x^T, float64 [hidden, hidden]
+    samples: tuple[KeptSample, ...]
+
+
+def damped(layer: int, moment: torch.Tensor) -> torch.Tensor:
+    """``H`` damped in place. Raises CompressionError where ``layer`` has seen nothing that can be used."""
+    try:
+        return damp(moment)
+    except ValueError as error:
+        raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
 
 
 @contextmanager
@@ -34,8 +62,29 @@ def second_moment(module: nn.Module, width: int, device: torch.device) -> Iterat
         handle.remove()
 
 
-def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -> Iterator[torch.Tensor]:
-    """For every layer in order, the mean of ``x x^T [hidden, hidden]`` in float64 over all tokens.
+@contextmanager
+def kept_sample(module: nn.Module) -> Iterator[list[KeptSample]]:
+    """A list that holds what ``module``, a decoder layer, has seen of one sample after the block has run it."""
+    kept: list[KeptSample] = []
+    seen: list[torch.Tensor] = []
+
+    def take(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].flatten(0, -2)[:KEPT_TOKENS].clone())
+
+    handles = [part.register_forward_pre_hook(take) for part in (kv_input(module), after_attention(module))]
+    try:
+        yield kept
+        inputs, stream = seen
+        kept.append(KeptSample(inputs, stream.square().sum(-1)))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_statistics(
+    runner: LayerRunner, tokens: torch.Tensor, scratch: Path, keep: int = 0
+) -> Iterator[LayerStatistics]:
+    """For every layer in order, statistics of its inputs over all tokens, and the first ``keep`` samples.
 
     ``tokens`` is ``[samples, seqlen]``. K and V share their input, hence one matrix. Activations are those of the
     dense model: errors of earlier layers do not enter.
@@ -46,10 +95,13 @@ def layer_statistics(runner: LayerRunner, tokens: torch.Tensor, scratch: Path) -
             samples.write(number, runner.embed(row))
         for layer in range(runner.source.geometry.num_layers):
             module = runner.load(layer)
+            kept: list[KeptSample] = []
             with second_moment(kv_input(module), hidden_size, runner.device) as total:
                 for number in range(len(tokens)):
-                    samples.write(number, runner.run(module, samples.read(number)))
+                    with kept_sample(module) if number < keep else nullcontext([]) as one:
+                        samples.write(number, runner.run(module, samples.read(number)))
+                    kept += one
                     release_freed_memory()
             del module
-            yield total.div_(tokens.numel())
-            del total
+            yield LayerStatistics(total.div_(tokens.numel()), tuple(kept))
+            del total, kept

@@ -10,7 +10,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from palu_vllm.latent_format import NUMBER_BYTES, UNQUANTIZED, LatentFormat, SlotFormat, cut_into_tiers
+from palu_vllm.latent_format import (
+    NUMBER_BYTES,
+    UNQUANTIZED,
+    LatentFormat,
+    SlotFormat,
+    Tier,
+    cut_into_groups,
+    cut_into_tiers,
+)
 
 FORMAT_VERSION = 1
 
@@ -85,6 +93,8 @@ class PaluConfig(BaseModel):
     ``group_size * head_dim`` is stored uncompressed: its down-projection is the original projection
     and it has no up-projection. ``tiers_k`` and ``tiers_v`` say how latents are quantized in the cache, leading numbers
     first; with ``hadamard`` the factors hold a rotation that spreads them (``offline_compress/hadamard.py``).
+    ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
+    no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -99,6 +109,10 @@ class PaluConfig(BaseModel):
     tiers_k: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
     tiers_v: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
     hadamard: bool = False
+    latent_group_size: int = 0
+    latent_symmetric: bool = False
+    clip_k: list[float] | None = None
+    clip_v: list[float] | None = None
     value_path: Literal["fused", "factored"]
     attention_bias: bool = False
     objective: str
@@ -118,7 +132,12 @@ class PaluConfig(BaseModel):
         if min(self.rank_k + self.rank_v) < 1:
             raise ValueError("a rank is below 1")
         for tiers in (self.tiers_k, self.tiers_v):
-            cut_into_tiers(1, _shares(tiers))
+            cut_into_groups(cut_into_tiers(1, _shares(tiers)), self.latent_group_size)
+        for name, ratios in (("clip_k", self.clip_k), ("clip_v", self.clip_v)):
+            if ratios is not None and len(ratios) != len(self.rank_k):
+                raise ValueError(f"{name} has {len(ratios)} layers and rank_k {len(self.rank_k)}; expected equal")
+            if ratios is not None and not all(0 < ratio <= 1 for ratio in ratios):
+                raise ValueError(f"{name} has a clip ratio outside (0, 1]")
         return self
 
     @classmethod
@@ -167,11 +186,21 @@ class PaluConfig(BaseModel):
     def is_packed(self) -> bool:
         return any(tier.bits != UNQUANTIZED for tier in self.tiers_k + self.tiers_v)
 
+    def key_tiers(self, layer: int) -> tuple[Tier, ...]:
+        """Before they are cut into groups; so are ``value_tiers``."""
+        return cut_into_tiers(self.rank_k[layer], _shares(self.tiers_k))
+
+    def value_tiers(self, layer: int) -> tuple[Tier, ...]:
+        return cut_into_tiers(self.rank_v[layer], _shares(self.tiers_v))
+
     def key_format(self, layer: int, dtype: str) -> LatentFormat:
-        return LatentFormat(cut_into_tiers(self.rank_k[layer], _shares(self.tiers_k)), dtype)
+        return self._format(self.key_tiers(layer), dtype, 1.0 if self.clip_k is None else self.clip_k[layer])
 
     def value_format(self, layer: int, dtype: str) -> LatentFormat:
-        return LatentFormat(cut_into_tiers(self.rank_v[layer], _shares(self.tiers_v)), dtype)
+        return self._format(self.value_tiers(layer), dtype, 1.0 if self.clip_v is None else self.clip_v[layer])
+
+    def _format(self, tiers: tuple[Tier, ...], dtype: str, clip: float) -> LatentFormat:
+        return LatentFormat(cut_into_groups(tiers, self.latent_group_size), dtype, self.latent_symmetric, clip)
 
     def slot_format(self, layer: int, dtype: str) -> SlotFormat | None:
         """The packed slot of a layer, None where the cache holds latents as numbers of the model's dtype."""

@@ -3,25 +3,34 @@
 A *part* is the latent of K or of V of one group and token; a slot is the part of K, then that of V. A part is cut into
 *tiers*, leading numbers (largest singular values) first, and holds, padded to ``ALIGNMENT``:
 
-1. per quantized tier its scale, then its minimum, float16;
+1. per quantized tier its scale, then its minimum, float16; of symmetric codes only the scale; all padded likewise;
 2. per tier its numbers: those of 16 bits as they are; quantized ones as codes in bit planes.
 
 Codes of 8, 4 and 2 bits are one plane of that width, codes of 3 bits a plane of the low two bits and a plane of the
 high one. A plane of width w of n numbers has ``B = ceil(n w / 8)`` bytes; number i is in byte ``i % B`` at bit
-``i // B * w``, so that shifting a plane once gives numbers that are neighbours. A number is ``minimum + scale * code``.
+``i // B * w``, so that shifting a plane once gives numbers that are neighbours. A number is ``minimum + scale * code``,
+or, with symmetric codes of b bits, ``scale * (code - 2^(b-1))``.
+
+Groups inside a latent are tiers that ``cut_into_groups`` has cut further, so that each has a scale of its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of a code -> widths of its planes, lowest bits first
 UNQUANTIZED = 16
 BITS = (UNQUANTIZED, *PLANES)
 HEADER_BYTES = 4  # scale and minimum of a tier
-ALIGNMENT = 4  # bytes: what a part is padded to
+SYMMETRIC_HEADER_BYTES = 2  # scale alone
+ALIGNMENT = 4  # bytes: what a part is padded to, and its scales and minima together
+Shares = tuple[tuple[float, int], ...]  # of the tiers of a latent: share of its rank, bits
 TIER_TILE = 16  # numbers: what all tiers of a part but the last are multiples of
+
+
+def aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 def plane_bytes(size: int, width: int) -> int:
@@ -42,18 +51,41 @@ class Tier:
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """One part. ``dtype`` is that of numbers that are not quantized, the model's."""
+    """One part. ``dtype`` is that of numbers that are not quantized, the model's.
+
+    ``clip`` is the share of a tier's range, in (0, 1], that codes cover; what lies outside takes the nearest code. It
+    is used when a latent is stored and never when it is read.
+    """
 
     tiers: tuple[Tier, ...]
     dtype: str
+    symmetric: bool = False
+    clip: float = 1.0
 
     @property
     def rank(self) -> int:
         return sum(tier.size for tier in self.tiers)
 
     @property
+    def runs(self) -> tuple[tuple[Tier, int], ...]:
+        """The tiers, equal neighbours joined: ``(one of them, how many they are)``."""
+        return tuple((tier, len(list(equal))) for tier, equal in groupby(self.tiers))
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether neighbours have scales of their own although they are equal tiers."""
+        return any(count > 1 and tier.is_quantized for tier, count in self.runs)
+
+    def tier_header_bytes(self, tier: Tier) -> int:
+        """Of one tier."""
+        if not tier.is_quantized:
+            return 0
+        return SYMMETRIC_HEADER_BYTES if self.symmetric else HEADER_BYTES
+
+    @property
     def header_bytes(self) -> int:
-        return HEADER_BYTES * sum(tier.is_quantized for tier in self.tiers)
+        """Of all tiers, padding included."""
+        return aligned(sum(self.tier_header_bytes(tier) for tier in self.tiers))
 
     def payload_bytes(self, tier: Tier) -> int:
         if not tier.is_quantized:
@@ -63,8 +95,7 @@ class LatentFormat:
     @property
     def bytes(self) -> int:
         """Of the whole part, padding included."""
-        used = self.header_bytes + sum(self.payload_bytes(tier) for tier in self.tiers)
-        return -(-used // ALIGNMENT) * ALIGNMENT
+        return aligned(self.header_bytes + sum(self.payload_bytes(tier) for tier in self.tiers))
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,10 @@ class SlotFormat:
     @property
     def bytes(self) -> int:
         return self.key.bytes + self.value.bytes
+
+    @property
+    def has_groups(self) -> bool:
+        return self.key.has_groups or self.value.has_groups
 
 
 def cut_into_tiers(rank: int, shares: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:
@@ -95,3 +130,17 @@ def cut_into_tiers(rank: int, shares: Sequence[tuple[float, int]]) -> tuple[Tier
     ends[-1] = rank
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     return tuple(Tier(size, bits) for size, (_, bits) in zip(sizes, shares, strict=True) if size)
+
+
+def cut_into_groups(tiers: Sequence[Tier], group_size: int) -> tuple[Tier, ...]:
+    """The same tiers, quantized ones cut into runs of ``group_size`` numbers, the last of each shorter; 0 cuts nothing.
+
+    Raises ValueError for a group size that is not a multiple of ``TIER_TILE``.
+    """
+    if group_size < 0 or group_size % TIER_TILE:
+        raise ValueError(f"latent group size {group_size} is not 0 or a positive multiple of {TIER_TILE}")
+    groups = []
+    for tier in tiers:
+        size = group_size if tier.is_quantized and group_size else tier.size
+        groups += [Tier(min(size, tier.size - start), tier.bits) for start in range(0, tier.size, size)]
+    return tuple(groups)

@@ -136,11 +136,14 @@ def kv_bytes(cache) -> int:
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
-def with_tiers(palu: Path, out: Path, tiers_k: Tiers, tiers_v: Tiers) -> Path:
-    """The same checkpoint with latents quantized in the cache, in tiers of ``(share, bits)``."""
+def with_tiers(palu: Path, out: Path, tiers_k: Tiers, tiers_v: Tiers, **changes) -> Path:
+    """The same checkpoint with latents quantized in the cache, in tiers of ``(share, bits)``; ``changes`` are further
+    fields of ``palu_config``.
+    """
     shutil.copytree(palu, out)
     config = json.loads((out / "config.json").read_text())
     for name, tiers in (("tiers_k", tiers_k), ("tiers_v", tiers_v)):
         config["palu_config"][name] = [{"share": share, "bits": bits} for share, bits in tiers]
+    config["palu_config"] |= changes
     (out / "config.json").write_text(json.dumps(config, indent=2))
     return out

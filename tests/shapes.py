@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
-from palu_vllm.latent_format import LatentFormat, SlotFormat, cut_into_tiers
+from palu_vllm.latent_format import LatentFormat, SlotFormat, cut_into_groups, cut_into_tiers
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,15 @@ class Layer:
         """The same layer with latents in tiers of ``(share of the rank, bits)``."""
         key = LatentFormat(cut_into_tiers(self.shape.rank_k, shares_k), "float32")
         value = LatentFormat(cut_into_tiers(self.shape.rank_v, shares_v), "float32")
+        return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
+
+    def grouped(self, group_size: int, symmetric: bool = False, clip: float = 1.0) -> "Layer":
+        """The same packed layer with its tiers cut into groups."""
+        parts = (self.shape.slot.key, self.shape.slot.value)
+        key, value = (
+            replace(part, tiers=cut_into_groups(part.tiers, group_size), symmetric=symmetric, clip=clip)
+            for part in parts
+        )
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
 
@@ -50,6 +59,14 @@ PACKED_LAYERS = {
     "2_bits_uncompressed": LAYERS["uncompressed"].packed([(ALL, 2)], [(ALL, 2)]),
     "keys_16_values_4_bits": LAYERS["sliding_window"].packed([(ALL, 16)], [(ALL, 4)]),
     "tiers": LAYERS["group_of_eight"].packed([(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]),
+    "symmetric_3_bits": LAYERS["per_head_odd_ranks"].packed([(ALL, 3)], [(ALL, 3)]).grouped(0, symmetric=True),
+    "groups_4_bits": LAYERS["seven_queries_per_kv_bias"].packed([(ALL, 4)], [(ALL, 4)]).grouped(32, clip=0.8),
+    "groups_of_tiers": LAYERS["two_groups_bias_head_dim_80"]
+    .packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)])
+    .grouped(16),
+    "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
+    .packed([(ALL, 2)], [(ALL, 4)])
+    .grouped(48, symmetric=True, clip=0.9),
 }
 
 SERVED_LAYERS = {
@@ -66,4 +83,9 @@ SERVED_PACKED_LAYERS = {
     "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
         [(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]
     ),
+}
+SERVED_PACKED_LAYERS |= {
+    f"{name}_groups{'_symmetric' * symmetric}": SERVED_PACKED_LAYERS[name].grouped(32, symmetric)
+    for name in list(SERVED_PACKED_LAYERS)
+    for symmetric in (False, True)
 }

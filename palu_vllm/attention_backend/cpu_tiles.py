@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.kernels.absorbed import rotary_frequencies
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
-from palu_vllm.kernels.packing import unpack
+from palu_vllm.packing import unpack
 
 
 class Scratch(threading.local):

@@ -9,9 +9,9 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from palu_vllm.config import LayerShape
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
-from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.kernels.reference import rebuild_keys, rotate
 from palu_vllm.latent_format import SlotFormat
+from palu_vllm.packing import pack, unpack
 
 # implementations that take values of another width than the keys and the mask that transformers builds
 IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}

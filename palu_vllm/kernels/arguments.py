@@ -8,9 +8,9 @@ import triton.language as tl
 from triton.runtime.jit import KernelInterface
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.packing import pieces
 from palu_vllm.kernels.tiling import Tiling
 from palu_vllm.latent_format import LatentFormat
+from palu_vllm.packing import pieces
 
 
 def attention_arguments(
@@ -90,11 +90,13 @@ def taken_by(kernel: KernelInterface, arguments: dict[str, Any]) -> dict[str, An
 def packed_format(form: LatentFormat) -> tuple:
     """A part as a constant of the kernels, without names; ``load_packed`` says what is where.
 
-    Of what Triton understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
+    The clip ratio is no part of it, so that layers with other ratios are served by the same kernels. Of what Triton
+    understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
     """
     tiers = tuple(
-        (numbers.start, tier.size, tier.bits, header.start, payload.start)
-        for tier, numbers, header, payload in pieces(form)
+        (piece.numbers.start, piece.tier.size, piece.count, piece.tier.bits, piece.header.start, piece.payload.start)
+        for piece in pieces(form)
     )
+    header_used = sum(form.tier_header_bytes(tier) for tier in form.tiers)
     used = form.header_bytes + sum(form.payload_bytes(tier) for tier in form.tiers)
-    return (used, form.bytes, getattr(tl, form.dtype)), *tiers
+    return (header_used, used, form.bytes, getattr(tl, form.dtype), form.symmetric), *tiers

@@ -9,8 +9,8 @@ import torch
 
 from palu_vllm.kernels.checks import check_attend, check_layer, check_store
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.latent_format import SlotFormat
+from palu_vllm.packing import pack, unpack
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

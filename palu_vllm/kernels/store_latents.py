@@ -8,6 +8,7 @@ from palu_vllm.kernels.arguments import packed_format
 from palu_vllm.kernels.checks import check_store
 from palu_vllm.kernels.store_packed import store_part
 from palu_vllm.latent_format import SlotFormat
+from palu_vllm.packing import clip_argument
 
 
 @triton.jit
@@ -23,6 +24,8 @@ def store_latents_kernel(
     stride_cache_block,
     stride_cache_group,
     stride_cache_slot,
+    clip_k,
+    clip_v,
     BLOCK_SIZE: tl.constexpr,
     RANK_K: tl.constexpr,
     RANK_V: tl.constexpr,
@@ -41,8 +44,8 @@ def store_latents_kernel(
     latent_k_ptr += token * stride_latent_k_token + group * stride_latent_k_group
     latent_v_ptr += token * stride_latent_v_token + group * stride_latent_v_group
     if FORMAT_K is not None:
-        store_part(slot_ptr, latent_k_ptr, FORMAT_K)
-        store_part(slot_ptr + FORMAT_K[0][1], latent_v_ptr, FORMAT_V)
+        store_part(slot_ptr, latent_k_ptr, clip_k, FORMAT_K)
+        store_part(slot_ptr + FORMAT_K[0][2], latent_v_ptr, clip_v, FORMAT_V)
     else:
         # [TILE_K]
         column = tl.arange(0, TILE_K)
@@ -79,6 +82,8 @@ def store_latents(
         *latent_k.stride()[:2],
         *latent_v.stride()[:2],
         *cache.stride()[:3],
+        clip_k=1.0 if slot is None else clip_argument(slot.key),
+        clip_v=1.0 if slot is None else clip_argument(slot.value),
         BLOCK_SIZE=cache.shape[2],
         RANK_K=rank_k,
         RANK_V=rank_v,

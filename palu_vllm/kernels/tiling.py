@@ -6,11 +6,13 @@ Those of prefill are in ``prefill_plan``.
 from dataclasses import dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
+GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,18 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         num_stages=num_stages,
     )
     if shape.slot is not None:
-        tiling = in_small_products(tiling, shape.rank_v, len(shape.slot.key.tiers))
+        tiling = in_small_products(tiling, shape.rank_v, shape.slot)
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
 
 
-def in_small_products(tiling: Tiling, rank_v: int, key_tiers: int) -> Tiling:
+def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat) -> Tiling:
     """As many programs, each with several products with packed values."""
-    if key_tiers > 1 and tiling.rank > PACKED_RANK:
+    if len(slot.key.runs) > 1 and tiling.rank > PACKED_RANK:
         tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
+    if slot.has_groups:
+        tiling = replace(tiling, tokens=min(tiling.tokens, GROUPED_TOKENS))
     programs = ceil_div(rank_v, tiling.values)
     values = min(tiling.values, PACKED_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))

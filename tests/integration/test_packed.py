@@ -16,6 +16,15 @@ FORMATS = {
     "2_bits": ([(1.0, 2)], [(1.0, 2)]),
     "keys_16_values_4_bits": ([(1.0, 16)], [(1.0, 4)]),
     "tiers": ([(0.5, 8), (0.5, 3)], [(0.5, 4), (0.5, 2)]),
+    "groups_symmetric_clipped": ([(1.0, 4)], [(1.0, 8)]),
+}
+CHANGES = {
+    "groups_symmetric_clipped": {
+        "latent_group_size": 16,
+        "latent_symmetric": True,
+        "clip_k": [0.9, 0.8],
+        "clip_v": [1.0, 0.95],
+    }
 }
 REQUESTS = prompts(130, 5, 40)
 
@@ -24,7 +33,7 @@ REQUESTS = prompts(130, 5, 40)
 def packed(palu, tmp_path_factory):
     def get(name: str):
         out = tmp_path_factory.getbasetemp() / f"packed-{name}"
-        return out if out.exists() else with_tiers(palu("llama", **RANKS), out, *FORMATS[name])
+        return out if out.exists() else with_tiers(palu("llama", **RANKS), out, *FORMATS[name], **CHANGES.get(name, {}))
 
     return get
 

@@ -63,6 +63,11 @@ def test_bits_of_latents():
         ("--tiers 0.5:8", "do not add up to 1; give"),
         ("--tiers 0.5:4,0.5:8", "expected fewer or as many; give"),
         ("--tiers 2:8", "do not add up to 1"),
+        ("--latent-group-size 20", "latent group size 20 is not 0 or a positive multiple of 16; give"),
+        ("--latent-group-size -16", "latent group size -16 is not 0 or a positive multiple of 16; give"),
+        ("--latent-clip-ratio 0", "latent clip ratio 0.0 is outside (0, 1]; give"),
+        ("--latent-clip-ratio 1.5", "latent clip ratio 1.5 is outside (0, 1]; give"),
+        ("--latent-clip-ratio nan", "latent clip ratio nan is outside (0, 1]; give"),
         ("--tiers 1:4 --latent-bits 4", "both say the bits of latents; give one of them"),
     ],
 )
@@ -70,6 +75,15 @@ def test_bits_that_make_no_sense_are_refused(arguments, sentence):
     with pytest.raises(CompressionError) as refused:
         parse(f"M OUT {arguments}")
     assert sentence in str(refused.value)
+
+
+def test_scales_of_latents():
+    default = parse("M OUT")
+    assert (default.latent_group_size, default.latent_symmetric, default.latent_clip_ratio) == (0, False, None)
+    theirs = parse("M OUT --lt_bits 4 --lt_group_size 32 --lt_sym --lt_clip_ratio 0.9")
+    ours = parse("M OUT --latent-bits 4 --latent-group-size 32 --latent-symmetric --latent-clip-ratio 0.9")
+    assert theirs == ours
+    assert (ours.latent_group_size, ours.latent_symmetric, ours.latent_clip_ratio) == (32, True, 0.9)
 
 
 def test_the_special_count_wins_over_the_common_one():

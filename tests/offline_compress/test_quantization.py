@@ -51,3 +51,22 @@ def test_latents_are_rotated_where_they_are_quantized_and_only_there(dense, tmp_
     options = {"objective": "svd", "search": "uniform"}
     assert not compress(dense, tmp_path / "numbers", **options)["hadamard"]
     assert compress(dense, tmp_path / "bits", latent_bits=4, **options)["hadamard"]
+
+
+def test_groups_share_the_rotation_of_their_tier_and_count_in_the_bytes(dense, tmp_path):
+    options = {"objective": "svd", "search": "uniform", "latent_bits": 4}
+    whole = compress(dense, tmp_path / "whole", **options)
+    report = compress(dense, tmp_path / "cut", latent_group_size=16, latent_clip_ratio=0.75, **options)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    assert report["bytes_per_token"] - whole["bytes_per_token"] == 2 * 2 * 4  # a second scale and minimum per part
+    _, palu, _ = read_config(tmp_path / "cut")
+    assert palu.latent_group_size == report["latent_group_size"] == 16
+    assert palu.clip_k == palu.clip_v == report["clip_k"] == [0.75] * len(palu.rank_k)
+    assert whole["clip_k"] is None
+
+
+def test_symmetric_codes_have_no_minimum(dense, tmp_path):
+    options = {"objective": "svd", "search": "uniform", "latent_bits": 4, "latent_group_size": 16}
+    report = compress(dense, tmp_path / "out", latent_symmetric=True, **options)
+    assert report["latent_symmetric"] and report["bytes_per_token"] == 2 * 2 * (2 * 2 + 16)

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
+from palu_vllm.latent_format import LatentFormat, Tier
 
 MODEL = {
     "hidden_size": 64,
@@ -35,6 +36,7 @@ PALU = {
 
 
 WHOLE = [{"share": 1.0, "bits": 16}]
+UNSET = {"latent_group_size": 0, "latent_symmetric": False, "clip_k": None, "clip_v": None}
 
 
 def read(**changes) -> PaluConfig:
@@ -43,7 +45,7 @@ def read(**changes) -> PaluConfig:
 
 def test_round_trip_through_json():
     palu = read()
-    assert palu.model_dump() == PALU | {"tiers_k": WHOLE, "tiers_v": WHOLE, "hadamard": False}
+    assert palu.model_dump() == PALU | {"tiers_k": WHOLE, "tiers_v": WHOLE, "hadamard": False} | UNSET
     again = PaluConfig.from_hf_config(MODEL | {"palu_config": json.loads(palu.model_dump_json())})
     assert again == palu
 
@@ -56,6 +58,16 @@ def test_bytes_per_token_count_scales_and_padding():
     assert four.bytes_per_token(geometry, "float16") == 2 * (key + value)
     assert read().slot_format(0, "float16") is None
     assert four.slot_format(1, "float16").bytes == 20 + 12
+
+
+def test_groups_symmetric_codes_and_clip_ratios_are_in_the_formats():
+    four = [{"share": 1.0, "bits": 4}]
+    palu = read(tiers_k=four, tiers_v=four, latent_group_size=16, latent_symmetric=True, clip_k=[0.5, 1])
+    key, value = palu.key_format(1, "float16"), palu.value_format(0, "float16")
+    assert key == LatentFormat((Tier(16, 4),) * 2, "float16", symmetric=True, clip=1.0)
+    assert value == LatentFormat((Tier(12, 4),), "float16", symmetric=True)
+    assert palu.key_format(0, "float16").clip == 0.5 and palu.key_tiers(1) == (Tier(32, 4),)
+    assert palu.slot_format(1, "float16").bytes == 2 * (2 * 2 + 16)
 
 
 def test_it_cannot_be_changed():
@@ -84,6 +96,13 @@ def test_it_cannot_be_changed():
         ({"tiers_k": []}, "not valid at tiers_k: List should have at least 1 item"),
         ({"tiers_k": [{"share": 1.0, "bits": 5}]}, "have bits other than 16, 8, 4, 3, 2"),
         ({"tiers_v": [{"share": 0.5, "bits": 8}]}, "do not add up to 1"),
+        ({"latent_group_size": 24}, "latent group size 24 is not 0 or a positive multiple of 16"),
+        ({"latent_group_size": -16}, "latent group size -16 is not 0 or"),
+        ({"latent_symmetric": 1}, "not valid at latent_symmetric: Input should be a valid boolean"),
+        ({"clip_k": [1.0]}, "clip_k has 1 layers and rank_k 2; expected equal"),
+        ({"clip_v": [1.0, 1.1]}, r"clip_v has a clip ratio outside \(0, 1\]"),
+        ({"clip_k": [0.0, 1.0]}, r"clip_k has a clip ratio outside \(0, 1\]"),
+        ({"clip_k": [float("nan"), 1.0]}, r"clip_k has a clip ratio outside \(0, 1\]"),
         ({"tiers_v": [{"share": 0.5, "bits": 4}, {"share": 0.5, "bits": 8}]}, "expected fewer or as many"),
     ],
 )

@@ -5,19 +5,21 @@ import torch
 from torch.testing import assert_close
 
 from palu_vllm.checkpoint import read_config
-from palu_vllm.kernels.packing import unpack
+from palu_vllm.packing import unpack
 from tests.palu_checkpoints import kv_bytes, with_tiers
 from tests.palu_vllm.huggingface.oracle import EXACT, generate, load, logits
 
 FORMATS = {
     "4_bits": ([(1.0, 4)], [(1.0, 4)]),
     "tiers": ([(0.5, 16), (0.5, 3)], [(0.5, 8), (0.5, 2)]),
+    "groups": ([(1.0, 4)], [(1.0, 3)]),
 }
+CHANGES = {"groups": {"latent_group_size": 16}}
 
 
 @pytest.fixture(params=FORMATS)
 def packed(request, fused, tmp_path):
-    return with_tiers(fused, tmp_path / "packed", *FORMATS[request.param])
+    return with_tiers(fused, tmp_path / "packed", *FORMATS[request.param], **CHANGES.get(request.param, {}))
 
 
 def test_the_cache_holds_bytes(packed, tokens):

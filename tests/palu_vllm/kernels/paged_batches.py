@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.packing import pack, unpack
 from palu_vllm.kernels.reference import store_latents
+from palu_vllm.packing import pack, unpack
 from tests.shapes import Layer
 
 PADDING_ROWS = 3

@@ -40,8 +40,9 @@ def test_compiles_for_sm_90(layer, tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["llama_2_7b_128_384", "llama_3_8b_256_256", "qwen_2_7b_128_384"])
-def test_unpacking_spills_less_than_reading_numbers_as_they_are(layer, tmp_path):
-    plain, packed = resources(layer, tmp_path), resources(f"{layer}_4_bits", tmp_path)
+@pytest.mark.parametrize("form", ["4_bits", "4_bits_groups"])
+def test_unpacking_spills_less_than_reading_numbers_as_they_are(layer, form, tmp_path):
+    plain, packed = resources(layer, tmp_path), resources(f"{layer}_{form}", tmp_path)
     assert set(packed) == KERNELS
     assert all(kernel["shared_memory"] <= SHARED_MEMORY for kernel in packed.values()), packed
     assert all(packed[kernel]["stack"] == 0 for kernel in PREFILL_KERNELS), packed

@@ -111,8 +111,9 @@ def test_an_upper_bound_of_the_longest_request_is_enough():
     assert (outs[0][-PADDING_ROWS:] == UNTOUCHED).all()
 
 
-def test_what_the_store_kernel_has_packed_is_read():
-    problem = random_problem(PACKED_LAYERS["4_bits_odd_ranks"], [(1, 21), (1, 4)])
+@pytest.mark.parametrize("name", ["4_bits_odd_ranks", "groups_4_bits", "symmetric_3_bits"])
+def test_what_the_store_kernel_has_packed_is_read(name):
+    problem = random_problem(PACKED_LAYERS[name], [(1, 21), (1, 4)])
     attention = TritonAttention(problem.shape, problem.rebuild)
     outs = problem.empty_out(), problem.empty_out()
     attention.attend(problem.query, problem.cache, problem.batch, outs[0])

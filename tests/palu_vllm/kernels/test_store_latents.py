@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palu_vllm.kernels.arguments import packed_format
 from palu_vllm.kernels.reference import store_latents as reference_store
-from palu_vllm.kernels.store_latents import store_latents
-from palu_vllm.latent_format import BITS, TIER_TILE, LatentFormat, SlotFormat, Tier
+from palu_vllm.kernels.store_latents import store_latents, store_latents_kernel
+from palu_vllm.latent_format import BITS, TIER_TILE, LatentFormat, SlotFormat, Tier, cut_into_groups
 from tests.palu_vllm.kernels.paged_batches import poisoned_cache
 from tests.shapes import LAYERS, PACKED_LAYERS
 
@@ -128,12 +129,33 @@ def formats(draw) -> LatentFormat:
     bits = sorted(draw(st.lists(st.sampled_from(BITS), min_size=1, max_size=4)), reverse=True)
     sizes = [TIER_TILE * draw(st.integers(1, 5)) for _ in bits[1:]] + [draw(st.integers(1, 100))]
     tiers = tuple(Tier(size, each) for size, each in zip(sizes, bits, strict=True))
-    return LatentFormat(tiers, draw(st.sampled_from(["float32", "float16", "bfloat16"])))
+    return LatentFormat(
+        cut_into_groups(tiers, draw(st.sampled_from([0, TIER_TILE, 32, 48]))),
+        draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        symmetric=draw(st.booleans()),
+        clip=draw(st.just(1.0) | st.floats(0.01, 1)),
+    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(key=formats(), value=formats(), seed=st.integers(0, 2**32))
-def test_random_tiers_are_packed_as_specified(key, value, seed):
+@given(
+    key=formats(),
+    value=formats(),
+    seed=st.integers(0, 2**32),
+    bad=st.sampled_from([0.0, -0.0, float("nan"), float("inf"), float("-inf"), 7e4, -6e4, 3e38, 1e-7]),
+)
+def test_random_tiers_are_packed_as_specified(key, value, seed, bad):
     torch.manual_seed(seed)
     latents = random_latents((key.rank, value.rank), 1, getattr(torch, key.dtype), tokens=4)
+    latents[0][1, 0, 0] = bad
+    latents[1][2, 0, -1] = bad
+    latents[1][3, 0] = latents[1][3, 0].abs()
     assert_packs_as_specified(*latents, SlotFormat(key, replace(value, dtype=key.dtype)))
+
+
+def test_other_clip_ratios_need_no_other_kernel():
+    """Constants are what a kernel is compiled for: the ratio is none of them."""
+    form = LatentFormat((Tier(16, 4),) * 2, "float32")
+    assert packed_format(replace(form, clip=0.7)) == packed_format(form)
+    annotations = store_latents_kernel.fn.__annotations__
+    assert "FORMAT_K" in annotations and not {"clip_k", "clip_v"} & annotations.keys()

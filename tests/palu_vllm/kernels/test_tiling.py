@@ -39,6 +39,13 @@ def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_wha
     assert ceil_div(rank_v, tiling.values_per_program) == ceil_div(rank_v, plain.values_per_program)
 
 
+def test_numbers_with_scales_of_their_own_are_loaded_in_smaller_tiles():
+    packed = SERVED_LAYERS["llama_3_8b_256_256"].packed([(1.0, 4)], [(1.0, 4)])
+    grouped = packed.grouped(32)
+    whole, cut = (decode_tiling(each.shape, 2, H200) for each in (packed, grouped))
+    assert replace(cut, tokens=whole.tokens) == whole and cut.tokens == whole.tokens // 2
+
+
 @pytest.mark.parametrize("layer", SERVED_LAYERS.values(), ids=SERVED_LAYERS)
 def test_served_layers_decode_in_large_tiles(layer):
     """Fewer than 128 tokens re-read ``k_up`` from L2 more than the latents cost in device memory."""

@@ -5,6 +5,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from palu_vllm.config import PaluConfig, whole_latent
 from palu_vllm.models.start_checks import StartError
+from tests.palu_checkpoints import with_tiers
 
 
 def served(model, settings) -> PaluConfig:
@@ -18,6 +19,17 @@ def test_bits_of_both_and_of_one(palu):
     mixed = served(palu(), {"latent_bits": 4, "latent_bits_k": 8})
     assert (mixed.tiers_k, mixed.tiers_v) == (whole_latent(8), whole_latent(4))
     assert served(palu(), {}).tiers_v == whole_latent(16)
+
+
+def test_clip_ratios_were_searched_for_other_bits(palu, tmp_path):
+    fields = {"clip_k": [0.9, 0.8], "clip_v": [0.7, 0.6], "latent_group_size": 16, "latent_symmetric": True}
+    model = with_tiers(palu(), tmp_path / "clipped", [(1.0, 4)], [(1.0, 4)], **fields)
+    assert served(model, {"latent_bits": 4}).clip_k == fields["clip_k"]
+    other = served(model, {"latent_bits_k": 3})
+    assert (other.clip_k, other.clip_v) == (None, fields["clip_v"])
+    assert (other.latent_group_size, other.latent_symmetric) == (16, True)
+    both = served(model, {"latent_bits": 8})
+    assert (both.clip_k, both.clip_v) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""How to store a cache in a number of bytes per token: tries every way on calibration data, then chooses.
+
+One pass over the layers gives the errors of all ranks and tiers (``layer_errors.py``), from which ``budget.py``
+chooses. Beside it, in the same measure, stands what caches would cost that only quantize.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_compress.budget import Choice, Curve, choices
+from offline_compress.layer_errors import LayerErrors, layer_errors
+from offline_compress.model_access import LayerRunner
+from offline_compress.options import CompressionError
+from offline_compress.plan import Plan
+from offline_compress.progress import OnEvent
+from offline_compress.statistics import layer_statistics
+from offline_compress.storage_errors import PLAIN_BITS
+from offline_compress.storage_grid import Grid
+from palu_vllm.latent_format import HEADER_BYTES, Shares
+
+PROBED_SAMPLES = 2
+SHOWN = 5  # of the choices that were considered
+
+
+@dataclass(frozen=True)
+class StorageChoice:
+    """The best choice of each pair of tiers, best first, and what plain bits per token and head would cost."""
+
+    budget: int
+    considered: tuple[Choice, ...]
+    plain: dict[str, dict[str, float]]
+
+    @property
+    def best(self) -> Choice:
+        return self.considered[0]
+
+    def report(self) -> dict[str, Any]:
+        """For ``palu_report.json``."""
+        return {
+            "bytes_per_token": self.budget,
+            "predicted_error": self.best.predicted_error,
+            "predicted_error_is": "squared change of what attention adds over the residual stream, summed over layers",
+            "considered": [_as_lists(asdict(choice)) for choice in self.considered[:SHOWN]],
+            "plain_bits_per_token_and_head": self.plain,
+        }
+
+
+def choose_storage(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: OnEvent) -> StorageChoice:
+    """The least predicted error within the plan's budget. Raises CompressionError where nothing fits into it.
+
+    ``tokens [samples, seqlen]`` are calibration data; ``scratch`` is a directory for temporary files.
+    """
+    grid = Grid.of(plan)
+    if grid.smallest_bytes > plan.budget_bytes:
+        raise CompressionError(
+            f"the budget is {plan.budget_bytes} bytes per token, the least that these options allow is "
+            f"{grid.smallest_bytes}; give a smaller compression, or fewer bits."
+        )
+    runner, layers = LayerRunner(plan.source, plan.config, plan.device), []
+    for statistics in layer_statistics(runner, tokens, scratch, PROBED_SAMPLES):
+        layers.append(layer_errors(plan, runner, grid, len(layers), statistics))
+        on_event({"event": "probe", "number": len(layers) - 1, "of": plan.geometry.num_layers})
+    found = choices(
+        _curves(grid, grid.tiers_k, [layer.key for layer in layers]),
+        _curves(grid, grid.tiers_v, [layer.value for layer in layers]),
+        plan.budget_bytes,
+    )
+    return StorageChoice(plan.budget_bytes, tuple(found), _plain(plan, layers))
+
+
+def _as_lists(fields: dict[str, Any]) -> dict[str, Any]:
+    """As JSON will read it back."""
+    return json.loads(json.dumps(fields))
+
+
+def _curves(grid: Grid, tiers: Sequence[Shares], errors: Sequence[torch.Tensor]) -> dict[Shares, list[Curve]]:
+    """For each tiers the curves of all layers from their tables ``[ranks, tiers]``."""
+    found = {}
+    for column, shares in enumerate(tiers):
+        sizes = tuple(grid.bytes(rank, shares) for rank in grid.ranks)
+        found[shares] = [Curve(grid.ranks, sizes, tuple(table[:, column].tolist())) for table in errors]
+    return found
+
+
+def _plain(plan: Plan, layers: Sequence[LayerErrors]) -> dict[str, dict[str, float]]:
+    geometry = plan.geometry
+    errors = torch.stack([layer.plain for layer in layers]).sum(0)
+    plain = {}
+    for bits, error in zip(PLAIN_BITS, errors.tolist(), strict=True):
+        head = geometry.head_dim * bits / 8 + HEADER_BYTES  # nothing for alignment
+        size = 2 * geometry.num_layers * geometry.num_kv_heads * head
+        plain[f"int{bits}"] = {"bytes_per_token": size, "predicted_error": error, "fits": size <= plan.budget_bytes}
+    return plain
