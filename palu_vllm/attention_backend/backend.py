@@ -47,13 +47,14 @@ class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> PaluMetadata:
-        common = common_attn_metadata
+        common, seq_lens = common_attn_metadata, common_attn_metadata.seq_lens_cpu_upper_bound
         batch = PagedBatch(
             block_table=common.block_table_tensor,
             seq_lens=common.seq_lens,
             query_start_loc=common.query_start_loc,
             max_query_len=common.max_query_len,
             max_seq_len=common.max_seq_len,
+            total_seq_len=None if seq_lens is None else int(seq_lens.sum()),
         )
         return PaluMetadata(common.num_actual_tokens, batch)
 

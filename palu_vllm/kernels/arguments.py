@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
+from triton.runtime.jit import KernelInterface
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.tiling import Tiling
@@ -50,8 +51,8 @@ def operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, rebuil
     }
 
 
-def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
+    """Of a layer and its cache."""
     return {
         "GROUP_SIZE": shape.group_size,
         "QUERIES_PER_KV": shape.queries_per_kv,
@@ -63,6 +64,12 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
         "VALUE_START": shape.rank_k if shape.slot is None else shape.slot.key.bytes,
         "BLOCK_SIZE": block_size,
         "SLIDING_WINDOW": shape.sliding_window,
+    }
+
+
+def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return layer_constants(shape, block_size) | {
         "TILE_TOKENS": tiling.tokens,
         "TILE_RANK": tiling.rank,
         "TILE_HALF": tiling.half,
@@ -72,6 +79,12 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
     }
+
+
+def taken_by(kernel: KernelInterface, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``arguments`` that ``kernel`` has a parameter for, and how it is compiled."""
+    names = {*kernel.arg_names, "num_warps", "num_stages"}
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def packed_format(form: LatentFormat) -> tuple:

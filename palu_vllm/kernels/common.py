@@ -1,7 +1,7 @@
-"""Pieces that the decode and the prefill kernel share.
+"""Pieces of kernels that work on tiles of tokens: reading and rebuilding keys, for prefill too; attention for decode.
 
-Both work on tiles of tokens, with scores transposed (``[TILE_TOKENS, TILE_ROWS]``): the rebuilt key is then the
-left operand of its product and never leaves the registers it was rebuilt in. A row is one query of one head.
+Decode has its scores transposed (``[TILE_TOKENS, TILE_ROWS]``): the rebuilt key is then the left operand of its product
+and never leaves the registers it was rebuilt in. A row is one query of one head.
 """
 
 import triton

@@ -8,9 +8,10 @@ import torch
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.decode import decode_attention, partial_shapes
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.prefill import prefill_attention
+from palu_vllm.kernels.prefill import lengths_of, prefill_attention
+from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.store_latents import store_latents
-from palu_vllm.kernels.tiling import Device, decode_splits, decode_tiling, prefill_tiling
+from palu_vllm.kernels.tiling import Device, decode_splits, decode_tiling
 
 STAND_IN = Device(multiprocessors=8, shared_memory=227 * 1024)  # where there is no GPU: interpreter, compile tests
 
@@ -43,8 +44,8 @@ class TritonAttention:
 
     ``allocate`` is ``new_scratch`` or a replacement that hands out memory shared between layers. ``attend`` reads
     no tensor on the host, so it can be captured in a graph. ``device`` is what tiles are chosen for where it is not
-    that of the cache: compiling for another. Raises ValueError where ``shape`` and ``rebuild`` contradict each other,
-    and where an operand does not fit them.
+    that of the cache: compiling for another. ``workspace_bytes`` bounds the keys and values that prefill has at a time.
+    Raises ValueError where ``shape`` and ``rebuild`` contradict each other, and where an operand does not fit them.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class TritonAttention:
         rebuild: KeyRebuild,
         allocate: Callable = new_scratch,
         device: Device | None = None,
+        workspace_bytes: int = WORKSPACE_BYTES,
     ) -> None:
         check_layer(shape, rebuild)
         self.shape = shape
         self.rebuild = rebuild
         self.allocate = allocate
         self.device = device
+        self.workspace_bytes = workspace_bytes
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -88,5 +91,8 @@ class TritonAttention:
     def prefill(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
     ) -> None:
-        tiling = prefill_tiling(self.shape, element_size, self.device or device_of(cache.device))
-        prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling)
+        device, lengths = self.device or device_of(cache.device), lengths_of(query, batch)
+        tiling = prefill_tiling(self.shape, element_size, device)
+        plan = plan_prefill(self.shape, lengths, tiling, element_size, device, self.workspace_bytes)
+        scratch = self.allocate(scratch_shapes(self.shape, lengths, tiling, plan, element_size), cache.device)
+        prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling, plan, scratch)

@@ -70,3 +70,4 @@ class PagedBatch:
     query_start_loc: torch.Tensor  # [requests + 1] int32
     max_query_len: int
     max_seq_len: int  # at least the longest; an upper bound is allowed
+    total_seq_len: int | None = None  # at least the sum of seq_lens; None where it is not known on the host

@@ -1,27 +1,22 @@
 """Attention of many queries per request over latents, those of the queries themselves included.
 
 Everything is read from the cache, also what this step has written, so that chunks, cached prefixes and whole
-prompts give the same result (Palu, section 3.2 and equation 3).
+prompts give the same result (Palu, section 3.2 and equation 3). Pass by pass, ``rebuild_keys`` fills a workspace, over
+which this is flash attention with values of ``rank_v`` numbers.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
-from palu_vllm.kernels.arguments import attention_arguments
-from palu_vllm.kernels.common import (
-    add_values,
-    load_cos_sin,
-    load_latent,
-    load_query_halves,
-    no_values,
-    rebuild_key,
-    rotated_scores,
-    slot_offsets,
-    softmax_step,
-)
+from palu_vllm.kernels.arguments import layer_constants, operands, taken_by
+from palu_vllm.kernels.context_tiles import first_visible, number_tiles
+from palu_vllm.kernels.flash_steps import add_values, carried_values, divided, softmax_step, store_values
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.tiling import Tiling, ceil_div
+from palu_vllm.kernels.prefill_plan import Lengths, Pass, PrefillPlan, PrefillTiling, query_tiles, value_programs
+from palu_vllm.kernels.rebuild_keys import VARYING, fill_workspace
 
 
 @triton.jit
@@ -44,128 +39,136 @@ def find_query_tile(query_start_loc_ptr, query_tile, num_requests, TILE_QUERIES:
 
 
 @triton.jit
+def seen_in_pass(
+    tile_start,  # the first tile of the request
+    first,  # the position of its first token
+    start,  # the first position that a tile of queries sees
+    stop,
+    first_tile,
+    tiles,
+    TILE_CONTEXT: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+):
+    """Positions ``[start, stop)`` cut to those of the pass, from the beginning of a step on, and what to add to a
+    position for its row of the workspace.
+    """
+    to_row = (tile_start - first_tile) * TILE_CONTEXT - first
+    start = first + (start - first) // TILE_TOKENS * TILE_TOKENS
+    return start, tl.maximum(start, -to_row), tl.minimum(stop, tiles * TILE_CONTEXT - to_row), to_row
+
+
+@triton.jit(do_not_specialize=[*VARYING, "tiles", "kv_heads_of_pass", "num_queries"])
 def prefill_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
-    block_table_ptr,  # [requests, max_blocks] int32
+    key_ptr,  # [KV heads of the pass, tiles * TILE_CONTEXT, HEAD_DIM], rotated
+    value_ptr,  # [groups of the pass, tiles * TILE_CONTEXT, RANK_V]
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
-    k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
-    k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
-    cos_sin_ptr,  # [max_position, HEAD_DIM] float32
+    tile_starts_ptr,  # [requests + 1] int32
     out_ptr,  # [tokens, num_heads, RANK_V]
+    carried_ptr,  # None, or [tokens, heads of the pass, RANK_V] float32, not normalised
+    carried_max_ptr,  # None, or [programs for values, tokens, heads of the pass] float32, in units of log 2
+    carried_sum_ptr,  # None, or [programs for values, tokens, heads of the pass] float32
     stride_query_token,
     stride_query_head,
-    stride_cache_block,
-    stride_cache_group,
-    stride_cache_slot,
-    stride_block_table_request,
-    stride_k_up_group,
-    stride_k_up_rank,
     stride_out_token,
     stride_out_head,
     scale_log2,  # scale / ln 2
-    num_groups,
     num_requests,
+    num_queries,
+    first_group,
+    kv_heads_of_pass,
+    first_tile,
+    tiles,
     GROUP_SIZE: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    RANK_K: tl.constexpr,
     RANK_V: tl.constexpr,
-    FORMAT_K: tl.constexpr,
-    FORMAT_V: tl.constexpr,
-    VALUE_START: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_RANK: tl.constexpr,
+    TILE_CONTEXT: tl.constexpr,
     TILE_HALF: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
     TILE_VALUES: tl.constexpr,
     VALUE_TILES: tl.constexpr,
 ):
-    """One program: some queries of all heads of one KV head, for some tiles of the latent value."""
+    """One program: some queries of all heads of one KV head, for some tiles of the latent value, over one pass."""
     TILE_QUERIES: tl.constexpr = TILE_ROWS // QUERIES_PER_KV
-    kv_head = (tl.program_id(1) % (num_groups * GROUP_SIZE)).to(tl.int64)
-    group = kv_head // GROUP_SIZE
-    request, first_query = find_query_tile(query_start_loc_ptr, tl.program_id(0), num_requests, TILE_QUERIES)
+    query_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most first
+    request, first_query = find_query_tile(query_start_loc_ptr, query_tile, num_requests, TILE_QUERIES)
     query_start = tl.load(query_start_loc_ptr + request)
     query_len = tl.load(query_start_loc_ptr + request + 1) - query_start
     if first_query >= query_len:
         return
-    cached = tl.load(seq_lens_ptr + request) - query_len
+    seq_len = tl.load(seq_lens_ptr + request)
+    cached = seq_len - query_len
+    first = first_visible(seq_len, query_len, SLIDING_WINDOW)
     stop = cached + tl.minimum(first_query + TILE_QUERIES, query_len)
     start = 0 if SLIDING_WINDOW is None else tl.maximum(cached + first_query - SLIDING_WINDOW + 1, 0)
+    tile_start = tl.load(tile_starts_ptr + request)
+    start, pass_start, pass_stop, to_row = seen_in_pass(
+        tile_start, first, start, stop, first_tile, tiles, TILE_CONTEXT, TILE_TOKENS
+    )
+    if pass_start >= pass_stop:
+        return
 
+    kv_head = tl.program_id(1) % kv_heads_of_pass
+    values_of_program = tl.program_id(1) // kv_heads_of_pass
     # [TILE_ROWS]
     row = tl.arange(0, TILE_ROWS)
     query = first_query + row // QUERIES_PER_KV
     row_valid = (row // QUERIES_PER_KV < TILE_QUERIES) & (query < query_len)
-    token = (query_start + query).to(tl.int64)
-    head = kv_head * QUERIES_PER_KV + row % QUERIES_PER_KV
-    row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
-    dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
-    query_first, query_second = load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF)
-    values_of_program = tl.program_id(1) // (num_groups * GROUP_SIZE)
+    token = query_start + query
+    head_of_pass = kv_head * QUERIES_PER_KV + row % QUERIES_PER_KV
+    head = first_group * (GROUP_SIZE * QUERIES_PER_KV) + head_of_pass
+    dim = tl.arange(0, 2 * TILE_HALF)
+    # [TILE_ROWS, 2 * TILE_HALF]
+    query_ptrs = (
+        query_ptr + (token.to(tl.int64) * stride_query_token + head * stride_query_head)[:, None] + dim[None, :]
+    )
+    queries = tl.load(query_ptrs, mask=row_valid[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+    queries = queries.to(key_ptr.dtype.element_ty)
+
     columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
-    accumulated = no_values(TILE_VALUES, TILE_ROWS, VALUE_TILES)
+    carried_row = token * (kv_heads_of_pass * QUERIES_PER_KV) + head_of_pass
+    state_row = values_of_program * (num_queries * kv_heads_of_pass * QUERIES_PER_KV) + carried_row
+    row_carried = row_valid & (query < tl.where(pass_start > start, query_len, 0))
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     running_sum = tl.zeros([TILE_ROWS], tl.float32)
-    table_row_ptr = block_table_ptr + request * stride_block_table_request
-    group_ptr = cache_ptr + group * stride_cache_group
-    if FORMAT_K is not None:
-        tokens = start + tl.arange(0, TILE_TOKENS)
-        slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-        latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
-    for tile_start in range(start, stop, TILE_TOKENS):
-        tokens = tile_start + tl.arange(0, TILE_TOKENS)
-        valid = tokens < stop
-        slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-        slot_ptrs = group_ptr + slots
-        if FORMAT_K is None:
-            latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
-        key_first, key_second = rebuild_key(
-            latent,
-            slot_ptrs,
-            valid,
-            k_up_ptr,
-            stride_k_up_group,
-            stride_k_up_rank,
-            k_bias_ptr,
-            kv_head,
-            GROUP_SIZE,
-            HEAD_DIM,
-            RANK_K,
-            FORMAT_K,
-            TILE_TOKENS,
-            TILE_RANK,
-            TILE_HALF,
-        )
-        cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF)
-        # [TILE_TOKENS, TILE_ROWS]
-        scores = rotated_scores(key_first, key_second, cos, sin, query_first, query_second) * scale_log2
-        distance = (cached + query)[None, :] - tokens[:, None]
-        visible = valid[:, None] & (distance >= 0)
+    if carried_ptr is not None:
+        running_max = tl.load(carried_max_ptr + state_row, mask=row_carried, other=float("-inf"))
+        running_sum = tl.load(carried_sum_ptr + state_row, mask=row_carried, other=0.0)
+    accumulated = carried_values(carried_ptr, carried_row, row_carried, columns, RANK_V, VALUE_TILES)
+    step = tl.arange(0, TILE_TOKENS)
+    workspace_tokens = tiles * TILE_CONTEXT
+    key_head_ptr = key_ptr + kv_head.to(tl.int64) * workspace_tokens * HEAD_DIM
+    value_group_ptr = value_ptr + (kv_head // GROUP_SIZE).to(tl.int64) * workspace_tokens * RANK_V
+    for position in range(pass_start, pass_stop, TILE_TOKENS):
+        tokens = position + tl.arange(0, TILE_TOKENS)
+        first_row = (to_row + position).to(tl.int64)
+        # [TILE_TOKENS, 2 * TILE_HALF]
+        key_ptrs = key_head_ptr + first_row * HEAD_DIM + (step[:, None] * HEAD_DIM + dim[None, :])
+        keys = tl.load(key_ptrs, mask=(dim < HEAD_DIM)[None, :], other=0.0)
+        # [TILE_ROWS, TILE_TOKENS]
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale_log2
+        visible = tokens[None, :] <= (cached + query)[:, None]
         if SLIDING_WINDOW is not None:
-            visible &= distance < SLIDING_WINDOW
+            visible &= tokens[None, :] > (cached + query - SLIDING_WINDOW)[:, None]
         scores = tl.where(visible, scores, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
-        accumulated = add_values(
-            accumulated, correction, probabilities, slot_ptrs + VALUE_START, valid, columns, dtype, RANK_V, FORMAT_V
-        )
-        if FORMAT_K is not None:
-            ahead = tokens + TILE_TOKENS
-            slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-            latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+        value_ptrs = value_group_ptr + first_row * RANK_V
+        accumulated = add_values(accumulated, correction, probabilities, value_ptrs, step * RANK_V, columns, RANK_V)
 
+    if carried_ptr is not None:
+        carried_row_ptrs = carried_ptr + carried_row.to(tl.int64) * RANK_V
+        if pass_stop < stop:
+            tl.store(carried_max_ptr + state_row, running_max, mask=row_valid)
+            tl.store(carried_sum_ptr + state_row, running_sum, mask=row_valid)
+            store_values(accumulated, carried_row_ptrs, row_valid, columns, RANK_V)
+            return
     sums = tl.where(row_valid, running_sum, 1.0)  # a row of padding has seen nothing
-    out_row_ptrs = out_ptr + token * stride_out_token + head * stride_out_head
-    for index in tl.static_range(VALUE_TILES):
-        column = columns + index * TILE_VALUES
-        # [TILE_VALUES, TILE_ROWS]
-        normalised = accumulated[index] / sums[None, :]
-        mask = (column < RANK_V)[:, None] & row_valid[None, :]
-        tl.store(out_row_ptrs[None, :] + column[:, None], normalised.to(out_ptr.dtype.element_ty), mask=mask)
+    out_row_ptrs = out_ptr + token.to(tl.int64) * stride_out_token + head * stride_out_head
+    store_values(divided(accumulated, sums), out_row_ptrs, row_valid, columns, RANK_V)
 
 
 def prefill_attention(
@@ -175,19 +178,56 @@ def prefill_attention(
     out: torch.Tensor,
     shape: AttentionShape,
     rebuild: KeyRebuild,
-    tiling: Tiling,
+    tiling: PrefillTiling,
+    plan: PrefillPlan,
+    scratch: tuple[torch.Tensor, ...],
 ) -> None:
     """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for any number of queries per request.
 
-    Shapes as in ``operands``.
+    Shapes as in ``operands``; ``scratch`` are contiguous float32 tensors of ``prefill_plan.scratch_shapes``, any
+    contents. Several passes give bit for bit what one gives.
     """
-    requests = batch.seq_lens.shape[0]
-    query_tiles = query.shape[0] // (tiling.rows // shape.queries_per_kv) + requests
-    programs_per_head = ceil_div(shape.rank_v, tiling.values_per_program)
-    prefill_kernel[(query_tiles, shape.num_kv_heads * programs_per_head)](
-        **attention_arguments(query, cache, batch, shape, rebuild, tiling),
-        out_ptr=out,
-        stride_out_token=out.stride(0),
-        stride_out_head=out.stride(1),
-        num_requests=requests,
+    workspace, tile_starts, *carried = scratch
+    workspace = workspace.view(query.dtype if cache.dtype == torch.uint8 else cache.dtype)
+    tile_starts = tile_starts.view(torch.int32)
+    number_tiles(batch, tile_starts, shape.sliding_window, tiling.context)
+    available = (
+        operands(query, cache, batch, rebuild)
+        | layer_constants(shape, cache.shape[2])
+        | tiling.constants()
+        | dict(zip(("carried_ptr", "carried_max_ptr", "carried_sum_ptr"), carried or (None,) * 3, strict=True))
+        | {"out_ptr": out, "stride_out_token": out.stride(0), "stride_out_head": out.stride(1)}
+        | {"num_requests": batch.seq_lens.shape[0], "num_queries": query.shape[0], "tile_starts_ptr": tile_starts}
+        | {"scale_log2": shape.scale / math.log(2)}
+    )
+    tiles_of_queries = query_tiles(shape, lengths_of(query, batch), tiling)
+    for part in plan.passes():
+        of_pass = available | pass_operands(workspace, shape, tiling, part)
+        fill_workspace(of_pass, shape, part)
+        programs = part.groups * shape.group_size * value_programs(shape, tiling)
+        prefill_kernel[(tiles_of_queries, programs)](**taken_by(prefill_kernel, of_pass))
+
+
+def pass_operands(
+    workspace: torch.Tensor, shape: AttentionShape, tiling: PrefillTiling, part: Pass
+) -> dict[str, torch.Tensor | int]:
+    """Keys, then values of one pass in the workspace, and which they are."""
+    kv_heads = part.groups * shape.group_size
+    return {
+        "key_ptr": workspace,
+        "value_ptr": workspace[kv_heads * part.tiles * tiling.context * shape.head_dim :],
+        "first_group": part.first_group,
+        "kv_heads_of_pass": kv_heads,
+        "first_tile": part.first_tile,
+        "tiles": part.tiles,
+    }
+
+
+def lengths_of(query: torch.Tensor, batch: PagedBatch) -> Lengths:
+    return Lengths(
+        requests=batch.seq_lens.shape[0],
+        queries=query.shape[0],
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_seq_len,
+        total_seq_len=batch.total_seq_len,
     )

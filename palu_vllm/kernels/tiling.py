@@ -1,4 +1,7 @@
-"""How the kernels cut a layer into tiles: pure functions of shapes and device, testable without a GPU."""
+"""How the kernels cut a layer into tiles: pure functions of shapes and device, testable without a GPU.
+
+Those of prefill are in ``prefill_plan``.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -6,12 +9,10 @@ from palu_vllm.kernels.operands import AttentionShape
 from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
-PREFILL_ROW_BYTES = 128  # of one column of queries: 64 rows in two bytes, 32 in float32
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
-PACKED_PREFILL_TOKENS = 32  # likewise; k_up stays in shared memory, so that small tiles do not load it again
-GROUPED_TOKENS, GROUPED_PREFILL_TOKENS = 64, 16  # likewise, where every number is loaded with a scale of its own
+GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,6 @@ def decode_tiling(shape: AttentionShape, element_size: int, device: Device) -> T
     """One program has one query of every head of a group; where there are several, ``k_up`` is loaded ahead."""
     rows = padded(shape.group_size * shape.queries_per_kv)
     return fitting_tiling(shape, rows, 2 if shape.group_size > 1 else 1, element_size, device)
-
-
-def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
-    """One program has ``rows // queries_per_kv`` queries of the heads that share a KV head."""
-    rows = max(PREFILL_ROW_BYTES // element_size, padded(shape.queries_per_kv))
-    tiling = fitting_tiling(shape, rows, 1, element_size, device)
-    if shape.slot is None:
-        return tiling
-    tokens = GROUPED_PREFILL_TOKENS if shape.slot.has_groups else PACKED_PREFILL_TOKENS
-    return replace(tiling, tokens=min(tiling.tokens, tokens))
 
 
 def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:

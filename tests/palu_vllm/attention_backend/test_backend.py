@@ -70,7 +70,8 @@ def test_a_dense_layer_is_told_that_it_does_not_fit():
     assert "palu-compress" in reason
 
 
-def test_metadata_is_vllms_own_tensors():
+@pytest.mark.parametrize(("upper_bound", "total"), [(None, None), (torch.tensor([17, 9], dtype=torch.int32), 26)])
+def test_metadata_is_vllms_own_tensors(upper_bound, total):
     common = CommonAttentionMetadata(
         query_start_loc=torch.tensor([0, 1, 8], dtype=torch.int32),
         query_start_loc_cpu=torch.tensor([0, 1, 8], dtype=torch.int32),
@@ -81,6 +82,7 @@ def test_metadata_is_vllms_own_tensors():
         max_seq_len=17,
         block_table_tensor=torch.zeros(2, 2, dtype=torch.int32),
         slot_mapping=torch.arange(8),
+        seq_lens_cpu_upper_bound=upper_bound,
     )
     builder = PaluMetadataBuilder(SimpleNamespace(), ["layer"], SimpleNamespace(), torch.device("cpu"))
     metadata = builder.build(0, common)
@@ -89,3 +91,4 @@ def test_metadata_is_vllms_own_tensors():
     assert metadata.batch.seq_lens is common.seq_lens
     assert metadata.batch.query_start_loc is common.query_start_loc
     assert (metadata.batch.max_query_len, metadata.batch.max_seq_len) == (7, 17)
+    assert metadata.batch.total_seq_len == total

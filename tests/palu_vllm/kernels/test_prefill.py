@@ -7,31 +7,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.launch import TritonAttention, new_scratch
 from palu_vllm.kernels.operands import PagedBatch
-from palu_vllm.kernels.prefill import prefill_attention
+from palu_vllm.kernels.prefill import lengths_of, prefill_attention
+from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, PrefillTiling, plan_prefill, scratch_shapes
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.kernels.tiling import Tiling, padded
+from palu_vllm.kernels.tiling import Device, padded
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
 from tests.shapes import LAYERS, PACKED_LAYERS
 
+SMALL_DEVICE = Device(multiprocessors=1, shared_memory=227 * 1024)
+TINY_WORKSPACE = 1  # bytes: one tile of one group at a time
 REQUESTS = [(1, 40), (33, 33), (0, 3), (5, 50)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
 every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYERS)
 
 
-def small_tiling(problem: Problem) -> Tiling:
+def small_tiling(problem: Problem) -> PrefillTiling:
     """Several tiles in every direction, so that all loops run more than once."""
     shape = problem.shape
     rows = max(32, padded(shape.queries_per_kv))
-    return Tiling(32, 32, padded(shape.head_dim // 2), rows, values=128, num_stages=1)
+    return PrefillTiling(32, 32, padded(shape.head_dim // 2), rows, tokens=16, values=64, value_tiles=2)
 
 
-def prefill(problem: Problem, tiling: Tiling | None = None) -> torch.Tensor:
-    out = problem.empty_out()
+def prefill(
+    problem: Problem, tiling: PrefillTiling | None = None, workspace_bytes: int = WORKSPACE_BYTES
+) -> torch.Tensor:
+    """In scratch memory full of NaN."""
+    out, shape, batch = problem.empty_out(), problem.shape, problem.batch
     tiling = tiling or small_tiling(problem)
-    prefill_attention(problem.query, problem.cache, problem.batch, out, problem.shape, problem.rebuild, tiling)
+    lengths, element_size = lengths_of(problem.query, batch), problem.query.element_size()
+    plan = plan_prefill(shape, lengths, tiling, element_size, SMALL_DEVICE, workspace_bytes)
+    scratch = tuple(
+        torch.full(sizes, float("nan")) for sizes in scratch_shapes(shape, lengths, tiling, plan, element_size)
+    )
+    prefill_attention(problem.query, problem.cache, batch, out, shape, problem.rebuild, tiling, plan, scratch)
     return out
 
 
@@ -70,12 +81,33 @@ def requests(draw) -> list[tuple[int, int]]:
     requests=requests(),
     block_size=st.sampled_from([16, 24, 64, 256]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    workspace_bytes=st.sampled_from([TINY_WORKSPACE, 2**16, WORKSPACE_BYTES]),
     seed=st.integers(0, 1000),
 )
-def test_random_batches(layer, window, requests, block_size, dtype, seed):
+def test_random_batches(layer, window, requests, block_size, dtype, workspace_bytes, seed):
     layer = replace(layer, shape=replace(layer.shape, sliding_window=window))
     problem = random_problem(layer, requests, block_size, dtype, seed)
-    assert_as_precise(prefill(problem), reference(problem), problem)
+    assert_as_precise(prefill(problem, workspace_bytes=workspace_bytes), reference(problem), problem)
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "seven_queries_per_kv_bias", "uncompressed", "4_bits_odd_ranks"])
+def test_several_passes_equal_one(name):
+    """Bit for bit: what passes carry is the state that one pass has between its steps."""
+    problem = random_problem(ALL_LAYERS[name], REQUESTS, block_size=24)
+    assert torch.equal(prefill(problem, workspace_bytes=TINY_WORKSPACE), prefill(problem))
+
+
+@pytest.mark.parametrize("workspace_bytes", [TINY_WORKSPACE, WORKSPACE_BYTES])
+def test_loose_and_tight_bounds_of_the_lengths_give_the_same(workspace_bytes):
+    problem = random_problem(LAYERS["sliding_window"], REQUESTS)
+    loose = replace(problem.batch, max_seq_len=200, max_query_len=90)
+    tight = replace(problem.batch, total_seq_len=int(problem.batch.seq_lens.sum()))
+    outs = [
+        prefill(replace(problem, batch=batch), workspace_bytes=workspace_bytes)
+        for batch in (problem.batch, loose, tight)
+    ]
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
 
 
 def test_chunks_equal_one_shot():
@@ -112,3 +144,18 @@ def test_launch_chooses_prefill_for_several_queries(name):
     out = problem.empty_out()
     TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
     assert_as_precise(out, reference(problem), problem)
+
+
+def test_launch_keeps_to_its_workspace():
+    problem, sizes = random_problem(LAYERS["sliding_window"], REQUESTS), []
+
+    def allocate(shapes, device):
+        sizes.append(shapes[0][0] * 4)
+        return new_scratch(shapes, device)
+
+    out, workspace_bytes = problem.empty_out(), 40_000
+    attention = TritonAttention(problem.shape, problem.rebuild, allocate, workspace_bytes)
+    attention.attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+    assert 0 < sizes[0] <= workspace_bytes
+    assert len(sizes) == 1

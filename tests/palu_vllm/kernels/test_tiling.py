@@ -5,7 +5,7 @@ from dataclasses import astuple, replace
 import pytest
 
 from benchmarks.layers import SERVED_LAYERS
-from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded, prefill_tiling
+from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded
 from tests.shapes import LAYERS
 
 DEVICES = {
@@ -20,10 +20,9 @@ every_layer = pytest.mark.parametrize("layer", (LAYERS | SERVED_LAYERS).values()
 @every_layer
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("element_size", [2, 4])
-@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
-def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
+def test_tiles_fit_and_cover(layer, device, element_size):
     shape = layer.shape
-    tiling = tiling_of(shape, element_size, device)
+    tiling = decode_tiling(shape, element_size, device)
     sizes = (tiling.tokens, tiling.rank, tiling.half, tiling.rows, tiling.values)
     assert all(size >= 16 and size & (size - 1) == 0 for size in sizes), astuple(tiling)
     assert tiling.shared_memory(shape.rank_k, element_size) <= device.shared_memory
@@ -32,10 +31,9 @@ def test_tiles_fit_and_cover(layer, device, element_size, tiling_of):
 
 
 @every_layer
-@pytest.mark.parametrize("tiling_of", [decode_tiling, prefill_tiling])
-def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_what_they_cover(layer, tiling_of):
+def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_what_they_cover(layer):
     packed = layer.packed([(1.0, 4)], [(1.0, 4)])
-    plain, tiling = (tiling_of(each.shape, 2, H200) for each in (layer, packed))
+    plain, tiling = (decode_tiling(each.shape, 2, H200) for each in (layer, packed))
     rank_v = layer.shape.rank_v
     assert tiling.values <= 64
     assert tiling.shared_memory(layer.shape.rank_k, 2) <= H200.shared_memory
@@ -45,9 +43,8 @@ def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_wha
 def test_numbers_with_scales_of_their_own_are_loaded_in_smaller_tiles():
     packed = SERVED_LAYERS["llama_3_8b_256_256"].packed([(1.0, 4)], [(1.0, 4)])
     grouped = packed.grouped(32)
-    for tiling_of in (decode_tiling, prefill_tiling):
-        whole, cut = (tiling_of(each.shape, 2, H200) for each in (packed, grouped))
-        assert replace(cut, tokens=whole.tokens) == whole and cut.tokens == whole.tokens // 2
+    whole, cut = (decode_tiling(each.shape, 2, H200) for each in (packed, grouped))
+    assert replace(cut, tokens=whole.tokens) == whole and cut.tokens == whole.tokens // 2
 
 
 @pytest.mark.parametrize("layer", SERVED_LAYERS.values(), ids=SERVED_LAYERS)
