@@ -13,6 +13,7 @@ class Layer:
     shape: AttentionShape
     compressed: bool = True
     has_bias: bool = False
+    theta: float = 10000.0  # base of the rotary frequencies
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
@@ -54,14 +55,16 @@ PACKED_LAYERS = {
 
 SERVED_LAYERS = {
     "llama_2_7b_128_384": Layer(sizes(32, 32, 128, 4, 128, 384)),
-    "llama_3_8b_256_256": Layer(sizes(32, 8, 128, 4, 256, 256)),
-    "qwen_2_7b_128_384": Layer(sizes(28, 4, 128, 4, 128, 384), has_bias=True),
-    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False),
+    "llama_3_8b_256_256": Layer(sizes(32, 8, 128, 4, 256, 256), theta=5e5),
+    "llama_3_8b_128_384": Layer(sizes(32, 8, 128, 4, 128, 384), theta=5e5),
+    "qwen_2_7b_128_384": Layer(sizes(28, 4, 128, 4, 128, 384), has_bias=True, theta=1e6),
+    "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False, theta=5e5),
 }
 
 SERVED_PACKED_LAYERS = {
     "llama_2_7b_128_384_4_bits": SERVED_LAYERS["llama_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
     "llama_3_8b_256_256_4_bits": SERVED_LAYERS["llama_3_8b_256_256"].packed([(ALL, 4)], [(ALL, 4)]),
+    "llama_3_8b_128_384_4_bits": SERVED_LAYERS["llama_3_8b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
     "qwen_2_7b_128_384_4_bits": SERVED_LAYERS["qwen_2_7b_128_384"].packed([(ALL, 4)], [(ALL, 4)]),
     "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
         [(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]

@@ -1,6 +1,7 @@
 """Compiles a kernel for a GPU that is not there, from the very call that would launch it.
 
-The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone.
+The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone. Only
+the table of rotations is real, which a layer reads once, before it serves.
 Run as a program, without ``TRITON_INTERPRET``: ``python -m tests.palu_vllm.kernels.compile_ahead LAYER`` prints one
 JSON line per kernel with its shared memory, registers and stack in bytes.
 """
@@ -19,11 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from palu_vllm.kernels.decode import decode_reduce_kernel, decode_split_kernel
+from palu_vllm.kernels.decode import decode_split_kernel
+from palu_vllm.kernels.decode_reduce import decode_reduce_kernel
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.operands import KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import prefill_kernel
 from palu_vllm.kernels.store_latents import store_latents_kernel
+from tests.palu_vllm.kernels.paged_batches import cos_sin_table
 from tests.shapes import SERVED_LAYERS, SERVED_PACKED_LAYERS, Layer
 
 KERNELS = (store_latents_kernel, decode_split_kernel, decode_reduce_kernel, prefill_kernel)
@@ -87,7 +90,7 @@ def store_and_attend(layer: Layer, query_len: int) -> None:
     rebuild = KeyRebuild(
         k_up=meta(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) if layer.compressed else None,
         k_bias=meta(shape.num_kv_heads * shape.head_dim) if layer.has_bias else None,
-        cos_sin=meta(8192, shape.head_dim, dtype=torch.float32),
+        cos_sin=cos_sin_table(8192, shape.head_dim, layer.theta),
     )
     batch = PagedBatch(
         block_table=meta(requests, 512, dtype=torch.int32),

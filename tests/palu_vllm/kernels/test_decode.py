@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palu_vllm.kernels.decode import decode_attention, partial_shapes
+from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.tiling import Tiling, padded
@@ -32,7 +33,8 @@ def decode(problem: Problem, tiling: Tiling, num_splits: int) -> torch.Tensor:
     sizes = partial_shapes(problem.shape, problem.batch.seq_lens.shape[0], num_splits)
     partials = tuple(torch.full(size, float("nan")) for size in sizes)
     batch = problem.batch
-    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, tiling, partials)
+    plan = DecodePlan(tiling)
+    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, plan, partials)
     return out
 
 

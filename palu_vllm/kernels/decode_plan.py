@@ -1,0 +1,113 @@
+"""How decoding scores one layer's keys: whole keys rebuilt, or slow rotary pairs absorbed (``absorbed``).
+
+Tiles for tensor cores are powers of two, at least 16 wide. The choice is made by the operations of padded tiles, and
+absorption tiles are the tiles of the kernel.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from palu_vllm.kernels.absorbed import FLOAT32_TOLERANCE, WORTHWHILE, chebyshev, fit, known_frequencies, pairs_to_rebuild
+from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.tiling import (
+    SMALLEST_TILE,
+    Device,
+    Tiling,
+    decode_tiling,
+    half_tiles,
+    padded,
+    power_of_two,
+)
+
+HALF_TOLERANCE = 1e-3  # of a rotation beside products of bfloat16 or float16, whose operands are off by 2^-9 or 2^-12
+TERMS = (1, 2, 4, 8)
+_plans = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Tiles, and the constants of absorbed RoPE where slow pairs are absorbed."""
+
+    tiling: Tiling
+    basis: torch.Tensor | None = None  # [terms, tokens of a tile] float32
+    coefficients: torch.Tensor | None = None  # [2, terms, slow pairs] float32: real, then imaginary parts
+
+    def arguments(self, shape: AttentionShape) -> dict[str, Any]:
+        """What only the decode kernel takes, by name."""
+        tiling = self.tiling
+        return {
+            "basis_ptr": self.basis,
+            "coefficients_ptr": self.coefficients,
+            "QUERIES": tiling.queries,
+            "HALF_TILES": tiling.half_tiles,
+            "TILE_SLOW": tiling.slow,
+            "TERMS": tiling.terms,
+            "ROWS_PER_KV": rows_per_kv(shape, tiling),
+        }
+
+
+def rows_per_kv(shape: AttentionShape, tiling: Tiling) -> int:
+    return tiling.rows // power_of_two(shape.group_size)
+
+
+def columns(shape: AttentionShape, tiling: Tiling) -> float:
+    """Operations per token and group, in products of a latent with one column.
+
+    Keys that are rebuilt, their products with all rows; with absorption, its products, and making u once per tile.
+    """
+    rebuilt = 2 * tiling.half * shape.group_size * (1 + tiling.rows / shape.rank_k)
+    making = 2 * tiling.slow * rows_per_kv(shape, tiling) * shape.group_size / tiling.tokens
+    return rebuilt + tiling.terms * (tiling.rows + making)
+
+
+def absorbing(shape: AttentionShape, tiling: Tiling, fast: int, terms: int) -> Tiling:
+    """``tiling`` with all but ``fast`` pairs absorbed in ``terms`` terms."""
+    slow = padded(shape.head_dim // 2 - fast)
+    return replace(tiling, half=fast, half_tiles=half_tiles(fast), slow=slow, terms=terms)
+
+
+def plan_absorbed_tiles(
+    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, element_size: int, device: Device
+) -> DecodePlan:
+    """The cheapest choice by ``columns``; whole keys are rebuilt unless another costs less than ``WORTHWHILE`` of that.
+
+    ``frequencies`` float64 ``[head_dim / 2]``, NaN for pairs that must be rebuilt.
+    """
+    tolerance = HALF_TOLERANCE if element_size <= 2 else FLOAT32_TOLERANCE
+    best, lowest = DecodePlan(tiling), WORTHWHILE * columns(shape, tiling)
+    for terms in TERMS:
+        coefficients, errors = fit(frequencies.nan_to_num(), tiling.tokens, terms)
+        fast = padded(pairs_to_rebuild(frequencies, errors, tolerance))
+        if fast >= len(frequencies) or terms * rows_per_kv(shape, tiling) < SMALLEST_TILE:
+            continue
+        candidate = absorbing(shape, tiling, fast, terms)
+        fits = candidate.shared_memory(shape.rank_k, element_size) <= device.shared_memory
+        if fits and columns(shape, candidate) < lowest:
+            parts = torch.view_as_real(coefficients[:, fast:]).movedim(-1, 0)
+            best = DecodePlan(candidate, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())
+            lowest = columns(shape, candidate)
+    return best
+
+
+def decode_plan(
+    shape: AttentionShape, cos_sin: torch.Tensor, queries: int, element_size: int, device: Device, absorb: bool
+) -> DecodePlan:
+    """The plan for at most ``queries`` queries per request, constants on the device of ``cos_sin``.
+
+    Found once for all the layers of one shape that share the table, which is read then and never again. Without
+    ``absorb`` whole keys are rebuilt.
+    """
+    known = _plans.setdefault(cos_sin, {})
+    key = (shape, queries, element_size, device, absorb)
+    if key not in known:
+        tiling = decode_tiling(shape, element_size, device, queries)
+        plan = DecodePlan(tiling)
+        if absorb:
+            plan = plan_absorbed_tiles(known_frequencies(cos_sin), shape, tiling, element_size, device)
+        if plan.basis is not None:
+            plan = DecodePlan(plan.tiling, plan.basis.to(cos_sin.device), plan.coefficients.to(cos_sin.device))
+        known[key] = plan
+    return known[key]
