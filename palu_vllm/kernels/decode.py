@@ -94,7 +94,7 @@ def decode_split_kernel(
         tokens = start + tl.arange(0, TILE_TOKENS)
         slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
-    for tile_start in range(start, stop, TILE_TOKENS):
+    for tile_start in tl.range(start, stop, TILE_TOKENS, disable_licm=True):
         tokens = tile_start + tl.arange(0, TILE_TOKENS)
         valid = tokens < stop
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
@@ -113,9 +113,11 @@ def decode_split_kernel(
                 coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, TILE_HALF, TILE_SLOW, TERMS,
                 ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
-        visible = valid[:, None] & (tokens[:, None] <= position[None, :])
-        if SLIDING_WINDOW is not None:
-            visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
+        visible = valid[:, None]
+        if QUERIES > 1:
+            visible &= tokens[:, None] <= position[None, :]
+            if SLIDING_WINDOW is not None:
+                visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
         scores = tl.where(visible, scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated = add_values(

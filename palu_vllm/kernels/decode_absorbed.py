@@ -101,7 +101,7 @@ def add_absorbed(
     head_of_column = tl.arange(0, COLUMNS) // ROWS_PER_KV % GROUP_TILE
     # [TILE_RANK, COLUMNS]
     u = tl.zeros([latent.shape[1], COLUMNS], latent.dtype)
-    for head in range(GROUP_SIZE):
+    for head in tl.range(GROUP_SIZE, disable_licm=True):
         to_first, to_second = moved_query(
             query_ptr,
             stride_query_token,
@@ -155,7 +155,7 @@ def absorbed_bias(
     pair = FAST + tl.arange(0, TILE_SLOW)
     head_of_column = tl.arange(0, COLUMNS) // ROWS_PER_KV % GROUP_TILE
     added = tl.zeros([COLUMNS], tl.float32)
-    for head in range(GROUP_SIZE):
+    for head in tl.range(GROUP_SIZE, disable_licm=True):
         to_first, to_second = moved_query(
             query_ptr,
             stride_query_token,

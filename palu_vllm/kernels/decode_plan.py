@@ -22,7 +22,6 @@ from palu_vllm.kernels.tiling import (
     power_of_two,
 )
 
-HALF_TOLERANCE = 1e-3  # of a rotation beside products of bfloat16 or float16, whose operands are off by 2^-9 or 2^-12
 TERMS = (1, 2, 4, 8)
 _plans = WeakTensorKeyDictionary()
 
@@ -69,22 +68,26 @@ def absorbing(shape: AttentionShape, tiling: Tiling, fast: int, terms: int) -> T
     return replace(tiling, half=fast, half_tiles=half_tiles(fast), slow=slow, terms=terms)
 
 
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Half of what rounding to ``dtype`` does to a number at most: 2^-9 in bfloat16, 2^-12 in float16."""
+    return max(torch.finfo(dtype).eps / 4, FLOAT32_TOLERANCE)
+
+
 def plan_absorbed_tiles(
-    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, element_size: int, device: Device
+    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, dtype: torch.dtype, device: Device
 ) -> DecodePlan:
     """The cheapest choice by ``columns``; whole keys are rebuilt unless another costs less than ``WORTHWHILE`` of that.
 
     ``frequencies`` float64 ``[head_dim / 2]``, NaN for pairs that must be rebuilt.
     """
-    tolerance = HALF_TOLERANCE if element_size <= 2 else FLOAT32_TOLERANCE
     best, lowest = DecodePlan(tiling), WORTHWHILE * columns(shape, tiling)
     for terms in TERMS:
         coefficients, errors = fit(frequencies.nan_to_num(), tiling.tokens, terms)
-        fast = padded(pairs_to_rebuild(frequencies, errors, tolerance))
+        fast = padded(pairs_to_rebuild(frequencies, errors, tolerance_of(dtype)))
         if fast >= len(frequencies) or terms * rows_per_kv(shape, tiling) < SMALLEST_TILE:
             continue
         candidate = absorbing(shape, tiling, fast, terms)
-        fits = candidate.shared_memory(shape.rank_k, element_size) <= device.shared_memory
+        fits = candidate.shared_memory(shape.rank_k, dtype.itemsize) <= device.shared_memory
         if fits and columns(shape, candidate) < lowest:
             parts = torch.view_as_real(coefficients[:, fast:]).movedim(-1, 0)
             best = DecodePlan(candidate, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())
@@ -93,7 +96,7 @@ def plan_absorbed_tiles(
 
 
 def decode_plan(
-    shape: AttentionShape, cos_sin: torch.Tensor, queries: int, element_size: int, device: Device, absorb: bool
+    shape: AttentionShape, cos_sin: torch.Tensor, queries: int, dtype: torch.dtype, device: Device, absorb: bool
 ) -> DecodePlan:
     """The plan for at most ``queries`` queries per request, constants on the device of ``cos_sin``.
 
@@ -101,12 +104,12 @@ def decode_plan(
     ``absorb`` whole keys are rebuilt.
     """
     known = _plans.setdefault(cos_sin, {})
-    key = (shape, queries, element_size, device, absorb)
+    key = (shape, queries, dtype, device, absorb)
     if key not in known:
-        tiling = decode_tiling(shape, element_size, device, queries)
+        tiling = decode_tiling(shape, dtype.itemsize, device, queries)
         plan = DecodePlan(tiling)
         if absorb:
-            plan = plan_absorbed_tiles(known_frequencies(cos_sin), shape, tiling, element_size, device)
+            plan = plan_absorbed_tiles(known_frequencies(cos_sin), shape, tiling, dtype, device)
         if plan.basis is not None:
             plan = DecodePlan(plan.tiling, plan.basis.to(cos_sin.device), plan.coefficients.to(cos_sin.device))
         known[key] = plan

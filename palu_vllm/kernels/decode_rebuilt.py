@@ -46,7 +46,7 @@ def rebuilt_scores(
     scores = tl.zeros([tokens.shape[0], head_of_row.shape[0]], tl.float32)
     for index in tl.static_range(len(query_tiles) // 2):
         cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF, index * TILE_HALF)
-        for head in range(GROUP_SIZE):
+        for head in tl.range(GROUP_SIZE, disable_licm=True):
             key_first, key_second = rebuild_key(
                 latent,
                 slot_ptrs,

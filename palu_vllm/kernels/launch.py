@@ -56,15 +56,15 @@ class TritonAttention:
         self.allocate = allocate
         weight = rebuild.cos_sin if rebuild.k_up is None else rebuild.k_up
         for queries in DECODE_QUERIES:  # plans are found here, never while a graph is captured
-            self.plan(queries, weight.element_size(), weight.device)
+            self.plan(queries, weight.dtype, weight.device)
 
-    def plan(self, queries: int, element_size: int, device: torch.device) -> DecodePlan | None:
+    def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
         """How at most ``queries`` queries per request are decoded; None where they are too many."""
         queries = power_of_two(queries)
         if queries > DECODE_QUERIES[-1] or (queries > 1 and decode_rows(self.shape, queries) > DECODE_ROWS):
             return None
         absorb = self.rebuild.k_up is not None
-        return decode_plan(self.shape, self.rebuild.cos_sin, queries, element_size, device_of(device), absorb)
+        return decode_plan(self.shape, self.rebuild.cos_sin, queries, dtype, device_of(device), absorb)
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -73,12 +73,12 @@ class TritonAttention:
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         check_attend(query, cache, batch, out, self.shape)
-        element_size = compute_type(query, cache).itemsize
+        dtype = compute_type(query, cache)
         if batch.seq_lens.shape[0] == 0:
             return
-        plan = self.plan(batch.max_query_len, element_size, cache.device)
+        plan = self.plan(batch.max_query_len, dtype, cache.device)
         if plan is None:
-            tiling = prefill_tiling(self.shape, element_size, device_of(cache.device))
+            tiling = prefill_tiling(self.shape, dtype.itemsize, device_of(cache.device))
             prefill_attention(query, cache, batch, out, self.shape, self.rebuild, tiling)
         else:
             self.decode(query, cache, batch, out, plan)

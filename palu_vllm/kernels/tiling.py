@@ -8,7 +8,7 @@ SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 PREFILL_ROW_BYTES = 128  # of one column of queries: 64 rows in two bytes, 32 in float32
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
-PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
+SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 PACKED_PREFILL_TOKENS = 32  # likewise; k_up stays in shared memory, so that small tiles do not load it again
 
@@ -54,7 +54,7 @@ class Tiling:
         Of the tiles of ``k_up`` the first is always kept, the others pass through one more buffer.
         """
         rank = self.rank * min(ceil_div(rank_k, self.rank), 2)
-        k_up = self.num_stages * rank * 2 * (self.half + self.slow)
+        k_up = self.num_stages * rank * 2 * max(self.half, self.slow)  # one after the other
         values = self.tokens * (self.values + self.rows)
         absorbed = self.terms * self.rows * (self.rank + 2 * self.slow)
         return element_size * (k_up + max(self.tokens * rank, values) + self.rows * 2 * self.half + absorbed)
@@ -85,11 +85,12 @@ def padded(size: int) -> int:
 
 
 def decode_tiling(shape: AttentionShape, element_size: int, device: Device, queries: int = 1) -> Tiling:
-    """One program has ``queries`` queries of every head of a group; where there are several, ``k_up`` is loaded
-    ahead. Rows are a power of two per KV head.
+    """One program has ``queries`` queries of every head of a group, a power of two of rows per KV head. Where there are
+    several heads and few rows, ``k_up`` is loaded ahead.
     """
     rows = decode_rows(shape, queries)
-    tiling = fitting_tiling(shape, rows, 2 if shape.group_size > 1 else 1, element_size, device)
+    num_stages = 2 if shape.group_size > 1 and rows == SMALLEST_TILE else 1
+    tiling = fitting_tiling(shape, rows, num_stages, True, element_size, device)
     return replace(tiling, half_tiles=half_tiles(tiling.half), queries=queries)
 
 
@@ -105,11 +106,13 @@ def half_tiles(half: int) -> int:
 def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
     """One program has ``rows // queries_per_kv`` queries of the heads that share a KV head."""
     rows = max(PREFILL_ROW_BYTES // element_size, padded(shape.queries_per_kv))
-    tiling = fitting_tiling(shape, rows, 1, element_size, device)
+    tiling = fitting_tiling(shape, rows, 1, shape.slot is not None, element_size, device)
     return tiling if shape.slot is None else replace(tiling, tokens=min(tiling.tokens, PACKED_PREFILL_TOKENS))
 
 
-def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:
+def fitting_tiling(
+    shape: AttentionShape, rows: int, num_stages: int, small_products: bool, element_size: int, device: Device
+) -> Tiling:
     """The largest tiles whose operands fit into shared memory.
 
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
@@ -123,19 +126,19 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         values=min(padded(shape.rank_v), max(SMALLEST_TILE, ACCUMULATED_NUMBERS // rows)),
         num_stages=num_stages,
     )
-    if shape.slot is not None:
-        tiling = in_small_products(tiling, shape.rank_v, len(shape.slot.key.tiers))
+    if small_products:
+        tiling = in_small_products(tiling, shape.rank_v, 0 if shape.slot is None else len(shape.slot.key.tiers))
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
 
 
 def in_small_products(tiling: Tiling, rank_v: int, key_tiers: int) -> Tiling:
-    """As many programs, each with several products with packed values."""
+    """As many programs, each with several products with values."""
     if key_tiers > 1 and tiling.rank > PACKED_RANK:
         tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
     programs = ceil_div(rank_v, tiling.values)
-    values = min(tiling.values, PACKED_VALUES)
+    values = min(tiling.values, SMALL_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
 
 
