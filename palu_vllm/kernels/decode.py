@@ -25,7 +25,7 @@ def decode_split_kernel(
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
     cos_sin_ptr,  # [max_position, HEAD_DIM] float32
     basis_ptr,  # None, or [TERMS, TILE_TOKENS] float32
-    coefficients_ptr,  # None, or [2, TERMS, HEAD_DIM // 2 - TILE_HALF] float32
+    coefficients_ptr,  # None, or [2, TERMS, HEAD_DIM // 2 - FAST] float32
     partial_ptr,  # [requests, num_splits, QUERIES, num_heads, RANK_V] float32, not normalised
     partial_max_ptr,  # [requests, num_splits, QUERIES, num_heads] float32, in units of log 2
     partial_sum_ptr,  # [requests, num_splits, QUERIES, num_heads] float32
@@ -63,6 +63,7 @@ def decode_split_kernel(
 ):
     """One program: all heads of one group of one request over one split, for some tiles of the latent value."""
     HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
+    FAST: tl.constexpr = TILE_HALF * HALF_TILES  # pairs that are rebuilt: all, or those that are not absorbed
     request = tl.program_id(0).to(tl.int64)
     group = (tl.program_id(1) % num_groups).to(tl.int64)
     values_of_program = tl.program_id(1) // num_groups
@@ -110,7 +111,7 @@ def decode_split_kernel(
             scores += absorbed_scores(
                 latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr, group_query_ptr,
                 stride_query_token, stride_query_head, query_len, group, tile_start, cos_sin_ptr, basis_ptr,
-                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, TILE_HALF, TILE_SLOW, TERMS,
+                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS,
                 ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
         visible = valid[:, None]

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from palu_vllm.kernels.absorbed import FLOAT32_TOLERANCE, WORTHWHILE, chebyshev, fit, known_frequencies, pairs_to_rebuild
 from palu_vllm.kernels.operands import AttentionShape
 from palu_vllm.kernels.tiling import (
+    PACKED_RANK,
     SMALLEST_TILE,
     Device,
     Tiling,
@@ -62,10 +63,21 @@ def columns(shape: AttentionShape, tiling: Tiling) -> float:
     return rebuilt + tiling.terms * (tiling.rows + making)
 
 
-def absorbing(shape: AttentionShape, tiling: Tiling, fast: int, terms: int) -> Tiling:
-    """``tiling`` with all but ``fast`` pairs absorbed in ``terms`` terms."""
-    slow = padded(shape.head_dim // 2 - fast)
-    return replace(tiling, half=fast, half_tiles=half_tiles(fast), slow=slow, terms=terms)
+def absorbing(
+    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, terms: int, tolerance: float
+) -> DecodePlan | None:
+    """``tiling`` with every pair absorbed in ``terms`` terms that is off by at most ``tolerance``, in padded tiles; None
+    where that leaves nothing to absorb, or tiles too small for tensor cores.
+    """
+    coefficients, errors = fit(frequencies.nan_to_num(), tiling.tokens, terms)
+    fast = padded(pairs_to_rebuild(frequencies, errors, tolerance))
+    if fast >= len(frequencies) or terms * rows_per_kv(shape, tiling) < SMALLEST_TILE:
+        return None
+    parts = torch.view_as_real(coefficients[:, fast:]).movedim(-1, 0)
+    tiling = replace(tiling, half=fast, half_tiles=half_tiles(fast), slow=padded(len(frequencies) - fast), terms=terms)
+    if shape.slot is not None and tiling.rank > PACKED_RANK:
+        tiling = replace(tiling, num_stages=1)  # loading k_up ahead takes registers that unpacking needs
+    return DecodePlan(tiling, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
@@ -82,16 +94,11 @@ def plan_absorbed_tiles(
     """
     best, lowest = DecodePlan(tiling), WORTHWHILE * columns(shape, tiling)
     for terms in TERMS:
-        coefficients, errors = fit(frequencies.nan_to_num(), tiling.tokens, terms)
-        fast = padded(pairs_to_rebuild(frequencies, errors, tolerance_of(dtype)))
-        if fast >= len(frequencies) or terms * rows_per_kv(shape, tiling) < SMALLEST_TILE:
+        plan = absorbing(frequencies, shape, tiling, terms, tolerance_of(dtype))
+        if plan is None or plan.tiling.shared_memory(shape.rank_k, dtype.itemsize) > device.shared_memory:
             continue
-        candidate = absorbing(shape, tiling, fast, terms)
-        fits = candidate.shared_memory(shape.rank_k, dtype.itemsize) <= device.shared_memory
-        if fits and columns(shape, candidate) < lowest:
-            parts = torch.view_as_real(coefficients[:, fast:]).movedim(-1, 0)
-            best = DecodePlan(candidate, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())
-            lowest = columns(shape, candidate)
+        if columns(shape, plan.tiling) < lowest:
+            best, lowest = plan, columns(shape, plan.tiling)
     return best
 
 

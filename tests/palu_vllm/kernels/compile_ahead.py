@@ -3,7 +3,8 @@
 The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone. Only
 the table of rotations is real, which a layer reads once, before it serves.
 Run as a program, without ``TRITON_INTERPRET``: ``python -m tests.palu_vllm.kernels.compile_ahead LAYER`` prints one
-JSON line per kernel with its shared memory, registers and stack in bytes.
+JSON line per kernel with its shared memory, registers and stack in bytes; with ``--rebuild`` for a table of rotations
+that has no frequencies, so that whole keys are rebuilt.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,10 @@ def store_and_attend(layer: Layer, query_len: int) -> None:
     attention.attend(meta(tokens, shape.num_heads, shape.head_dim), cache, batch, out)
 
 
-def main(name: str) -> None:
+def main(name: str, *options: str) -> None:
     layer, calls = (SERVED_LAYERS | SERVED_PACKED_LAYERS)[name], {}
+    if "--rebuild" in options:
+        layer = replace(layer, theta=float("nan"))
     for query_len in (1, 64):
         calls |= launched(lambda query_len=query_len: store_and_attend(layer, query_len))
     for kernel, arguments in calls.items():
@@ -118,4 +122,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
