@@ -77,7 +77,7 @@ def fit(frequencies: torch.Tensor, tile_tokens: int, terms: int) -> tuple[torch.
 
 
 def pairs_to_rebuild(frequencies: torch.Tensor, errors: torch.Tensor, tolerance: float) -> int:
-    """How many pairs, the fastest, must be rebuilt: up to the last whose error is too large or whose frequency is NaN."""
+    """How many pairs, from the fastest on: up to the last whose error is too large or whose frequency is NaN."""
     rebuilt = (frequencies.isnan() | (errors > tolerance)).nonzero().flatten()
     return int(rebuilt[-1]) + 1 if len(rebuilt) else 0
 

@@ -132,7 +132,9 @@ def rebuild_key(
 
 @triton.jit
 def load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
-    """Cosines and sines of the positions ``tokens``, float32 ``[TILE_TOKENS, TILE_HALF]`` each, from ``half_start`` on."""
+    """Cosines and sines of the positions ``tokens`` for the pairs from ``half_start`` on, float32
+    ``[TILE_TOKENS, TILE_HALF]`` each.
+    """
     half = half_start + tl.arange(0, TILE_HALF)
     # [TILE_TOKENS, TILE_HALF]
     pointers = cos_sin_ptr + tokens.to(tl.int64)[:, None] * HEAD_DIM + half[None, :]

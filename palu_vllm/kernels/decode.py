@@ -15,6 +15,17 @@ from palu_vllm.kernels.tiling import ceil_div
 
 
 @triton.jit
+def visible_to(position, tokens, valid, SLIDING_WINDOW: tl.constexpr, QUERIES: tl.constexpr):
+    """Which ``tokens [TILE_TOKENS]`` a row at ``position [TILE_ROWS]`` sees; a single query sees all of its split."""
+    visible = valid[:, None]
+    if QUERIES > 1:
+        visible &= tokens[:, None] <= position[None, :]
+        if SLIDING_WINDOW is not None:
+            visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
+    return visible
+
+
+@triton.jit
 def decode_split_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
     cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
@@ -95,6 +106,7 @@ def decode_split_kernel(
         tokens = start + tl.arange(0, TILE_TOKENS)
         slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+    # what does not change in the loop is not kept in registers, which are all needed within
     for tile_start in tl.range(start, stop, TILE_TOKENS, disable_licm=True):
         tokens = tile_start + tl.arange(0, TILE_TOKENS)
         valid = tokens < stop
@@ -114,11 +126,7 @@ def decode_split_kernel(
                 coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS,
                 ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
-        visible = valid[:, None]
-        if QUERIES > 1:
-            visible &= tokens[:, None] <= position[None, :]
-            if SLIDING_WINDOW is not None:
-                visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
+        visible = visible_to(position, tokens, valid, SLIDING_WINDOW, QUERIES)
         scores = tl.where(visible, scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated = add_values(

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from palu_vllm.kernels.absorbed import FLOAT32_TOLERANCE, WORTHWHILE, chebyshev, fit, known_frequencies, pairs_to_rebuild
+from palu_vllm.kernels.absorbed import (
+    FLOAT32_TOLERANCE,
+    WORTHWHILE,
+    chebyshev,
+    fit,
+    known_frequencies,
+    pairs_to_rebuild,
+)
 from palu_vllm.kernels.operands import AttentionShape
 from palu_vllm.kernels.tiling import (
     PACKED_RANK,
@@ -66,8 +73,9 @@ def columns(shape: AttentionShape, tiling: Tiling) -> float:
 def absorbing(
     frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, terms: int, tolerance: float
 ) -> DecodePlan | None:
-    """``tiling`` with every pair absorbed in ``terms`` terms that is off by at most ``tolerance``, in padded tiles; None
-    where that leaves nothing to absorb, or tiles too small for tensor cores.
+    """``tiling`` with the pairs absorbed that ``terms`` terms give within ``tolerance``, in padded tiles.
+
+    None where that leaves nothing to absorb, or tiles too small for tensor cores.
     """
     coefficients, errors = fit(frequencies.nan_to_num(), tiling.tokens, terms)
     fast = padded(pairs_to_rebuild(frequencies, errors, tolerance))

@@ -5,9 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def split_bounds(
-    seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr
-):
+def split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
     """Tokens ``[start, stop)`` of one split: whole tiles of what the window of the first query leaves; empty past the
     last tile.
     """

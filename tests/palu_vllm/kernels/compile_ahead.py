@@ -1,7 +1,7 @@
 """Compiles a kernel for a GPU that is not there, from the very call that would launch it.
 
-The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone. Only
-the table of rotations is real, which a layer reads once, before it serves.
+The tensors are on the ``meta`` device, where reading a value fails: ``store`` and ``attend`` decide by shapes alone.
+Only the table of rotations is real, which a layer reads once, before it serves.
 Run as a program, without ``TRITON_INTERPRET``: ``python -m tests.palu_vllm.kernels.compile_ahead LAYER`` prints one
 JSON line per kernel with its shared memory, registers and stack in bytes; with ``--rebuild`` for a table of rotations
 that has no frequencies, so that whole keys are rebuilt.
