@@ -4,9 +4,9 @@
 
 head_dim 128, four KV heads in one group. Errors are of one tile of scores at position 4096, the largest over the
 standard deviation of the scores, against float64: in float32 arithmetic, so that those of the Triton plan show the
-approximation alone. Operations are those of the plans over a full rebuild. CPU times are of decoding steps in float32
-(2 requests of 1024 tokens), absorbed and rebuilt taking turns; the Triton kernels are timed where there is a GPU, which
-nobody has tried.
+approximation alone; "rounded" is rebuilding with only the rotated keys rounded to bfloat16 (simulated). Operations are
+those of the plans over a full rebuild. CPU times are of decoding steps in float32 (2 requests of 1024 tokens), absorbed
+and rebuilt taking turns; the Triton kernels are timed where there is a GPU, which nobody has tried.
 """
 
 import json
@@ -38,6 +38,7 @@ COLUMNS = (
     "queries",
     "rank",
     "rebuilt error",
+    "rounded error",
     "CPU error",
     "CPU ops",
     "CPU time",
@@ -69,14 +70,17 @@ def exact_scores(
 
 
 def errors(shape: AttentionShape, cos_sin: torch.Tensor, absorptions: dict[str, Absorption | None]) -> dict[str, Any]:
-    """Largest error over the standard deviation of scores: rebuilt, and of every absorption there is."""
+    """Largest error over the standard deviation of scores: rebuilt, rounded to bfloat16, and of every absorption."""
     rebuild = random_rebuild(shape, cos_sin)
     query = torch.randn(shape.num_heads, shape.head_dim)
     latent_k = torch.randn(TILE, shape.num_groups, shape.rank_k)
     exact = exact_scores(query, latent_k, shape, rebuild)
     keys = rebuild_keys(latent_k, rebuild, shape, torch.arange(START, START + TILE))
-    rebuilt = torch.einsum("hjd,thd->hjt", query.unflatten(0, (shape.num_kv_heads, -1)), keys).flatten(0, 1)
-    scores = {"rebuilt": shape.scale * rebuilt}
+    in_heads = query.unflatten(0, (shape.num_kv_heads, -1))
+    scores = {
+        name: shape.scale * torch.einsum("hjd,thd->hjt", in_heads, found).flatten(0, 1)
+        for name, found in (("rebuilt", keys), ("rounded", keys.bfloat16().float()))
+    }
     for name, absorption in absorptions.items():
         if absorption is not None:
             tiles = latent_k.split(absorption.tile_tokens)
@@ -169,10 +173,12 @@ def row(theta: float, queries: int, rank: int) -> dict[str, Any]:
 
 def line(found: dict[str, Any]) -> str:
     error, cpu = found["error"], found["cpu_milliseconds"]
-    shown = [f"{error[name]:.0e}" if name in error else "-" for name in ("rebuilt", "cpu", "triton")]
+    shown = [f"{error[name]:.0e}" if name in error else "-" for name in ("rebuilt", "rounded", "cpu", "triton")]
     timed = f"{cpu['ratio']:.2f}" if found["cpu_plan"] else "-"
-    head = f"| {found['theta']:.0e} | {found['queries_per_kv']} | {found['rank']} | {shown[0]} | {shown[1]} "
-    return f"{head}| {found['cpu_operations']:.2f} | {timed} | {shown[2]} | {found['triton_operations']:.2f} |"
+    head = (
+        f"| {found['theta']:.0e} | {found['queries_per_kv']} | {found['rank']} | {shown[0]} | {shown[1]} | {shown[2]} "
+    )
+    return f"{head}| {found['cpu_operations']:.2f} | {timed} | {shown[3]} | {found['triton_operations']:.2f} |"
 
 
 def main() -> None:
