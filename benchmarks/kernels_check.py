@@ -21,10 +21,10 @@ from triton.errors import TritonError
 
 from benchmarks.compile_ahead import calls_of, compile_call, resources
 from benchmarks.gpus import CHIPS, one_of
-from benchmarks.layers import RECOMMENDED, SERVED_LAYERS, SERVED_PACKED_LAYERS
+from benchmarks.layers import RECOMMENDED, SERVED_LAYERS, SERVED_PACKED_LAYERS, WITHOUT_FREQUENCIES
 from benchmarks.provenance import provenance
 
-LAYERS = SERVED_LAYERS | SERVED_PACKED_LAYERS
+LAYERS = SERVED_LAYERS | SERVED_PACKED_LAYERS | WITHOUT_FREQUENCIES
 PROCESSES = 2
 TENSOR_MEMORY = 512  # columns, of a multiprocessor of sm_100
 Row = dict[str, Any]

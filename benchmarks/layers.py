@@ -106,4 +106,7 @@ SERVED_PACKED_LAYERS |= {
     for name in list(SERVED_PACKED_LAYERS)
     for symmetric in (False, True)
 }
+WITHOUT_FREQUENCIES = {  # only to be compiled: no rotary pair can be absorbed
+    "llama_3_8b_128_384_whole_keys": replace(RECOMMENDED_LAYERS["llama_3_8b_128_384"], theta=float("nan")),
+}
 RECOMMENDED = frozenset(RECOMMENDED_LAYERS) | {f"{name}_4_bits" for name in RECOMMENDED_LAYERS}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from palu_vllm.kernels.absorbed import rotary_frequencies
+from palu_vllm.kernels.absorbed import known_frequencies
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.packing import unpack
 
@@ -35,7 +35,6 @@ class Scratch(threading.local):
 
 scratch = Scratch()
 _rotations = WeakTensorKeyDictionary()
-_frequencies = WeakTensorKeyDictionary()
 
 
 def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
@@ -43,13 +42,6 @@ def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
     if cos_sin not in _rotations:
         _rotations[cos_sin] = torch.complex(*cos_sin.chunk(2, dim=-1))
     return _rotations[cos_sin]
-
-
-def frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
-    """``rotary_frequencies`` of the table, found once for all the layers that share it."""
-    if cos_sin not in _frequencies:
-        _frequencies[cos_sin] = rotary_frequencies(cos_sin)
-    return _frequencies[cos_sin]
 
 
 def pair_up(x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +83,7 @@ class KeySource:
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
         self.shape = shape
         self.rotations = rotations(rebuild.cos_sin)
-        self.frequencies = frequencies(rebuild.cos_sin)
+        self.frequencies = known_frequencies(rebuild.cos_sin)
         self.k_up = self.k_bias = None
         if rebuild.k_up is not None:  # [num_groups, group_size, rank_k, head_dim]
             per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 
@@ -20,6 +21,7 @@ FLOAT32_TOLERANCE = 1e-6  # about the rounding error of a rebuilt pair in float3
 MOST_TERMS = 12
 WORTHWHILE = 0.9  # of the operations of a full rebuild
 ANGLE_ROUNDING = 2**-21  # relative: some roundings of position * frequency to float32
+_frequencies = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ def rotary_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
     return frequencies.where((deviation <= ANGLE_ROUNDING * rounding).all(0), torch.nan)
 
 
+def known_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
+    """``rotary_frequencies`` of the table, on the CPU, found once for all the layers that share it."""
+    if cos_sin not in _frequencies:
+        _frequencies[cos_sin] = rotary_frequencies(cos_sin.cpu())
+    return _frequencies[cos_sin]
+
+
 def chebyshev(tile_tokens: int, terms: int) -> torch.Tensor:
     """The basis, float64 ``[terms, tile_tokens]``: Chebyshev polynomials on -1 .. 1, which the tile is mapped to."""
     points = torch.linspace(-1, 1, tile_tokens, dtype=torch.float64)
@@ -65,6 +74,12 @@ def fit(frequencies: torch.Tensor, tile_tokens: int, terms: int) -> tuple[torch.
     waves = torch.exp(1j * torch.outer(torch.arange(tile_tokens), frequencies))
     coefficients = torch.linalg.lstsq(basis, waves).solution
     return coefficients, (basis @ coefficients - waves).abs().amax(0)
+
+
+def pairs_to_rebuild(frequencies: torch.Tensor, errors: torch.Tensor, tolerance: float) -> int:
+    """How many pairs, from the fastest on: up to the last whose error is too large or whose frequency is NaN."""
+    rebuilt = (frequencies.isnan() | (errors > tolerance)).nonzero().flatten()
+    return int(rebuilt[-1]) + 1 if len(rebuilt) else 0
 
 
 def relative_cost(pairs: int, fast: int, terms: int, tile_tokens: int, queries_per_kv: int) -> float:
@@ -85,8 +100,7 @@ def plan_absorption(
     for tile_tokens in tiles:
         for terms in range(1, min(MOST_TERMS, tile_tokens) + 1):
             coefficients, errors = fit(frequencies.nan_to_num(), tile_tokens, terms)
-            rebuilt = (frequencies.isnan() | (errors > tolerance)).nonzero().flatten()
-            fast = int(rebuilt[-1]) + 1 if len(rebuilt) else 0
+            fast = pairs_to_rebuild(frequencies, errors, tolerance)
             cost = relative_cost(pairs, fast, terms, tile_tokens, queries_per_kv)
             if fast < pairs and cost < best_cost:
                 slow = coefficients[:, fast:].to(torch.complex64)

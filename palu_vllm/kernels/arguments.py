@@ -72,7 +72,7 @@ def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[st
     return layer_constants(shape, block_size) | {
         "TILE_TOKENS": tiling.tokens,
         "TILE_RANK": tiling.rank,
-        "TILE_HALF": tiling.half,
+        "TILE_HALF": tiling.pairs,
         "TILE_ROWS": tiling.rows,
         "TILE_VALUES": tiling.values,
         "VALUE_TILES": tiling.value_tiles,

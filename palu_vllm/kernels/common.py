@@ -18,9 +18,11 @@ def slot_offsets(block_table_row_ptr, tokens, valid, stride_cache_block, stride_
 
 
 @triton.jit
-def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr):
-    """Both halves of the query of each row, ``[TILE_HALF, TILE_ROWS]`` each; zero where there is no row."""
-    half = tl.arange(0, TILE_HALF)
+def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
+    """Both halves of the query of each row from ``half_start`` on, ``[TILE_HALF, TILE_ROWS]`` each; zero where there is
+    no row.
+    """
+    half = half_start + tl.arange(0, TILE_HALF)
     # [TILE_HALF, TILE_ROWS]
     pointers = row_ptrs[None, :] + half[:, None]
     mask = row_valid[None, :] & (half < HEAD_DIM // 2)[:, None]
@@ -54,10 +56,11 @@ def add_rebuilt(
     HALF: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
+    half_start=0,
 ):
     """Both halves of a key plus ``latent @ k_up`` over one tile of ranks."""
     rank = rank_start + tl.arange(0, TILE_RANK)
-    half = tl.arange(0, TILE_HALF)
+    half = half_start + tl.arange(0, TILE_HALF)
     # [TILE_RANK, TILE_HALF]
     pointers = up_ptr + rank[:, None] * stride_k_up_rank + half[None, :]
     mask = (rank < RANK_K)[:, None] & (half < HALF)[None, :]
@@ -85,10 +88,13 @@ def rebuild_key(
     TILE_TOKENS: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
+    half_start=0,
 ):
-    """Both halves of one head's key before rotation, float32 ``[TILE_TOKENS, TILE_HALF]`` each."""
+    """Rotary pairs from ``half_start`` on of one head's key before rotation: both halves, float32
+    ``[TILE_TOKENS, TILE_HALF]`` each.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
-    half = tl.arange(0, TILE_HALF)
+    half = half_start + tl.arange(0, TILE_HALF)
     first_column = kv_head % GROUP_SIZE * HEAD_DIM
     if k_up_ptr is None:
         # [TILE_TOKENS, TILE_HALF]
@@ -100,12 +106,22 @@ def rebuild_key(
         first = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         second = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         first, second = add_rebuilt(
-            first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HALF, TILE_RANK, TILE_HALF
+            first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HALF, TILE_RANK, TILE_HALF, half_start
         )
         for rank_start in range(TILE_RANK, RANK_K, TILE_RANK):
             further = load_latent(slot_ptrs, valid, rank_start, latent.dtype, RANK_K, TILE_RANK, FORMAT_K)
             first, second = add_rebuilt(
-                first, second, further, up_ptr, stride_k_up_rank, rank_start, RANK_K, HALF, TILE_RANK, TILE_HALF
+                first,
+                second,
+                further,
+                up_ptr,
+                stride_k_up_rank,
+                rank_start,
+                RANK_K,
+                HALF,
+                TILE_RANK,
+                TILE_HALF,
+                half_start,
             )
     if k_bias_ptr is not None:
         pointers = k_bias_ptr + kv_head * HEAD_DIM + half
@@ -115,9 +131,11 @@ def rebuild_key(
 
 
 @triton.jit
-def load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr):
-    """Cosines and sines of the positions ``tokens``, float32 ``[TILE_TOKENS, TILE_HALF]`` each."""
-    half = tl.arange(0, TILE_HALF)
+def load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
+    """Cosines and sines of the positions ``tokens`` for the pairs from ``half_start`` on, float32
+    ``[TILE_TOKENS, TILE_HALF]`` each.
+    """
+    half = half_start + tl.arange(0, TILE_HALF)
     # [TILE_TOKENS, TILE_HALF]
     pointers = cos_sin_ptr + tokens.to(tl.int64)[:, None] * HEAD_DIM + half[None, :]
     mask = valid[:, None] & (half < HEAD_DIM // 2)[None, :]

@@ -1,34 +1,28 @@
-"""Attention of one query per request over latents, split over the context (Palu, section 3.2 and equation 3)."""
+"""Attention of few queries per request over latents, split over the context (Palu, section 3.2 and equation 3)."""
 
 import torch
 import triton
 import triton.language as tl
 
 from palu_vllm.kernels.arguments import attention_arguments
-from palu_vllm.kernels.common import (
-    add_values,
-    load_cos_sin,
-    load_latent,
-    load_query_halves,
-    no_values,
-    rebuild_key,
-    rotated_scores,
-    slot_offsets,
-    softmax_step,
-)
+from palu_vllm.kernels.common import add_values, load_latent, no_values, slot_offsets, softmax_step
+from palu_vllm.kernels.decode_absorbed import absorbed_scores
+from palu_vllm.kernels.decode_plan import DecodePlan
+from palu_vllm.kernels.decode_rebuilt import load_query_tiles, rebuilt_scores
+from palu_vllm.kernels.decode_reduce import decode_reduce_kernel, split_bounds
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.tiling import Tiling, ceil_div
+from palu_vllm.kernels.tiling import ceil_div
 
 
 @triton.jit
-def split_bounds(seq_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
-    """Tokens ``[start, stop)`` of one split: whole tiles of what the window leaves; empty past the last tile."""
-    first = 0
-    if SLIDING_WINDOW is not None:
-        first = tl.maximum(seq_len - SLIDING_WINDOW, 0)
-    tiles_per_split = tl.cdiv(tl.cdiv(seq_len - first, TILE_TOKENS), num_splits)
-    start = first + split * tiles_per_split * TILE_TOKENS
-    return start, tl.minimum(start + tiles_per_split * TILE_TOKENS, seq_len)
+def visible_to(position, tokens, valid, SLIDING_WINDOW: tl.constexpr, QUERIES: tl.constexpr):
+    """Which ``tokens [TILE_TOKENS]`` a row at ``position [TILE_ROWS]`` sees; a single query sees all of its split."""
+    visible = valid[:, None]
+    if QUERIES > 1:
+        visible &= tokens[:, None] <= position[None, :]
+        if SLIDING_WINDOW is not None:
+            visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
+    return visible
 
 
 @triton.jit
@@ -41,9 +35,11 @@ def decode_split_kernel(
     k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
     cos_sin_ptr,  # [max_position, HEAD_DIM] float32
-    partial_ptr,  # [requests, num_splits, num_heads, RANK_V] float32, not normalised
-    partial_max_ptr,  # [requests, num_splits, num_heads] float32, in units of log 2
-    partial_sum_ptr,  # [requests, num_splits, num_heads] float32
+    basis_ptr,  # None, or [TERMS, TILE_TOKENS] float32
+    coefficients_ptr,  # None, or [2, TERMS, HEAD_DIM // 2 - FAST] float32
+    partial_ptr,  # [requests, num_splits, QUERIES, num_heads, RANK_V] float32, not normalised
+    partial_max_ptr,  # [requests, num_splits, QUERIES, num_heads] float32, in units of log 2
+    partial_sum_ptr,  # [requests, num_splits, QUERIES, num_heads] float32
     stride_query_token,
     stride_query_head,
     stride_cache_block,
@@ -64,30 +60,42 @@ def decode_split_kernel(
     VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
+    QUERIES: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
+    HALF_TILES: tl.constexpr,
+    TILE_SLOW: tl.constexpr,
+    TERMS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    ROWS_PER_KV: tl.constexpr,
     TILE_VALUES: tl.constexpr,
     VALUE_TILES: tl.constexpr,
 ):
     """One program: all heads of one group of one request over one split, for some tiles of the latent value."""
     HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
+    FAST: tl.constexpr = TILE_HALF * HALF_TILES  # pairs that are rebuilt: all, or those that are not absorbed
     request = tl.program_id(0).to(tl.int64)
     group = (tl.program_id(1) % num_groups).to(tl.int64)
     values_of_program = tl.program_id(1) // num_groups
     split, num_splits = tl.program_id(2), tl.num_programs(2)
     seq_len = tl.load(seq_lens_ptr + request)
-    start, stop = split_bounds(seq_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
     token = tl.load(query_start_loc_ptr + request).to(tl.int64)
-    if (tl.load(query_start_loc_ptr + request + 1) == token) | (start >= stop):
+    query_len = (tl.load(query_start_loc_ptr + request + 1) - token).to(tl.int32)
+    start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
+    if (query_len == 0) | (start >= stop):
         return
 
+    # [TILE_ROWS]
     row = tl.arange(0, TILE_ROWS)
-    head = group * HEADS + row
-    row_ptrs = query_ptr + token * stride_query_token + head * stride_query_head
+    head_of_row, query = row // ROWS_PER_KV, row % ROWS_PER_KV // QUERIES_PER_KV
+    head = head_of_row * QUERIES_PER_KV + row % ROWS_PER_KV % QUERIES_PER_KV
+    row_valid = (head_of_row < GROUP_SIZE) & (query < query_len)
+    position = seq_len - query_len + query
+    group_query_ptr = query_ptr + token * stride_query_token + group * HEADS * stride_query_head
+    row_ptrs = group_query_ptr + query * stride_query_token + head * stride_query_head
     dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
-    query_first, query_second = load_query_halves(row_ptrs, row < HEADS, dtype, HEAD_DIM, TILE_HALF)
+    query_tiles = load_query_tiles(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF, HALF_TILES)
     columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
     accumulated = no_values(TILE_VALUES, TILE_ROWS, VALUE_TILES)
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
@@ -98,37 +106,28 @@ def decode_split_kernel(
         tokens = start + tl.arange(0, TILE_TOKENS)
         slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
-    for tile_start in range(start, stop, TILE_TOKENS):
+    # what does not change in the loop is not kept in registers, which are all needed within
+    for tile_start in tl.range(start, stop, TILE_TOKENS, disable_licm=True):
         tokens = tile_start + tl.arange(0, TILE_TOKENS)
         valid = tokens < stop
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         slot_ptrs = group_ptr + slots
-        cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF)
-        # [TILE_TOKENS, TILE_ROWS]
-        scores = tl.zeros([TILE_TOKENS, TILE_ROWS], tl.float32)
         if FORMAT_K is None:
             latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
-        for head_in_group in range(GROUP_SIZE):
-            key_first, key_second = rebuild_key(
-                latent,
-                slot_ptrs,
-                valid,
-                k_up_ptr,
-                stride_k_up_group,
-                stride_k_up_rank,
-                k_bias_ptr,
-                group * GROUP_SIZE + head_in_group,
-                GROUP_SIZE,
-                HEAD_DIM,
-                RANK_K,
-                FORMAT_K,
-                TILE_TOKENS,
-                TILE_RANK,
-                TILE_HALF,
-            )
-            of_head = rotated_scores(key_first, key_second, cos, sin, query_first, query_second)
-            scores = tl.where((row // QUERIES_PER_KV == head_in_group)[None, :], of_head, scores)
-        scores = tl.where(valid[:, None], scores * scale_log2, float("-inf"))
+        # [TILE_TOKENS, TILE_ROWS]
+        scores = rebuilt_scores(
+            latent, query_tiles, slot_ptrs, tokens, valid, head_of_row, k_up_ptr, stride_k_up_group, stride_k_up_rank,
+            k_bias_ptr, cos_sin_ptr, group, GROUP_SIZE, HEAD_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
+        )  # fmt: skip
+        if coefficients_ptr is not None:
+            scores += absorbed_scores(
+                latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr, group_query_ptr,
+                stride_query_token, stride_query_head, query_len, group, tile_start, cos_sin_ptr, basis_ptr,
+                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS,
+                ROWS_PER_KV, TILE_ROWS,
+            )  # fmt: skip
+        visible = visible_to(position, tokens, valid, SLIDING_WINDOW, QUERIES)
+        scores = tl.where(visible, scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated = add_values(
             accumulated, correction, probabilities, slot_ptrs + VALUE_START, valid, columns, dtype, RANK_V, FORMAT_V
@@ -138,63 +137,21 @@ def decode_split_kernel(
             slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
             latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
 
-    partial_row = (request * num_splits + split) * (num_groups * HEADS) + head
+    partial_row = ((request * num_splits + split) * QUERIES + query) * (num_groups * HEADS) + group * HEADS + head
     if values_of_program == 0:
-        tl.store(partial_max_ptr + partial_row, running_max, mask=row < HEADS)
-        tl.store(partial_sum_ptr + partial_row, running_sum, mask=row < HEADS)
+        tl.store(partial_max_ptr + partial_row, running_max, mask=row_valid)
+        tl.store(partial_sum_ptr + partial_row, running_sum, mask=row_valid)
     for index in tl.static_range(VALUE_TILES):
         column = columns + index * TILE_VALUES
-        mask = (column < RANK_V)[:, None] & (row < HEADS)[None, :]
+        mask = (column < RANK_V)[:, None] & row_valid[None, :]
         tl.store(partial_ptr + partial_row[None, :] * RANK_V + column[:, None], accumulated[index], mask=mask)
 
 
-@triton.jit
-def decode_reduce_kernel(
-    partial_ptr,  # [requests, num_splits, num_heads, RANK_V] float32
-    partial_max_ptr,  # [requests, num_splits, num_heads] float32
-    partial_sum_ptr,  # [requests, num_splits, num_heads] float32
-    seq_lens_ptr,  # [requests] int32
-    query_start_loc_ptr,  # [requests + 1] int32
-    out_ptr,  # [tokens, num_heads, RANK_V]
-    stride_out_token,
-    stride_out_head,
-    num_splits,
-    RANK_V: tl.constexpr,
-    SLIDING_WINDOW: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_VALUES: tl.constexpr,
-):
-    """One program: joins the splits of one head of one request."""
-    request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    num_heads = tl.num_programs(1)
-    token = tl.load(query_start_loc_ptr + request).to(tl.int64)
-    if tl.load(query_start_loc_ptr + request + 1) == token:
-        return
-    seq_len = tl.load(seq_lens_ptr + request)
-    # [TILE_VALUES]
-    columns = tl.arange(0, TILE_VALUES)
-    accumulated = tl.zeros([TILE_VALUES], tl.float32)
-    running_max = float("-inf")
-    running_sum = 0.0
-    for split in range(num_splits):
-        start, stop = split_bounds(seq_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
-        if start < stop:
-            partial_row = (request * num_splits + split) * num_heads + head
-            partial_max = tl.load(partial_max_ptr + partial_row)
-            partial = tl.load(partial_ptr + partial_row * RANK_V + columns, mask=columns < RANK_V, other=0.0)
-            new_max = tl.maximum(running_max, partial_max)
-            old, new = tl.exp2(running_max - new_max), tl.exp2(partial_max - new_max)
-            accumulated = accumulated * old + partial * new
-            running_sum = running_sum * old + tl.load(partial_sum_ptr + partial_row) * new
-            running_max = new_max
-    out_row_ptr = out_ptr + token * stride_out_token + head * stride_out_head
-    normalised = (accumulated / running_sum).to(out_ptr.dtype.element_ty)
-    tl.store(out_row_ptr + columns, normalised, mask=columns < RANK_V)
-
-
-def partial_shapes(shape: AttentionShape, requests: int, num_splits: int) -> tuple[tuple[int, ...], ...]:
+def partial_shapes(
+    shape: AttentionShape, requests: int, num_splits: int, queries: int = 1
+) -> tuple[tuple[int, ...], ...]:
     """Of the three float32 scratch tensors of ``decode_attention``: sums of values, maxima, sums of weights."""
-    rows = (requests, num_splits, shape.num_heads)
+    rows = (requests, num_splits, queries, shape.num_heads)
     return (*rows, shape.rank_v), rows, rows
 
 
@@ -205,21 +162,22 @@ def decode_attention(
     out: torch.Tensor,
     shape: AttentionShape,
     rebuild: KeyRebuild,
-    tiling: Tiling,
+    plan: DecodePlan,
     partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for requests of at most one query.
+    """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for requests of at most ``plan.tiling.queries`` queries.
 
     Shapes as in ``operands``; ``partials`` are contiguous float32 tensors of ``partial_shapes``, any contents.
     """
-    requests, num_splits = partials[1].shape[:2]
+    requests, num_splits, queries = partials[1].shape[:3]
+    tiling = plan.tiling
     partial, partial_max, partial_sum = partials
     scratch = {"partial_ptr": partial, "partial_max_ptr": partial_max, "partial_sum_ptr": partial_sum}
     programs_per_group = ceil_div(shape.rank_v, tiling.values_per_program)
     decode_split_kernel[(requests, shape.num_groups * programs_per_group, num_splits)](
-        **attention_arguments(query, cache, batch, shape, rebuild, tiling), **scratch
+        **attention_arguments(query, cache, batch, shape, rebuild, tiling), **scratch, **plan.arguments(shape)
     )
-    decode_reduce_kernel[(requests, shape.num_heads)](
+    decode_reduce_kernel[(requests, shape.num_heads, queries)](
         **scratch,
         seq_lens_ptr=batch.seq_lens,
         query_start_loc_ptr=batch.query_start_loc,

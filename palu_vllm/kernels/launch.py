@@ -7,12 +7,15 @@ import torch
 
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.decode import decode_attention, partial_shapes
+from palu_vllm.kernels.decode_plan import DecodePlan, decode_plan
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import lengths_of, prefill_attention
 from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.store_latents import store_latents
-from palu_vllm.kernels.tiling import Device, decode_splits, decode_tiling
+from palu_vllm.kernels.tiling import Device, decode_rows, decode_splits, power_of_two
 
+DECODE_QUERIES = (1, 2, 4, 8)  # of one request; more are prefilled
+DECODE_ROWS = 64  # queries times heads of a group, padded; more would not fit into registers
 STAND_IN = Device(multiprocessors=8, shared_memory=227 * 1024)  # where there is no GPU: interpreter, compile tests
 
 
@@ -62,6 +65,17 @@ class TritonAttention:
         self.allocate = allocate
         self.device = device
         self.workspace_bytes = workspace_bytes
+        weight = rebuild.cos_sin if rebuild.k_up is None else rebuild.k_up
+        for queries in DECODE_QUERIES:  # plans are found here, never while a graph is captured
+            self.plan(queries, weight.dtype, weight.device)
+
+    def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
+        """How at most ``queries`` queries per request are decoded; None where they are too many."""
+        queries = power_of_two(queries)
+        if queries > DECODE_QUERIES[-1] or (queries > 1 and decode_rows(self.shape, queries) > DECODE_ROWS):
+            return None
+        absorb = self.rebuild.k_up is not None
+        return decode_plan(self.shape, self.rebuild.cos_sin, queries, dtype, self.device or device_of(device), absorb)
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -70,23 +84,23 @@ class TritonAttention:
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         check_attend(query, cache, batch, out, self.shape)
-        element_size = compute_type(query, cache).itemsize
+        dtype = compute_type(query, cache)
         if batch.seq_lens.shape[0] == 0:
             return
-        if batch.max_query_len == 1:
-            self.decode(query, cache, batch, out, element_size)
+        plan = self.plan(batch.max_query_len, dtype, cache.device)
+        if plan is None:
+            self.prefill(query, cache, batch, out, dtype.itemsize)
         else:
-            self.prefill(query, cache, batch, out, element_size)
+            self.decode(query, cache, batch, out, plan)
 
     def decode(
-        self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int
+        self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, plan: DecodePlan
     ) -> None:
-        device = self.device or device_of(cache.device)
-        requests = batch.seq_lens.shape[0]
-        tiling = decode_tiling(self.shape, element_size, device)
-        num_splits = decode_splits(self.shape, tiling, requests, batch.max_seq_len, device)
-        partials = self.allocate(partial_shapes(self.shape, requests, num_splits), cache.device)
-        decode_attention(query, cache, batch, out, self.shape, self.rebuild, tiling, partials)
+        requests, device = batch.seq_lens.shape[0], self.device or device_of(cache.device)
+        num_splits = decode_splits(self.shape, plan.tiling, requests, batch.max_seq_len, device)
+        shapes = partial_shapes(self.shape, requests, num_splits, plan.tiling.queries)
+        partials = self.allocate(shapes, cache.device)
+        decode_attention(query, cache, batch, out, self.shape, self.rebuild, plan, partials)
 
     def prefill(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int

@@ -10,7 +10,8 @@ from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
-PACKED_VALUES = 64  # of one product: what is unpacked passes through registers, and more would not fit there
+DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
+SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
 
@@ -35,20 +36,31 @@ class Tiling:
     num_stages: int  # of pipelined loads
     num_warps: int = 8
     value_tiles: int = 1  # products with latent values, per program
+    half_tiles: int = 1  # products with each half of k_up
+    queries: int = 1  # of one request at most, in decoding
+    terms: int = 0  # of absorbed RoPE; then ``half`` counts the pairs that are rebuilt
+    slow: int = 0  # pairs that are absorbed, padded
 
     @property
     def values_per_program(self) -> int:
         return self.values * self.value_tiles
 
+    @property
+    def pairs(self) -> int:
+        """Rotary pairs that are rebuilt together."""
+        return self.half // self.half_tiles
+
     def shared_memory(self, rank_k: int, element_size: int) -> int:
-        """Bytes that a program needs at most: ``k_up``, beside it latents or values, and the queries.
+        """Bytes that a program needs at most: ``k_up``, beside it latents or values, the queries, and what absorbed
+        RoPE multiplies latents with.
 
         Of the tiles of ``k_up`` the first is always kept, the others pass through one more buffer.
         """
         rank = self.rank * min(ceil_div(rank_k, self.rank), 2)
-        k_up = self.num_stages * rank * 2 * self.half
+        k_up = self.num_stages * rank * 2 * max(self.half, self.slow)  # one after the other
         values = self.tokens * (self.values + self.rows)
-        return element_size * (k_up + max(self.tokens * rank, values) + self.rows * 2 * self.half)
+        absorbed = self.terms * self.rows * (self.rank + 2 * self.slow)
+        return element_size * (k_up + max(self.tokens * rank, values) + self.rows * 2 * self.half + absorbed)
 
     @property
     def can_shrink(self) -> bool:
@@ -65,15 +77,33 @@ def ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
+def power_of_two(size: int) -> int:
+    """The next one."""
+    return 1 << (size - 1).bit_length()
+
+
 def padded(size: int) -> int:
     """The next power of two, at least ``SMALLEST_TILE``."""
-    return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
+    return max(SMALLEST_TILE, power_of_two(size))
 
 
-def decode_tiling(shape: AttentionShape, element_size: int, device: Device) -> Tiling:
-    """One program has one query of every head of a group; where there are several, ``k_up`` is loaded ahead."""
-    rows = padded(shape.group_size * shape.queries_per_kv)
-    return fitting_tiling(shape, rows, 2 if shape.group_size > 1 else 1, element_size, device)
+def decode_tiling(shape: AttentionShape, element_size: int, device: Device, queries: int = 1) -> Tiling:
+    """One program has ``queries`` queries of every head of a group, a power of two of rows per KV head. Where there are
+    several heads and few rows, ``k_up`` is loaded ahead.
+    """
+    rows = decode_rows(shape, queries)
+    num_stages = 2 if shape.group_size > 1 and rows == SMALLEST_TILE else 1
+    tiling = fitting_tiling(shape, rows, num_stages, element_size, device)
+    return replace(tiling, half_tiles=half_tiles(tiling.half), queries=queries)
+
+
+def decode_rows(shape: AttentionShape, queries: int) -> int:
+    return padded(power_of_two(shape.group_size) * power_of_two(shape.queries_per_kv * queries))
+
+
+def half_tiles(half: int) -> int:
+    """In how many tiles decoding rebuilds ``half`` rotary pairs."""
+    return max(1, half // DECODE_PAIRS)
 
 
 def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:
@@ -90,21 +120,20 @@ def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_si
         values=min(padded(shape.rank_v), max(SMALLEST_TILE, ACCUMULATED_NUMBERS // rows)),
         num_stages=num_stages,
     )
-    if shape.slot is not None:
-        tiling = in_small_products(tiling, shape.rank_v, shape.slot)
+    tiling = in_small_products(tiling, shape.rank_v, shape.slot)
     while tiling.shared_memory(shape.rank_k, element_size) > device.shared_memory and tiling.can_shrink:
         tiling = tiling.shrunk()
     return tiling
 
 
-def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat) -> Tiling:
-    """As many programs, each with several products with packed values."""
-    if len(slot.key.runs) > 1 and tiling.rank > PACKED_RANK:
+def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat | None) -> Tiling:
+    """As many programs, each with several products with values."""
+    if slot is not None and len(slot.key.runs) > 1 and tiling.rank > PACKED_RANK:
         tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
-    if slot.has_groups:
+    if slot is not None and slot.has_groups:
         tiling = replace(tiling, tokens=min(tiling.tokens, GROUPED_TOKENS))
     programs = ceil_div(rank_v, tiling.values)
-    values = min(tiling.values, PACKED_VALUES)
+    values = min(tiling.values, SMALL_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
 
 

@@ -9,7 +9,11 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, Atte
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from palu_vllm.attention_backend.backend import PaluBackend, PaluMetadataBuilder
+from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.plugin import palu_backend
+from tests.palu_vllm.kernels.paged_batches import random_problem
+from tests.shapes import LAYERS
 
 ANSWERS = {
     "supports_sliding_window": True,
@@ -92,3 +96,27 @@ def test_metadata_is_vllms_own_tensors(upper_bound, total):
     assert metadata.batch.query_start_loc is common.query_start_loc
     assert (metadata.batch.max_query_len, metadata.batch.max_seq_len) == (7, 17)
     assert metadata.batch.total_seq_len == total
+
+
+@pytest.mark.parametrize("drafted", [1, 3, 7])
+def test_drafted_tokens_are_decoded_like_the_reference(drafted):
+    """vLLM verifies drafts in one step: ``drafted + 1`` queries per request, fewer where drafts were cut short."""
+    problem = random_problem(LAYERS["two_groups_bias_head_dim_80"], [(drafted + 1, 40), (1, 9), (2, 21)])
+    batch = problem.batch
+    common = CommonAttentionMetadata(
+        query_start_loc=batch.query_start_loc,
+        query_start_loc_cpu=batch.query_start_loc,
+        seq_lens=batch.seq_lens,
+        num_reqs=3,
+        num_actual_tokens=drafted + 4,
+        max_query_len=drafted + 1,
+        max_seq_len=40,
+        block_table_tensor=batch.block_table,
+        slot_mapping=torch.arange(drafted + 4),
+    )
+    builder = PaluMetadataBuilder(SimpleNamespace(), ["layer"], SimpleNamespace(), torch.device("cpu"))
+    outs = problem.empty_out(), problem.empty_out()
+    for path, out in zip((TritonAttention, ReferenceAttention), outs, strict=True):
+        attention = path(problem.shape, problem.rebuild)
+        attention.attend(problem.query, problem.cache, builder.build(0, common).batch, out)
+    torch.testing.assert_close(*outs)

@@ -62,7 +62,7 @@ def random_rebuild(layer: Layer, dtype: torch.dtype, max_position: int, generato
     return KeyRebuild(
         k_up=k_up.to(dtype) if layer.compressed else None,
         k_bias=bias.to(dtype) if layer.has_bias else None,
-        cos_sin=cos_sin_table(max_position, shape.head_dim),
+        cos_sin=cos_sin_table(max_position, shape.head_dim, layer.theta),
     )
 
 

@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.layers import SERVED_LAYERS
 from palu_vllm.kernels.decode import decode_attention, partial_shapes
+from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.kernels.tiling import Tiling, padded
+from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
 from tests.shapes import LAYERS, PACKED_LAYERS
@@ -20,19 +22,19 @@ ALL_LAYERS = LAYERS | PACKED_LAYERS
 every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYERS)
 
 
-def small_tiling(problem: Problem, tokens: int = 32, rank: int = 32, values: int = 64) -> Tiling:
+def small_tiling(problem: Problem, queries: int = 1) -> Tiling:
     """Several tiles in every direction, so that all loops run more than once."""
-    shape = problem.shape
-    rows = padded(shape.group_size * shape.queries_per_kv)
-    return Tiling(tokens, rank, padded(shape.head_dim // 2), rows, values, num_stages=1)
+    half = padded(problem.shape.head_dim // 2)
+    rows = decode_rows(problem.shape, queries)
+    return Tiling(32, 32, half, rows, 64, num_stages=1, half_tiles=half_tiles(half), queries=queries)
 
 
-def decode(problem: Problem, tiling: Tiling, num_splits: int) -> torch.Tensor:
+def decode(problem: Problem, plan: DecodePlan, num_splits: int) -> torch.Tensor:
     out = problem.empty_out()
-    sizes = partial_shapes(problem.shape, problem.batch.seq_lens.shape[0], num_splits)
-    partials = tuple(torch.full(size, float("nan")) for size in sizes)
     batch = problem.batch
-    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, tiling, partials)
+    sizes = partial_shapes(problem.shape, batch.seq_lens.shape[0], num_splits, plan.tiling.queries)
+    partials = tuple(torch.full(size, float("nan")) for size in sizes)
+    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, plan, partials)
     return out
 
 
@@ -46,14 +48,14 @@ def reference(problem: Problem) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
-    assert_as_precise(decode(problem, small_tiling(problem), num_splits=3), reference(problem), problem)
+    assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits=3), reference(problem), problem)
 
 
 @pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
 def test_packed_values_in_several_products_of_one_program(layer):
     problem = random_problem(layer, REQUESTS, dtype=torch.float16)
-    tiling = replace(small_tiling(problem), values=16, value_tiles=3)
-    assert_as_precise(decode(problem, tiling, num_splits=3), reference(problem), problem)
+    plan = DecodePlan(replace(small_tiling(problem), values=16, value_tiles=3))
+    assert_as_precise(decode(problem, plan, num_splits=3), reference(problem), problem)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -69,20 +71,59 @@ def test_packed_values_in_several_products_of_one_program(layer):
 def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, seed):
     layer = replace(layer, shape=replace(layer.shape, sliding_window=window))
     problem = random_problem(layer, [(1, length) for length in seq_lens], block_size, dtype, seed)
-    assert_as_precise(decode(problem, small_tiling(problem), num_splits), reference(problem), problem)
+    assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits), reference(problem), problem)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    layer=st.sampled_from(
+        ["per_head_odd_ranks", "two_groups_bias_head_dim_80", "seven_queries_per_kv_bias", "uncompressed"]
+    ),
+    window=st.none() | st.integers(1, 40),
+    lengths=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60)), min_size=1, max_size=2),
+    num_splits=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_several_queries_per_request_see_no_token_behind_them(layer, window, lengths, num_splits, seed):
+    """Query lengths differ within a batch, as with drafts that were cut short."""
+    layer = replace(LAYERS[layer], shape=replace(LAYERS[layer].shape, sliding_window=window))
+    requests = [(4, 37), *((queries, max(queries + cached, 1)) for queries, cached in lengths)]
+    problem = random_problem(layer, requests, seed=seed)
+    plan = DecodePlan(small_tiling(problem, queries=4))
+    assert_as_precise(decode(problem, plan, num_splits), reference(problem), problem)
+
+
+@pytest.mark.parametrize("queries", [2, 5, 8, 9])
+def test_a_few_queries_are_decoded_and_more_are_prefilled(queries):
+    problem = random_problem(LAYERS["per_head_odd_ranks"], [(queries, 40), (1, 9)])
+    out = problem.empty_out()
+    attention = TritonAttention(problem.shape, problem.rebuild)
+    assert (attention.plan(queries, problem.cache.dtype, problem.cache.device) is None) == (queries > 8)
+    attention.attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+
+
+def test_queries_that_would_not_fit_into_registers_are_prefilled():
+    shape = SERVED_LAYERS["qwen_2_7b_128_384"].shape
+    problem = random_problem(LAYERS["per_head_odd_ranks"], [(1, 3)])
+    attention = TritonAttention(problem.shape, problem.rebuild)
+    attention.shape = shape
+    planned = [attention.plan(queries, torch.float16, problem.cache.device) for queries in (1, 2, 3)]
+    assert [plan and plan.tiling.rows for plan in planned] == [32, 64, None]
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 7])
 def test_splits_do_not_change_the_result(num_splits):
     problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 111), (1, 33)])
-    whole, split = decode(problem, small_tiling(problem), 1), decode(problem, small_tiling(problem), num_splits)
+    plan = DecodePlan(small_tiling(problem))
+    whole, split = decode(problem, plan, 1), decode(problem, plan, num_splits)
     torch.testing.assert_close(split, whole)
 
 
 def test_large_scores_do_not_overflow():
     problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 63)])
     problem = replace(problem, query=1000 * problem.query)
-    assert_as_precise(decode(problem, small_tiling(problem), num_splits=2), reference(problem), problem)
+    assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits=2), reference(problem), problem)
 
 
 @pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "3_bits_bias", "keys_16_values_4_bits"])

@@ -154,7 +154,7 @@ def test_launch_keeps_to_its_workspace():
         return new_scratch(shapes, device)
 
     out, workspace_bytes = problem.empty_out(), 40_000
-    attention = TritonAttention(problem.shape, problem.rebuild, allocate, workspace_bytes)
+    attention = TritonAttention(problem.shape, problem.rebuild, allocate, workspace_bytes=workspace_bytes)
     attention.attend(problem.query, problem.cache, problem.batch, out)
     assert_as_precise(out, reference(problem), problem)
     assert 0 < sizes[0] <= workspace_bytes

@@ -1,0 +1,72 @@
+"""Scores of one tile of tokens in the decode kernel: keys are rebuilt, a tile of rotary pairs at a time."""
+
+import triton
+import triton.language as tl
+
+from palu_vllm.kernels.common import load_cos_sin, load_query_halves, rebuild_key, rotated_scores
+
+
+@triton.jit
+def load_query_tiles(
+    row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, HALF_TILES: tl.constexpr
+):
+    """``HALF_TILES`` times both halves of the query of each row, one tuple of ``[TILE_HALF, TILE_ROWS]``."""
+    tiles = ()
+    for index in tl.static_range(HALF_TILES):
+        first, second = load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF, index * TILE_HALF)
+        tiles = tiles + (first, second)
+    return tiles
+
+
+@triton.jit
+def rebuilt_scores(
+    latent,  # [TILE_TOKENS, TILE_RANK], the first tile of ranks
+    query_tiles,  # of load_query_tiles
+    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    tokens,  # [TILE_TOKENS]
+    valid,  # [TILE_TOKENS]
+    head_of_row,  # [TILE_ROWS], in the group
+    k_up_ptr,
+    stride_k_up_group,
+    stride_k_up_rank,
+    k_bias_ptr,
+    cos_sin_ptr,
+    group,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    RANK_K: tl.constexpr,
+    FORMAT_K: tl.constexpr,
+    TILE_RANK: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
+    """``RoPE(key) . query`` over the pairs of ``query_tiles``, float32 ``[TILE_TOKENS, TILE_ROWS]``.
+
+    A tile of pairs at a time, so that keys and rotations fit into registers; a rotation is loaded once for all heads.
+    """
+    scores = tl.zeros([tokens.shape[0], head_of_row.shape[0]], tl.float32)
+    for index in tl.static_range(len(query_tiles) // 2):
+        cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF, index * TILE_HALF)
+        for head in tl.range(GROUP_SIZE, disable_licm=True):
+            key_first, key_second = rebuild_key(
+                latent,
+                slot_ptrs,
+                valid,
+                k_up_ptr,
+                stride_k_up_group,
+                stride_k_up_rank,
+                k_bias_ptr,
+                group * GROUP_SIZE + head,
+                GROUP_SIZE,
+                HEAD_DIM,
+                RANK_K,
+                FORMAT_K,
+                tokens.shape[0],
+                TILE_RANK,
+                TILE_HALF,
+                index * TILE_HALF,
+            )
+            of_head = rotated_scores(
+                key_first, key_second, cos, sin, query_tiles[2 * index], query_tiles[2 * index + 1]
+            )
+            scores += tl.where((head_of_row == head)[None, :], of_head, 0.0)
+    return scores

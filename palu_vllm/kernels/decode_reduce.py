@@ -1,0 +1,63 @@
+"""Joins the parts into which decoding has split a context, and says what the parts are."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
+    """Tokens ``[start, stop)`` of one split: whole tiles of what the window of the first query leaves; empty past the
+    last tile.
+    """
+    first = 0
+    if SLIDING_WINDOW is not None:
+        first = tl.maximum(seq_len - query_len + 1 - SLIDING_WINDOW, 0)
+    tiles_per_split = tl.cdiv(tl.cdiv(seq_len - first, TILE_TOKENS), num_splits)
+    start = first + split * tiles_per_split * TILE_TOKENS
+    return start, tl.minimum(start + tiles_per_split * TILE_TOKENS, seq_len)
+
+
+@triton.jit
+def decode_reduce_kernel(
+    partial_ptr,  # [requests, num_splits, queries, num_heads, RANK_V] float32
+    partial_max_ptr,  # [requests, num_splits, queries, num_heads] float32
+    partial_sum_ptr,  # [requests, num_splits, queries, num_heads] float32
+    seq_lens_ptr,  # [requests] int32
+    query_start_loc_ptr,  # [requests + 1] int32
+    out_ptr,  # [tokens, num_heads, RANK_V]
+    stride_out_token,
+    stride_out_head,
+    num_splits,
+    RANK_V: tl.constexpr,
+    SLIDING_WINDOW: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TILE_VALUES: tl.constexpr,
+):
+    """One program: joins the splits of one query of one head of one request."""
+    request, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    num_heads, queries = tl.num_programs(1), tl.num_programs(2)
+    token = tl.load(query_start_loc_ptr + request).to(tl.int64)
+    query_len = (tl.load(query_start_loc_ptr + request + 1) - token).to(tl.int32)
+    if query >= query_len:
+        return
+    seq_len = tl.load(seq_lens_ptr + request)
+    # [TILE_VALUES]
+    columns = tl.arange(0, TILE_VALUES)
+    accumulated = tl.zeros([TILE_VALUES], tl.float32)
+    running_max = float("-inf")
+    running_sum = 0.0
+    for split in range(num_splits):
+        start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
+        if start < stop:
+            partial_row = ((request * num_splits + split) * queries + query) * num_heads + head
+            partial_max = tl.load(partial_max_ptr + partial_row)
+            partial = tl.load(partial_ptr + partial_row * RANK_V + columns, mask=columns < RANK_V, other=0.0)
+            new_max = tl.maximum(running_max, partial_max)
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # the query has seen nothing so far
+            old, new = tl.exp2(running_max - shift), tl.exp2(partial_max - shift)
+            accumulated = accumulated * old + partial * new
+            running_sum = running_sum * old + tl.load(partial_sum_ptr + partial_row) * new
+            running_max = new_max
+    out_row_ptr = out_ptr + (token + query) * stride_out_token + head * stride_out_head
+    normalised = (accumulated / running_sum).to(out_ptr.dtype.element_ty)
+    tl.store(out_row_ptr + columns, normalised, mask=columns < RANK_V)
