@@ -98,6 +98,7 @@ RECOMMENDED_LAYERS = {
     "llama_3_8b_128_384": MODELS["llama-3.1-8b"].layer(128, 384),
     "llama_3_8b_256_256": MODELS["llama-3.1-8b"].layer(256, 256),
     "qwen_2_7b_128_384": MODELS["qwen-2-7b"].layer(128, 384),
+    "qwen_3_8b_256_256": MODELS["qwen-3-8b"].layer(256, 256),
 }
 SERVED_LAYERS = RECOMMENDED_LAYERS | {
     "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False, theta=5e5),

@@ -52,8 +52,8 @@ def rotations(cos_sin: torch.Tensor, head_dim: int) -> torch.Tensor:
 def rotary_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
     """Radians per position of every pair, float64 ``[rotary_dim / 2]``; NaN where the table has no constant frequency.
 
-    Takes the model's own table ``[max_position, rotary_dim]``, whatever scaling it was made with; a factor on its length
-    (yarn's) does not matter.
+    Takes the model's own table ``[max_position, rotary_dim]``, whatever scaling it was made with; a factor on its
+    length (yarn's) does not matter.
     """
     table = as_pairs(cos_sin)
     if len(table) < 2:
@@ -135,8 +135,8 @@ def absorbed_scores(
     """The specification: ``scale * q_j . k[t, h]`` for one tile of context, up to the tolerance of ``absorption``.
 
     Takes ``query [num_heads, head_dim]``, rotated, and ``latent_k [tokens, num_groups, rank_k]`` of the positions from
-    ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up`` and no
-    ``rebuild.k_norm``.
+    ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``
+    and no ``rebuild.k_norm``.
     """
     fast, tokens = absorption.fast, len(latent_k)
     rotation = rotations(rebuild.cos_sin[start : start + tokens], shape.head_dim)
