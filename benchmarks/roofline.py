@@ -38,7 +38,9 @@ class Bound:
 
 
 def absorption_of(layer: Layer, tolerance: float = ABSORPTION_TOLERANCE) -> Absorbing | None:
-    """The cheapest plan for the layer's frequencies; None where rebuilding whole keys is as cheap."""
+    """The cheapest plan for the layer's frequencies; None where whole keys are as cheap, or needed by a norm."""
+    if layer.has_key_norm:
+        return None
     plan = plan_absorption(layer.frequencies(), layer.shape.queries_per_kv, ABSORPTION_TILES, tolerance)
     return plan and Absorbing.of(plan)
 

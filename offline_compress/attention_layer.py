@@ -9,7 +9,7 @@ from offline_compress.clip_ratio import ClipSearch
 from offline_compress.decomposition import decompose
 from offline_compress.fuse_output import constant_output, fuse_output
 from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
-from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, projection
+from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, projection
 from offline_compress.source import SourceModel
 from palu_vllm.config import LayerShape, PaluConfig
 
@@ -77,6 +77,9 @@ def write_attention(
     value = _write_value(put, read, shape, rotations.value, searches.value, second_moment, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
+    if shape.qk_norm:
+        for norm in NORMS.values():
+            put(f"{norm}.weight", [read(norm)])
     return LayerOutcome(key, value)
 
 

@@ -1,13 +1,15 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn.functional import rms_norm
 
 from offline_compress.attention_probe import AttentionProbe, sketch
 from offline_compress.decomposition import decompose
-from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, LayerRunner, projection
+from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
 from offline_compress.plan import Plan
 from offline_compress.statistics import KeptSample, LayerStatistics, damped
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
@@ -28,7 +30,7 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
     moment = damped(layer, statistics.moment) if plan.needs_whitening else None
     samples = [(probe_of(plan, runner, layer, sample), sample.inputs) for sample in statistics.samples]
-    bias = _heads(plan, _bias(plan, layer, KEY)[None])  # [num_kv_heads, 1, head_dim]
+    finished = _before_rotation(plan, layer, KEY)
     tables = []
     for name, storages in ((KEY, grid.keys()), (VALUE, grid.values())):
         weight = _weight(plan, layer, name)
@@ -36,15 +38,15 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
         found = []
         for probe, inputs in samples:
             projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T))
-            error = partial(_key_error, probe, bias) if name == KEY else probe.value_error
+            error = partial(_key_error, probe, finished) if name == KEY else probe.value_error
             found.append(storage_errors(projected, error, storages))
         tables.append(torch.stack(found).mean(0))
     return LayerErrors(*tables, torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
 
 
-def _key_error(probe: AttentionProbe, bias: torch.Tensor, keys: torch.Tensor) -> float:
-    """Keys are cached without their bias."""
-    return probe.key_error(keys + bias)
+def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:
+    """Keys are cached without their bias, before their norm."""
+    return probe.key_error(finished(keys))
 
 
 def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) -> AttentionProbe:
@@ -52,8 +54,8 @@ def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) ->
     tokens = len(sample.inputs)
 
     def projected(name: str) -> torch.Tensor:
-        rows = sample.inputs @ _weight(plan, layer, name).float().T
-        return _heads(plan, rows if name == VALUE else rows + _bias(plan, layer, name))
+        heads = _heads(plan, sample.inputs @ _weight(plan, layer, name).float().T)
+        return heads if name == VALUE else _before_rotation(plan, layer, name)(heads)
 
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=sample.inputs.device).tril()
     mask = runner.mask(tokens)
@@ -78,6 +80,16 @@ def _bias(plan: Plan, layer: int, name: str) -> torch.Tensor:
     stored = plan.source.tensors.get(projection(layer, name, "bias"))
     rows = plan.source.tensors[projection(layer, name)].shape[0]
     return torch.zeros(rows, device=plan.device) if stored is None else stored.read().float().to(plan.device)
+
+
+def _before_rotation(plan: Plan, layer: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What becomes of projected heads ``[heads, tokens, head_dim]`` before they are rotated: bias, and norm if any."""
+    bias = _heads(plan, _bias(plan, layer, name)[None])
+    stored = plan.source.tensors.get(projection(layer, NORMS[name]))
+    if stored is None:
+        return lambda heads: heads + bias
+    weight, eps = stored.read().float().to(plan.device), plan.config.rms_norm_eps
+    return lambda heads: rms_norm(heads + bias, weight.shape, weight, eps)
 
 
 def _heads(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
