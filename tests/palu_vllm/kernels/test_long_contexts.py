@@ -15,14 +15,11 @@ from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.operands import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import Problem, cos_sin_table, random_problem
-from tests.palu_vllm.kernels.same_precision import assert_as_precise
 from tests.shapes import LAYERS, PACKED_LAYERS, Layer, sizes
 
 SIGN = 2**31  # elements from which on a 32-bit offset is negative
 MILLION = 2**20
-SPACING = (
-    5 * 10**8 // 16 * 16
-)  # elements between blocks: block 5 is past 2^31, where its offset wraps to before block 0
+SPACING = 5 * 10**8  # elements between blocks: the offset of block 5 is past 2^31, as int32 before block 0
 REQUESTS = {"decode": [(1, 63), (1, 20)], "several_queries": [(4, 63)], "prefill": [(20, 63), (1, 5)]}
 every_kind = pytest.mark.parametrize("requests", REQUESTS.values(), ids=REQUESTS)
 every_layer = pytest.mark.parametrize(
