@@ -12,7 +12,7 @@ from palu_vllm.kernels.decode import decode_attention, partial_shapes
 from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded
+from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded, power_of_two
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
 from tests.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS, Layer
@@ -117,8 +117,8 @@ def test_queries_that_would_not_fit_into_registers_are_prefilled():
     problem = random_problem(LAYERS["per_head_odd_ranks"], [(1, 3)])
     attention = TritonAttention(problem.shape, problem.rebuild)
     attention.shape = shape
-    planned = [attention.plan(queries, torch.float16, problem.cache.device) for queries in (1, 2, 3)]
-    assert [plan and plan.tiling.rows for plan in planned] == [32, 64, None]
+    planned = [attention.plan(queries, torch.float16, problem.cache.device) for queries in (1, 2, 3, 8)]
+    assert [plan and plan.tiling.rows for plan in planned] == [32, 16, 32, None]
 
 
 @pytest.mark.parametrize("layer", LARGE_LAYERS.values(), ids=LARGE_LAYERS)
@@ -140,6 +140,16 @@ def test_layers_of_other_ranks_share_a_table_and_a_pool():
         out = problem.empty_out()
         TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
         assert_as_precise(out, reference(problem), problem)
+
+
+@pytest.mark.parametrize("name", ["group_of_six_eight_queries_per_kv", "group_of_three_bias_window", "3_bits_bias"])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_parts_of_a_group_give_what_the_whole_group_gives(name, queries):
+    problem = random_problem(ALL_LAYERS[name], [(queries, 40), (1, 9)])
+    group_size, wide = problem.shape.group_size, small_tiling(problem, power_of_two(queries))
+    narrow = replace(wide, parts=group_size, rows=decode_rows(problem.shape, wide.queries, group_size))
+    whole, parts = (decode(problem, DecodePlan(tiling), num_splits=2) for tiling in (wide, narrow))
+    torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 7])
