@@ -120,10 +120,10 @@ def store_and_attend(layer: Layer, query_len: int, device: Device) -> None:
 
 
 def calls_of(layer: Layer, device: Device) -> list[Call]:
-    """Every kernel of a decoding step and of a prefill, each specialisation once."""
+    """Every kernel of a prefill and of decoding one and four queries per request, each specialisation once."""
     calls = [
         call
-        for query_len in (1, 64)
+        for query_len in (1, 4, 64)
         for call in launched(lambda query_len=query_len: store_and_attend(layer, query_len, device))
     ]
     return list({repr((call[0].__name__, specialised(*call))): call for call in calls}.values())

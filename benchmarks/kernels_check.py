@@ -35,6 +35,7 @@ def compiled_rows(arch: str, name: str) -> list[Row]:
     device, rows = CHIPS[arch], []
     for kernel, arguments in calls_of(LAYERS[name], device):
         row = {"arch": arch, "layer": name, "kernel": kernel.__name__, "limit": device.shared_memory}
+        row |= {"queries": arguments["QUERIES"]} if "QUERIES" in arguments else {}
         try:
             rows.append(row | resources(compile_call(kernel, arguments, arch)))
         except (TritonError, RuntimeError) as error:
@@ -75,8 +76,9 @@ def table(rows: Sequence[Row]) -> str:
         if "error" not in row:
             numbers = f"{row['registers']:9} {row['stack']:6} {row['shared_memory'] / 1024:10.1f}"
         mark = "FAILED: " if fails(row) else ""
-        lines.append(f"{row['arch']:7} {name:27} {row['kernel']:24} {numbers}  {mark}{verdict(row)}".rstrip())
-    return "\n".join([*lines, "* recommended"])
+        kernel = row["kernel"] + (f" ({row['queries']})" if "queries" in row else "")
+        lines.append(f"{row['arch']:7} {name:27} {kernel:24} {numbers}  {mark}{verdict(row)}".rstrip())
+    return "\n".join([*lines, "* recommended; (n): queries per request"])
 
 
 def check(arches: Sequence[str], names: Sequence[str]) -> list[Row]:

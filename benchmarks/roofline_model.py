@@ -99,18 +99,20 @@ def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, tiling: Tiling) -
     tokens reads all of ``k_up``: the columns of fast pairs to rebuild keys, those of slow ones to absorb them.
     """
     splits = decode_splits(shape, tiling, batch.requests, batch.context, gpu.device)
-    programs = ceil_div(shape.rank_v, tiling.values_per_program)
+    parts = batch.tokens * shape.num_groups * tiling.parts  # of the heads of a group, which all read its latents
+    programs = ceil_div(shape.rank_v, tiling.values_per_program)  # of each part of the heads
     tiles = batch.requests * ceil_div(batch.context, tiling.tokens)
     computed = programs * tiles * tiling.tokens * shape.num_groups  # tokens of a group, padding included
 
+    rows = tiling.parts * tiling.rows
     key = shape.rank_k * NUMBER if shape.slot is None else shape.slot.key.bytes
     k_up = shape.num_groups * shape.rank_k * shape.group_size * shape.head_dim * NUMBER
     table = shape.head_dim * FLOAT
     partials = 2 * batch.requests * splits * shape.num_heads * (shape.rank_v + 2) * FLOAT
     return Work(
         memory_bytes=batch.tokens * shape.num_groups * slot_bytes(shape) + k_up + batch.context * table,
-        l2_bytes=batch.tokens * shape.num_groups * (slot_bytes(shape) + (programs - 1) * key + programs * table)
+        l2_bytes=parts * (slot_bytes(shape) + (programs - 1) * key + programs * table)
         + programs * tiles * k_up
         + partials,
-        flops=FLOP * computed * (shape.rank_k * columns(shape, tiling) + tiling.rows * tiling.values_per_program),
+        flops=FLOP * computed * (shape.rank_k * columns(shape, tiling) + rows * tiling.values_per_program),
     )

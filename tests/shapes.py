@@ -19,6 +19,17 @@ LAYERS = {
     "partial_rotary_key_norm_bias_uncompressed": Layer(
         sizes(4, 2, 64, 2, 128, 37), compressed=False, has_bias=True, has_key_norm=True
     ).with_rotary_dim(32),
+    "sixteen_queries_per_kv": Layer(sizes(32, 2, 64, 1, 16, 32)),
+    "group_of_three_bias_window": Layer(sizes(12, 3, 64, 3, 32, 48), has_bias=True).with_window(29),
+    "group_of_five": Layer(sizes(25, 5, 64, 5, 32, 16)),
+    "group_of_six_eight_queries_per_kv": Layer(sizes(48, 6, 64, 6, 16, 48)),
+    "group_of_seven": Layer(sizes(42, 7, 64, 7, 32, 16)),
+}
+
+LARGE_LAYERS = {  # at tiny contexts and in the tiles of a launch only: the interpreter is slow
+    "rank_v_1024_in_one_group": Layer(sizes(8, 8, 128, 8, 1008, 1024)),
+    "rank_k_1024_in_one_group_head_dim_256": Layer(sizes(4, 4, 256, 4, 1024, 624)),
+    "128_rows_of_one_query": Layer(sizes(128, 8, 64, 8, 32, 48)),
 }
 
 PACKED_LAYERS = {

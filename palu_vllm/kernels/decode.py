@@ -11,7 +11,7 @@ from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.decode_rebuilt import load_query_tiles, rebuilt_scores
 from palu_vllm.kernels.decode_reduce import decode_reduce_kernel, split_bounds
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.kernels.tiling import ceil_div
+from palu_vllm.kernels.tiling import programs_of_group
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def decode_split_kernel(
     k_norm_eps,
     num_groups,
     GROUP_SIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
@@ -75,12 +76,14 @@ def decode_split_kernel(
     TILE_VALUES: tl.constexpr,
     VALUE_TILES: tl.constexpr,
 ):
-    """One program: all heads of one group of one request over one split, for some tiles of the latent value."""
-    HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
+    """One program: some heads of a group of one request over one split, for some tiles of the latent value."""
+    KV_HEADS: tl.constexpr = GROUP_SIZE // PARTS
+    HEADS: tl.constexpr = KV_HEADS * QUERIES_PER_KV
     FAST: tl.constexpr = TILE_HALF * HALF_TILES  # pairs that are rebuilt: all, or those that are not absorbed
     request = tl.program_id(0).to(tl.int64)
-    group = (tl.program_id(1) % num_groups).to(tl.int64)
-    values_of_program = tl.program_id(1) // num_groups
+    part = (tl.program_id(1) % (num_groups * PARTS)).to(tl.int64)  # those of a group are neighbours
+    group, first_kv_head = part // PARTS, part * KV_HEADS
+    values_of_program = tl.program_id(1) // (num_groups * PARTS)
     split, num_splits = tl.program_id(2), tl.num_programs(2)
     seq_len = tl.load(seq_lens_ptr + request)
     token = tl.load(query_start_loc_ptr + request).to(tl.int64)
@@ -93,10 +96,10 @@ def decode_split_kernel(
     row = tl.arange(0, TILE_ROWS)
     head_of_row, query = row // ROWS_PER_KV, row % ROWS_PER_KV // QUERIES_PER_KV
     head = head_of_row * QUERIES_PER_KV + row % ROWS_PER_KV % QUERIES_PER_KV
-    row_valid = (head_of_row < GROUP_SIZE) & (query < query_len)
+    row_valid = (head_of_row < KV_HEADS) & (query < query_len)
     position = seq_len - query_len + query
-    group_query_ptr = query_ptr + token * stride_query_token + group * HEADS * stride_query_head
-    row_ptrs = group_query_ptr + query * stride_query_token + head * stride_query_head
+    part_query_ptr = query_ptr + token * stride_query_token + part * HEADS * stride_query_head
+    row_ptrs = part_query_ptr + query * stride_query_token + head * stride_query_head
     dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
     query_tiles = load_query_tiles(row_ptrs, row_valid, dtype, HEAD_DIM, ROTARY_DIM, TILE_HALF, HALF_TILES)
     columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
@@ -105,6 +108,9 @@ def decode_split_kernel(
     running_sum = tl.zeros([TILE_ROWS], tl.float32)
     table_row_ptr = block_table_ptr + request * stride_block_table_request
     group_ptr = cache_ptr + group * stride_cache_group
+    bias_ptr = k_bias_ptr
+    if k_bias_ptr is not None:
+        bias_ptr += first_kv_head * HEAD_DIM
     if FORMAT_K is not None:
         tokens = start + tl.arange(0, TILE_TOKENS)
         slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
@@ -120,15 +126,15 @@ def decode_split_kernel(
         # [TILE_TOKENS, TILE_ROWS]
         scores = rebuilt_scores(
             latent, query_tiles, slot_ptrs, tokens, valid, head_of_row, k_up_ptr, stride_k_up_group, stride_k_up_rank,
-            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, group, GROUP_SIZE, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K,
-            TILE_RANK, TILE_HALF,
+            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head, GROUP_SIZE, KV_HEADS, HEAD_DIM, ROTARY_DIM,
+            RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
         )  # fmt: skip
         if coefficients_ptr is not None:
+            up_ptr = k_up_ptr + group * stride_k_up_group + first_kv_head % GROUP_SIZE * HEAD_DIM
             scores += absorbed_scores(
-                latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr, group_query_ptr,
-                stride_query_token, stride_query_head, query_len, group, tile_start, cos_sin_ptr, basis_ptr,
-                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW,
-                TERMS, ROWS_PER_KV, TILE_ROWS,
+                latent, slot_ptrs, valid, up_ptr, stride_k_up_rank, bias_ptr, part_query_ptr, stride_query_token,
+                stride_query_head, query_len, tile_start, cos_sin_ptr, basis_ptr, coefficients_ptr, KV_HEADS,
+                QUERIES_PER_KV, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS, ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
         visible = visible_to(position, tokens, valid, SLIDING_WINDOW, QUERIES)
         scores = tl.where(visible, scores * scale_log2, float("-inf"))
@@ -141,7 +147,9 @@ def decode_split_kernel(
             slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
             latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
 
-    partial_row = ((request * num_splits + split) * QUERIES + query) * (num_groups * HEADS) + group * HEADS + head
+    partial_row = (
+        ((request * num_splits + split) * QUERIES + query) * (num_groups * PARTS * HEADS) + part * HEADS + head
+    )
     if values_of_program == 0:
         tl.store(partial_max_ptr + partial_row, running_max, mask=row_valid)
         tl.store(partial_sum_ptr + partial_row, running_sum, mask=row_valid)
@@ -177,7 +185,7 @@ def decode_attention(
     tiling = plan.tiling
     partial, partial_max, partial_sum = partials
     scratch = {"partial_ptr": partial, "partial_max_ptr": partial_max, "partial_sum_ptr": partial_sum}
-    programs_per_group = ceil_div(shape.rank_v, tiling.values_per_program)
+    programs_per_group = programs_of_group(shape, tiling)
     decode_split_kernel[(requests, shape.num_groups * programs_per_group, num_splits)](
         **attention_arguments(query, cache, batch, shape, rebuild, tiling), **scratch, **plan.arguments(shape)
     )

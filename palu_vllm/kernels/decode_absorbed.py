@@ -1,6 +1,7 @@
 """Scores of one tile of tokens in the decode kernel: slow rotary pairs, whose keys are not rebuilt.
 
-``docs/kernels.md`` derives it; ``absorbed.absorbed_scores`` is the specification. Rows are ordered by KV head: row
+``docs/kernels.md`` derives it; ``absorbed.absorbed_scores`` is the specification. ``GROUP_SIZE`` counts the KV heads of
+one program, which may be part of a group. Rows are ordered by KV head: row
 ``h * ROWS_PER_KV + query * QUERIES_PER_KV + j`` is query head j of KV head h. Columns of u are ordered by term first:
 ``term * TILE_ROWS + row``.
 """
@@ -13,11 +14,11 @@ from palu_vllm.kernels.common import columns_of_pairs, load_latent
 
 @triton.jit
 def moved_query(
-    query_ptr,  # of the first query and head of a group
+    query_ptr,  # of the first query and head of the program
     stride_query_token,
     stride_query_head,
     query_len,
-    head,  # KV head of the group
+    head,  # KV head of the program
     position,  # first of the tile
     cos_sin_ptr,
     coefficients_ptr,  # [2, TERMS, HEAD_DIM // 2 - FAST] float32: real, then imaginary parts
@@ -75,7 +76,7 @@ def add_absorbed(
     products,  # [TILE_TOKENS, TERMS * TILE_ROWS] float32
     latent,  # [TILE_TOKENS, TILE_RANK], the tile of ranks from rank_start on
     rank_start,
-    up_ptr,  # the group's k_up
+    up_ptr,  # the columns of k_up from the first head on
     stride_k_up_rank,
     query_ptr,
     stride_query_token,
@@ -136,7 +137,7 @@ def add_absorbed(
 
 @triton.jit
 def absorbed_bias(
-    bias_ptr,  # of the group's first KV head
+    bias_ptr,  # of the first KV head
     query_ptr,
     stride_query_token,
     stride_query_head,
@@ -193,15 +194,13 @@ def absorbed_scores(
     latent,  # [TILE_TOKENS, TILE_RANK], the first tile of ranks
     slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
     valid,  # [TILE_TOKENS]
-    k_up_ptr,
-    stride_k_up_group,
+    up_ptr,  # the columns of k_up from the first head of the program on
     stride_k_up_rank,
-    k_bias_ptr,
-    query_ptr,  # of the first query and head of a group
+    bias_ptr,  # None, or of the first KV head of the program
+    query_ptr,  # of the first query and head of the program
     stride_query_token,
     stride_query_head,
     query_len,
-    group,
     position,  # first of the tile
     cos_sin_ptr,
     basis_ptr,  # [TERMS, TILE_TOKENS] float32
@@ -231,7 +230,7 @@ def absorbed_scores(
             products,
             latent,
             rank_start,
-            k_up_ptr + group * stride_k_up_group,
+            up_ptr,
             stride_k_up_rank,
             query_ptr,
             stride_query_token,
@@ -250,9 +249,9 @@ def absorbed_scores(
             TERMS,
             ROWS_PER_KV,
         )
-    if k_bias_ptr is not None:
+    if bias_ptr is not None:
         products += absorbed_bias(
-            k_bias_ptr + group * GROUP_SIZE * HEAD_DIM,
+            bias_ptr,
             query_ptr,
             stride_query_token,
             stride_query_head,

@@ -49,6 +49,7 @@ class DecodePlan:
             "basis_ptr": self.basis,
             "coefficients_ptr": self.coefficients,
             "QUERIES": tiling.queries,
+            "PARTS": tiling.parts,
             "HALF_TILES": tiling.half_tiles,
             "TILE_SLOW": tiling.slow,
             "TERMS": tiling.terms,
@@ -57,7 +58,7 @@ class DecodePlan:
 
 
 def rows_per_kv(shape: AttentionShape, tiling: Tiling) -> int:
-    return tiling.rows // power_of_two(shape.group_size)
+    return tiling.rows // power_of_two(shape.group_size // tiling.parts)
 
 
 def columns(shape: AttentionShape, tiling: Tiling) -> float:
@@ -67,7 +68,7 @@ def columns(shape: AttentionShape, tiling: Tiling) -> float:
     """
     rebuilt = 2 * tiling.half * shape.group_size * (1 + tiling.rows / shape.rank_k)
     making = 2 * tiling.slow * rows_per_kv(shape, tiling) * shape.group_size / tiling.tokens
-    return rebuilt + tiling.terms * (tiling.rows + making)
+    return rebuilt + tiling.terms * (tiling.parts * tiling.rows + making)
 
 
 def absorbing(

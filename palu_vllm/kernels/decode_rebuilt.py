@@ -33,7 +33,7 @@ def rebuilt_scores(
     slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
     tokens,  # [TILE_TOKENS]
     valid,  # [TILE_TOKENS]
-    head_of_row,  # [TILE_ROWS], in the group
+    head_of_row,  # [TILE_ROWS], in the program
     k_up_ptr,
     stride_k_up_group,
     stride_k_up_rank,
@@ -41,8 +41,9 @@ def rebuilt_scores(
     k_norm_ptr,
     k_norm_eps,
     cos_sin_ptr,
-    group,
+    first_kv_head,  # of the program
     GROUP_SIZE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
@@ -59,7 +60,7 @@ def rebuilt_scores(
     squares = scores
     for index in tl.static_range(len(query_tiles) // 2):
         cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, ROTARY_DIM, TILE_HALF, index * TILE_HALF)
-        for head in tl.range(GROUP_SIZE, disable_licm=True):
+        for head in tl.range(KV_HEADS, disable_licm=True):
             key_first, key_second = rebuild_key(
                 latent,
                 slot_ptrs,
@@ -68,7 +69,7 @@ def rebuilt_scores(
                 stride_k_up_group,
                 stride_k_up_rank,
                 k_bias_ptr,
-                group * GROUP_SIZE + head,
+                first_kv_head + head,
                 GROUP_SIZE,
                 HEAD_DIM,
                 ROTARY_DIM,

@@ -12,10 +12,10 @@ from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import lengths_of, prefill_attention
 from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.store_latents import store_latents
-from palu_vllm.kernels.tiling import Device, decode_rows, decode_splits, power_of_two
+from palu_vllm.kernels.tiling import Device, decode_rows, decode_splits, group_parts, power_of_two
 
 DECODE_QUERIES = (1, 2, 4, 8)  # of one request; more are prefilled
-DECODE_ROWS = 64  # queries times heads of a group, padded; more would not fit into registers
+DECODE_ROWS = 32  # queries times heads of a program; more would not fit into registers
 STAND_IN = Device(multiprocessors=8, shared_memory=227 * 1024)  # where there is no GPU: interpreter, compile tests
 
 
@@ -72,7 +72,8 @@ class TritonAttention:
     def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
         """How at most ``queries`` queries per request are decoded; None where they are too many."""
         queries = power_of_two(queries)
-        if queries > DECODE_QUERIES[-1] or (queries > 1 and decode_rows(self.shape, queries) > DECODE_ROWS):
+        rows = decode_rows(self.shape, queries, group_parts(self.shape, queries))
+        if queries > DECODE_QUERIES[-1] or (queries > 1 and rows > DECODE_ROWS):
             return None
         return decode_plan(self.shape, self.rebuild, queries, dtype, self.device or device_of(device))
 

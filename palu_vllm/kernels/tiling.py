@@ -10,9 +10,12 @@ from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
+ROWS_OF_ONE_QUERY = 32  # heads of one program: products of more take registers that are needed for values
+ROWS_OF_SEVERAL_QUERIES = 16  # likewise, of several queries, each with a mask of its own
 DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
 NORMALISED_PAIRS = 16  # likewise, where weights and sums of squares of a key norm are there too
 SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
+RANK_OF_MANY_ROWS = 128  # likewise, beside the scores of more than 16 rows
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
 
@@ -39,6 +42,7 @@ class Tiling:
     value_tiles: int = 1  # products with latent values, per program
     half_tiles: int = 1  # products with each half of k_up
     queries: int = 1  # of one request at most, in decoding
+    parts: int = 1  # programs that share the KV heads of a group, in decoding
     terms: int = 0  # of absorbed RoPE; then ``half`` counts the pairs that are rebuilt
     slow: int = 0  # pairs that are absorbed, padded
 
@@ -91,18 +95,36 @@ def padded(size: int) -> int:
 def decode_tiling(
     shape: AttentionShape, element_size: int, device: Device, queries: int = 1, has_key_norm: bool = False
 ) -> Tiling:
-    """One program has ``queries`` queries of every head of a group, a power of two of rows per KV head. Where there are
-    several heads and few rows, or few pairs at a time, ``k_up`` is loaded ahead.
+    """One program has ``queries`` queries of every head of a part of a group, a power of two of rows per KV head. Where
+    there are several heads and few rows, or few pairs at a time, ``k_up`` is loaded ahead.
     """
-    rows = decode_rows(shape, queries)
-    num_stages = 2 if shape.group_size > 1 and (rows == SMALLEST_TILE or has_key_norm) else 1
-    tiling = fitting_tiling(shape, rows, num_stages, element_size, device)
+    parts = group_parts(shape, queries)
+    rows = decode_rows(shape, queries, parts)
+    num_stages = 2 if parts < shape.group_size and (rows == SMALLEST_TILE or has_key_norm) else 1
+    several = rows > SMALLEST_TILE and queries > 1
+    accumulated = ACCUMULATED_NUMBERS // 2 if several and shape.slot is not None else ACCUMULATED_NUMBERS
+    tiling = fitting_tiling(shape, rows, accumulated // rows, num_stages, element_size, device)
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
-    return replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries)
+    return replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
 
 
-def decode_rows(shape: AttentionShape, queries: int) -> int:
-    return padded(power_of_two(shape.group_size) * power_of_two(shape.queries_per_kv * queries))
+def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:
+    """Of one program, padded."""
+    return padded(power_of_two(shape.group_size // parts) * power_of_two(shape.queries_per_kv * queries))
+
+
+def group_parts(shape: AttentionShape, queries: int) -> int:
+    """In how many equal parts the heads of a group are taken, as few as leave a program its registers. Every part loads
+    the latents anew, from L2 where they run together; no key is rebuilt twice.
+    """
+    most_rows = ROWS_OF_ONE_QUERY if queries == 1 else ROWS_OF_SEVERAL_QUERIES
+    divisors = (parts for parts in range(1, shape.group_size) if shape.group_size % parts == 0)
+    return next((parts for parts in divisors if decode_rows(shape, queries, parts) <= most_rows), shape.group_size)
+
+
+def programs_of_group(shape: AttentionShape, tiling: Tiling) -> int:
+    """Of one split: parts of its heads times parts of the latent values."""
+    return tiling.parts * ceil_div(shape.rank_v, tiling.values_per_program)
 
 
 def half_tiles(half: int, pairs: int = DECODE_PAIRS) -> int:
@@ -110,18 +132,20 @@ def half_tiles(half: int, pairs: int = DECODE_PAIRS) -> int:
     return max(1, half // pairs)
 
 
-def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:
-    """The largest tiles whose operands fit into shared memory.
+def fitting_tiling(
+    shape: AttentionShape, rows: int, values: int, num_stages: int, element_size: int, device: Device
+) -> Tiling:
+    """The largest tiles whose operands fit into shared memory, with at most ``values`` sums of a row.
 
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
     """
-    tokens, rank = (128, 512) if element_size <= 2 else (32, 32)
+    tokens, rank = (128, 512 if rows == SMALLEST_TILE else RANK_OF_MANY_ROWS) if element_size <= 2 else (32, 32)
     tiling = Tiling(
         tokens=tokens,
         rank=min(padded(shape.rank_k), rank),
         half=padded(shape.head_dim // 2),
         rows=rows,
-        values=min(padded(shape.rank_v), max(SMALLEST_TILE, ACCUMULATED_NUMBERS // rows)),
+        values=min(padded(shape.rank_v), max(SMALLEST_TILE, values)),
         num_stages=num_stages,
     )
     tiling = in_small_products(tiling, shape.rank_v, shape.slot)
@@ -135,7 +159,7 @@ def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat | None) -> T
     if slot is not None and len(slot.key.runs) > 1 and tiling.rank > PACKED_RANK:
         tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
     if slot is not None and slot.has_groups:
-        tiling = replace(tiling, tokens=min(tiling.tokens, GROUPED_TOKENS))
+        tiling = replace(tiling, tokens=min(tiling.tokens, GROUPED_TOKENS), num_stages=1)
     programs = ceil_div(rank_v, tiling.values)
     values = min(tiling.values, SMALL_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
@@ -147,5 +171,5 @@ def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_
     Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.
     """
     longest = max_seq_len if shape.sliding_window is None else min(max_seq_len, shape.sliding_window)
-    programs = requests * shape.num_groups * ceil_div(shape.rank_v, tiling.values_per_program)
+    programs = requests * shape.num_groups * programs_of_group(shape, tiling)
     return max(1, min(device.multiprocessors // programs, ceil_div(longest, tiling.tokens)))

@@ -12,10 +12,10 @@ from palu_vllm.kernels.decode import decode_attention, partial_shapes
 from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded
+from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded, power_of_two
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.shapes import LAYERS, PACKED_LAYERS
+from tests.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS, Layer
 
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
@@ -63,7 +63,7 @@ def test_packed_values_in_several_products_of_one_program(layer):
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
     seq_lens=st.lists(st.integers(1, 70), min_size=1, max_size=3),
-    block_size=st.sampled_from([16, 24, 64, 256]),
+    block_size=st.sampled_from([16, 24, 64, 128, 256]),
     num_splits=st.integers(1, 5),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 1000),
@@ -77,19 +77,29 @@ def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(
-        ["per_head_odd_ranks", "two_groups_bias_head_dim_80", "seven_queries_per_kv_bias", "uncompressed", "key_norm"]
+        [
+            "per_head_odd_ranks",
+            "two_groups_bias_head_dim_80",
+            "seven_queries_per_kv_bias",
+            "uncompressed",
+            "group_of_three_bias_window",
+            "4_bits_odd_ranks",
+            "key_norm",
+        ]
     ),
     window=st.none() | st.integers(1, 40),
-    lengths=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60)), min_size=1, max_size=2),
+    most=st.sampled_from([2, 4, 8]),
+    lengths=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 60)), min_size=1, max_size=2),
     num_splits=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
-def test_several_queries_per_request_see_no_token_behind_them(layer, window, lengths, num_splits, seed):
+def test_several_queries_per_request_see_no_token_behind_them(layer, window, most, lengths, num_splits, seed):
     """Query lengths differ within a batch, as with drafts that were cut short."""
-    layer = replace(LAYERS[layer], shape=replace(LAYERS[layer].shape, sliding_window=window))
-    requests = [(4, 37), *((queries, max(queries + cached, 1)) for queries, cached in lengths)]
+    layer = replace(ALL_LAYERS[layer], shape=replace(ALL_LAYERS[layer].shape, sliding_window=window))
+    drawn = [(min(queries, most), cached) for queries, cached in lengths]
+    requests = [(most, 37), *((queries, max(queries + cached, 1)) for queries, cached in drawn)]
     problem = random_problem(layer, requests, seed=seed)
-    plan = DecodePlan(small_tiling(problem, queries=4))
+    plan = DecodePlan(small_tiling(problem, queries=most))
     assert_as_precise(decode(problem, plan, num_splits), reference(problem), problem)
 
 
@@ -108,8 +118,39 @@ def test_queries_that_would_not_fit_into_registers_are_prefilled():
     problem = random_problem(LAYERS["per_head_odd_ranks"], [(1, 3)])
     attention = TritonAttention(problem.shape, problem.rebuild)
     attention.shape = shape
-    planned = [attention.plan(queries, torch.float16, problem.cache.device) for queries in (1, 2, 3)]
-    assert [plan and plan.tiling.rows for plan in planned] == [32, 64, None]
+    planned = [attention.plan(queries, torch.float16, problem.cache.device) for queries in (1, 2, 3, 8)]
+    assert [plan and plan.tiling.rows for plan in planned] == [32, 16, 32, None]
+
+
+@pytest.mark.parametrize("layer", LARGE_LAYERS.values(), ids=LARGE_LAYERS)
+def test_large_layers_are_as_precise_as_torch(layer):
+    """In the tiles of a launch: latents of up to 1024 numbers, or more rows than several queries may have."""
+    problem = random_problem(layer, [(1, 17), (1, 3)], dtype=torch.float16)
+    out = problem.empty_out()
+    TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+
+
+def test_layers_of_other_ranks_share_a_table_and_a_pool():
+    """As in a model whose ranks differ between layers and between keys and values."""
+    first = random_problem(LAYERS["group_of_five"], REQUESTS)
+    shape = replace(first.shape, rank_k=48, rank_v=63)
+    second = random_problem(Layer(shape), REQUESTS, seed=1)
+    second = replace(second, rebuild=replace(second.rebuild, cos_sin=first.rebuild.cos_sin))
+    for problem in (first, second):
+        out = problem.empty_out()
+        TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+        assert_as_precise(out, reference(problem), problem)
+
+
+@pytest.mark.parametrize("name", ["group_of_six_eight_queries_per_kv", "group_of_three_bias_window", "3_bits_bias"])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_parts_of_a_group_give_what_the_whole_group_gives(name, queries):
+    problem = random_problem(ALL_LAYERS[name], [(queries, 40), (1, 9)])
+    group_size, wide = problem.shape.group_size, small_tiling(problem, power_of_two(queries))
+    narrow = replace(wide, parts=group_size, rows=decode_rows(problem.shape, wide.queries, group_size))
+    whole, parts = (decode(problem, DecodePlan(tiling), num_splits=2) for tiling in (wide, narrow))
+    torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 7])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from palu_vllm.kernels.absorbed import known_frequencies
 from palu_vllm.kernels.decode_plan import TERMS, DecodePlan, absorbing, tolerance_of
+from palu_vllm.kernels.tiling import decode_rows
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise, largest_error
 from tests.palu_vllm.kernels.test_decode import ALL_LAYERS, decode, reference, small_tiling
@@ -73,6 +74,17 @@ def test_random_batches(layer, window, requests, num_splits, dtype, seed):
     problem = random_problem(layer, requests, dtype=dtype, seed=seed)
     plan = absorbed_plan(problem, queries=4)
     assert_as_precise(decode(problem, plan, num_splits), reference(problem), problem)
+
+
+@pytest.mark.parametrize("name", ["all_heads_in_one_group", "3_bits_bias", "two_groups_bias_head_dim_80"])
+def test_a_program_with_some_heads_of_a_group_absorbs_theirs(name):
+    problem = random_problem(COMPRESSED[name], [(4, 63), (2, 20)])
+    group_size = problem.shape.group_size
+    tiling = replace(small_tiling(problem, queries=4), parts=group_size, rows=decode_rows(problem.shape, 4, group_size))
+    frequencies = known_frequencies(problem.rebuild.cos_sin, problem.shape.head_dim)
+    plans = (absorbing(frequencies, problem.shape, tiling, terms, tolerance_of(torch.float32)) for terms in TERMS)
+    plan = next(plan for plan in plans if plan is not None)
+    assert_as_precise(decode(problem, plan, num_splits=2), reference(problem), problem)
 
 
 def test_a_wrong_coefficient_would_be_noticed():

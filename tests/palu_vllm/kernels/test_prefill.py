@@ -15,7 +15,7 @@ from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.tiling import Device, padded
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.shapes import LAYERS, PACKED_LAYERS
+from tests.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
 
 SMALL_DEVICE = Device(multiprocessors=1, shared_memory=227 * 1024)
 TINY_WORKSPACE = 1  # bytes: one tile of one group at a time
@@ -66,6 +66,14 @@ def test_packed_values_in_several_products_of_one_program(layer):
     assert_as_precise(prefill(problem, tiling), reference(problem), problem)
 
 
+@pytest.mark.parametrize("layer", LARGE_LAYERS.values(), ids=LARGE_LAYERS)
+def test_large_layers_are_as_precise_as_torch(layer):
+    problem = random_problem(layer, [(9, 17), (1, 3)], dtype=torch.float16)
+    out = problem.empty_out()
+    TritonAttention(problem.shape, problem.rebuild).attend(problem.query, problem.cache, problem.batch, out)
+    assert_as_precise(out, reference(problem), problem)
+
+
 @st.composite
 def requests(draw) -> list[tuple[int, int]]:
     """Pairs of (query_len, seq_len), at least one of them with a query."""
@@ -79,7 +87,7 @@ def requests(draw) -> list[tuple[int, int]]:
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
     requests=requests(),
-    block_size=st.sampled_from([16, 24, 64, 256]),
+    block_size=st.sampled_from([16, 24, 64, 128, 256]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     workspace_bytes=st.sampled_from([TINY_WORKSPACE, 2**16, WORKSPACE_BYTES]),
     seed=st.integers(0, 1000),

@@ -5,7 +5,18 @@ from dataclasses import astuple, replace
 import pytest
 
 from benchmarks.layers import SERVED_LAYERS
-from palu_vllm.kernels.tiling import Device, ceil_div, decode_splits, decode_tiling, padded
+from palu_vllm.kernels.tiling import (
+    ROWS_OF_ONE_QUERY,
+    ROWS_OF_SEVERAL_QUERIES,
+    Device,
+    ceil_div,
+    decode_rows,
+    decode_splits,
+    decode_tiling,
+    group_parts,
+    padded,
+    programs_of_group,
+)
 from tests.shapes import LAYERS
 
 DEVICES = {
@@ -44,7 +55,28 @@ def test_numbers_with_scales_of_their_own_are_loaded_in_smaller_tiles():
     packed = SERVED_LAYERS["llama_3_8b_256_256"].packed([(1.0, 4)], [(1.0, 4)])
     grouped = packed.grouped(32)
     whole, cut = (decode_tiling(each.shape, 2, H200) for each in (packed, grouped))
-    assert replace(cut, tokens=whole.tokens) == whole and cut.tokens == whole.tokens // 2
+    assert replace(cut, tokens=whole.tokens, num_stages=whole.num_stages) == whole
+    assert cut.tokens == whole.tokens // 2 and cut.num_stages == 1
+
+
+@every_layer
+@pytest.mark.parametrize("queries", [1, 2, 4, 8])
+def test_parts_of_a_group_are_equal_and_as_few_as_registers_allow(layer, queries):
+    shape, most = layer.shape, ROWS_OF_ONE_QUERY if queries == 1 else ROWS_OF_SEVERAL_QUERIES
+    parts = group_parts(shape, queries)
+    assert shape.group_size % parts == 0
+    assert decode_rows(shape, queries, parts) <= most or parts == shape.group_size
+    fewer = [count for count in range(1, parts) if shape.group_size % count == 0]
+    assert all(decode_rows(shape, queries, count) > most for count in fewer)
+    assert decode_tiling(shape, 2, H200, queries).rows == decode_rows(shape, queries, parts)
+
+
+def test_parts_of_a_group_count_as_programs():
+    shape = SERVED_LAYERS["llama_3_8b_256_256"].shape
+    one, four = (decode_tiling(shape, 2, H200, queries) for queries in (1, 4))
+    assert (one.parts, four.parts, four.rows) == (1, 4, 16)
+    assert programs_of_group(shape, four) == 4 * programs_of_group(shape, one)
+    assert decode_splits(shape, four, 1, 32768, H200) == decode_splits(shape, one, 1, 32768, H200) // 4
 
 
 @pytest.mark.parametrize("layer", SERVED_LAYERS.values(), ids=SERVED_LAYERS)
