@@ -54,8 +54,14 @@ def test_a_compiler_that_ends_its_process_is_a_failure():
     assert all(map(fails, rows)) and "a process died" in table(rows)
 
 
-def test_recommended_layers_are_the_four_shapes_in_16_and_4_bits():
-    shapes = ("llama_2_7b_128_384", "llama_3_8b_128_384", "llama_3_8b_256_256", "qwen_2_7b_128_384")
+def test_recommended_layers_are_the_five_shapes_in_16_and_4_bits():
+    shapes = (
+        "llama_2_7b_128_384",
+        "llama_3_8b_128_384",
+        "llama_3_8b_256_256",
+        "qwen_2_7b_128_384",
+        "qwen_3_8b_256_256",
+    )
     assert {name for shape in shapes for name in (shape, f"{shape}_4_bits")} == RECOMMENDED <= set(LAYERS)
 
 
