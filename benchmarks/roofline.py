@@ -49,7 +49,9 @@ def tiles_of(layer: Layer, gpu: Gpu) -> tuple[Tiling, Tiling]:
     """Of the decode kernel in bfloat16 that rebuilds whole keys, and of the plan that it takes; the same where that is
     to rebuild them.
     """
-    whole = decode_tiling(layer.shape, NUMBER, gpu.device)
+    whole = decode_tiling(layer.shape, NUMBER, gpu.device, has_key_norm=layer.has_key_norm)
+    if layer.has_key_norm:
+        return whole, whole
     return whole, plan_absorbed_tiles(layer.frequencies(), layer.shape, whole, torch.bfloat16, gpu.device).tiling
 
 

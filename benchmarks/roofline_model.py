@@ -107,7 +107,7 @@ def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, tiling: Tiling) -
     rows = tiling.parts * tiling.rows
     key = shape.rank_k * NUMBER if shape.slot is None else shape.slot.key.bytes
     k_up = shape.num_groups * shape.rank_k * shape.group_size * shape.head_dim * NUMBER
-    table = shape.head_dim * FLOAT
+    table = 2 * tiling.half * FLOAT  # cosines and sines of the pairs whose keys are rebuilt
     partials = 2 * batch.requests * splits * shape.num_heads * (shape.rank_v + 2) * FLOAT
     return Work(
         memory_bytes=batch.tokens * shape.num_groups * slot_bytes(shape) + k_up + batch.context * table,
