@@ -55,7 +55,7 @@ class AttentionProbe:
 
     def value_error(self, values: torch.Tensor) -> float:
         """Mean error over tokens with ``values [num_kv_heads, tokens, head_dim]`` in place of the exact ones."""
-        return self._mean_error(self._added(self._exact_weights, values - self.values))
+        return self._mean_error(self._added(self.weights, values - self.values))
 
     @cached_property
     def _scaled_queries(self) -> torch.Tensor:
@@ -64,12 +64,13 @@ class AttentionProbe:
         return rotated.unflatten(0, (len(self.keys), -1))
 
     @cached_property
-    def _exact_weights(self) -> torch.Tensor:
+    def weights(self) -> torch.Tensor:
+        """Attention weights of the dense layer, ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
         return self._weights(rotate(self.keys, self.rotary))
 
     @cached_property
     def _exact(self) -> torch.Tensor:
-        return self._added(self._exact_weights, self.values)
+        return self._added(self.weights, self.values)
 
     def _weights(self, rotated: torch.Tensor) -> torch.Tensor:
         """Attention weights ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
