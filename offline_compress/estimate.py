@@ -5,6 +5,8 @@ from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
 from offline_compress.plan import Plan
 from offline_compress.source import CHUNK_BYTES
+from offline_compress.statistics import KEPT_TOKENS
+from offline_compress.storage_choice import PROBED_SAMPLES
 from palu_vllm.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8
@@ -27,7 +29,8 @@ def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
     moment = FLOAT64 * plan.geometry.hidden_size**2 if samples else 0
     running = _sample_work(plan) if samples else 0
     decomposing = max(_decomposition_work(plan, rank) for rank in (*palu.rank_k, *palu.rank_v))
-    return LIBRARY_BYTES + moment + max(running, decomposing, 3 * CHUNK_BYTES)
+    probing = _probe_work(plan) if plan.options.has_budget else 0
+    return LIBRARY_BYTES + moment + max(running, decomposing, probing, 3 * CHUNK_BYTES)
 
 
 def _sample_work(plan: Plan) -> int:
@@ -47,6 +50,17 @@ def _decomposition_work(plan: Plan, rank: int) -> int:
     written = 3 * DTYPE_BYTES[plan.dtype] * max(groups * rank * hidden, FUSED_ROWS * plan.geometry.num_heads * rank)
     dense = _stored_bytes(plan) * hidden * max(groups * full, plan.geometry.num_heads * plan.geometry.head_dim)
     return dense + max((groups - 1) * group_factors + eigenvectors, groups * group_factors + written)
+
+
+def _probe_work(plan: Plan) -> int:
+    """Factors of full rank, the attention of the kept samples, and one candidate's beside it (``layer_errors.py``)."""
+    geometry, tokens = plan.geometry, min(plan.seqlen, KEPT_TOKENS)
+    weights = FLOAT32 * geometry.num_heads * tokens**2
+    heads = 2 * FLOAT32 * tokens * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
+    samples = PROBED_SAMPLES * (weights + heads + FLOAT32 * tokens * geometry.hidden_size)
+    full_rank = (FLOAT64 + FLOAT32) * plan.num_groups * plan.full_rank * (geometry.hidden_size + plan.full_rank)
+    candidate = 2 * weights + 3 * FLOAT32 * tokens * plan.num_groups * plan.full_rank
+    return samples + max(_decomposition_work(plan, plan.full_rank), full_rank + candidate)
 
 
 def _stored_bytes(plan: Plan) -> int:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from offline_compress import compress
 from offline_compress.memory import peak_memory_bytes, resident_memory_bytes
 from offline_compress.source import open_source
@@ -20,25 +22,38 @@ SHAPE = {
 OPTIONS = {"search": "uniform", "calib_samples": 2, "calib_seqlen": 64, "group_size": 1, "device": "cpu"}
 
 
-def compressed_by_the_command(model: Path, out: Path, text: str) -> dict:
+def compressed_by_the_command(model: Path, out: Path, **options: object) -> dict:
     """The report of a compression in a process of its own."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"calib_data": text}).items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     subprocess.run([sys.executable, "-m", "offline_compress", str(model), str(out), *flags], check=True)
     return json.loads((out / "palu_report.json").read_text())
 
 
+def added_and_predicted(model: Path, out: Path, **options: object) -> tuple[int, int]:
+    predicted = compress(model, out, dry_run=True, **options)["predicted_layer_memory_bytes"]
+    report = compressed_by_the_command(model, out, **options)
+    return report["peak_memory_bytes"] - report["baseline_memory_bytes"], predicted
+
+
 def test_no_layer_is_in_memory_as_a_whole_and_the_peak_is_predicted(tmp_path, text):
     model = build_dense(tmp_path / "model", dtype="bfloat16", **SHAPE)
-    predicted = compress(model, tmp_path / "out", dry_run=True, calib_data=text, **OPTIONS)[
-        "predicted_layer_memory_bytes"
-    ]
-    report = compressed_by_the_command(model, tmp_path / "out", text)
-    added = report["peak_memory_bytes"] - report["baseline_memory_bytes"]
+    added, predicted = added_and_predicted(model, tmp_path / "out", calib_data=text, **OPTIONS)
     tensors = open_source(str(model)).tensors
     layer = sum(tensor.num_bytes for name, tensor in tensors.items() if name.startswith("model.layers.0."))
     moment = 8 * SHAPE["hidden_size"] ** 2
     assert added < layer + moment
-    assert 0.75 * predicted < added < 1.15 * predicted
+    assert 0.75 * predicted < added < 1.15 * predicted, (added, predicted)
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_search_for_a_budget_is_predicted(tmp_path, text):
+    few_tiers = {"latent_bits": 4, "target_compression": 6}
+    model = build_dense(
+        tmp_path / "model", dtype="bfloat16", **SHAPE | {"num_hidden_layers": 1, "max_position_embeddings": 512}
+    )
+    options = OPTIONS | few_tiers | {"group_size": 4, "calib_seqlen": 512, "calib_data": text}
+    added, predicted = added_and_predicted(model, tmp_path / "out", **options)
+    assert 0.75 * predicted < added < 1.15 * predicted, (added, predicted)
 
 
 def test_memory_is_measured():
