@@ -21,7 +21,7 @@ other pair; that limit, for all pairs, is the usual query weighting. Slow pairs 
 over query heads i of h and j of h': how much two heads read the same tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -29,7 +29,7 @@ from offline_compress.attention_probe import AttentionProbe
 
 
 def turned_moment(moment: torch.Tensor, reads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """``sum_d reads_d R_d C R_d^T [D, D]`` for ``C [D, D]`` and ``reads [distances]``, float64, pairs half a head apart.
+    """``sum_d reads_d R_d C R_d^T [D, D]`` for ``C [D, D]`` and ``reads [distances]``, float64, pairs apart by D / 2.
 
     ``rotary`` are cosines and sines ``[distances, D]`` of positions 0, 1, ...
     """
@@ -54,49 +54,54 @@ def read_energy(probe: AttentionProbe, kv_head: int, query: int) -> torch.Tensor
     return weights.square() * distance.clamp_(min=0) / (len(added) * probe.energy[:, None])
 
 
-def key_weights(probes: Sequence[AttentionProbe]) -> torch.Tensor:
+def distances_read(read: torch.Tensor) -> torch.Tensor:
+    """Sums of the diagonals 0, -1, ... of ``read [tokens, tokens]``: how much is read at every distance."""
+    tokens = len(read)
+    latest_first = torch.nn.functional.pad(read.flip(1), (0, tokens)).contiguous()  # [tokens, 2 * tokens]
+    # row m begins where its own token is
+    return latest_first.as_strided((tokens, tokens), (2 * tokens - 1, 1), tokens - 1).sum(0)
+
+
+def key_weights(probes: Iterable[AttentionProbe]) -> torch.Tensor:
     """``A_h`` for every KV head, float64 ``[num_kv_heads, head_dim, head_dim]``, mean over probes of equal length."""
-    kv_heads, queries, tokens, _ = probes[0].weights.shape
-    head_dim = probes[0].keys.shape[-1]
-    total = torch.zeros(kv_heads, head_dim, head_dim, dtype=torch.float64, device=probes[0].keys.device)
-    length = probes[0].rotary[0][0, 0].item()  # 1, unless the model scales what it rotates (yarn)
-    for kv_head in range(kv_heads):
-        for query in range(queries):
-            moment, reads = torch.zeros_like(total[0]), total.new_zeros(tokens)
-            for probe in probes:
-                read = read_energy(probe, kv_head, query).double()
-                row = probe.queries[kv_head * queries + query].double()
-                moment += (row * read.sum(1, keepdim=True)).T @ row
-                reads += torch.stack([read.diagonal(-distance).sum() for distance in range(tokens)])
-            if reads.sum() > 0:
-                share = reads / reads.sum()
-                total[kv_head] += turned_moment(moment, share, probes[0].rotary)
-    return total * (length**2 / (head_dim * len(probes)))
+    count, moments, reads = 0, 0, 0
+    for probe in probes:
+        count, rotary, queries = count + 1, probe.rotary, probe.weights.shape[1]
+        heads = [divmod(head, queries) for head in range(len(probe.queries))]
+        read = [read_energy(probe, *head).double() for head in heads]
+        rows = [(row.double(), energy.sum(1, keepdim=True)) for row, energy in zip(probe.queries, read, strict=True)]
+        moments += torch.stack([(row * energy).T @ row for row, energy in rows])
+        reads += torch.stack([distances_read(energy) for energy in read])
+    shares = reads / reads.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    turned = [turned_moment(moment, share, rotary) for moment, share in zip(moments, shares, strict=True)]
+    length = rotary[0][0, 0].item()  # 1, unless the model scales what it rotates (yarn)
+    return torch.stack(turned).unflatten(0, (-1, queries)).sum(1) * (length**2 / (len(turned[0]) * count))
 
 
-def shared_reading(probe: AttentionProbe) -> torch.Tensor:
-    """``r [num_heads, num_heads]`` float64: how much the attention of two query heads overlaps."""
-    tokens = len(probe.energy)
-    rows = (probe.weights / (tokens * probe.energy[:, None]).sqrt()).flatten(2).flatten(0, 1)
-    return (rows @ rows.T).double()
+def shared_reading(probes: Iterable[AttentionProbe]) -> torch.Tensor:
+    """``r [num_heads, num_heads]`` float64: how much the attention of query heads overlaps, mean over probes."""
+    count, overlap = 0, 0
+    for probe in probes:
+        scale = (len(probe.energy) * probe.energy[:, None]).sqrt()
+        rows = (probe.weights / scale).flatten(2).flatten(0, 1)
+        count, overlap = count + 1, overlap + (rows @ rows.T).double()
+    return overlap / count
 
 
-def value_weights(probes: Sequence[AttentionProbe], output: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """``A [num_groups, group_size * head_dim, group_size * head_dim]`` float64 of every group, mean over probes.
+def value_weights(overlap: torch.Tensor, output: torch.Tensor, num_kv_heads: int, num_groups: int) -> torch.Tensor:
+    """``A [num_groups, group_size * head_dim, group_size * head_dim]`` float64 of every group.
 
-    ``output`` is ``O [hidden, num_heads * head_dim]`` of any float dtype.
+    ``overlap`` is ``r``, ``output`` is ``O [hidden, num_heads * head_dim]`` of any float dtype.
     """
-    kv_heads, queries = probes[0].weights.shape[:2]
-    overlap = sum(shared_reading(probe) for probe in probes) / len(probes)
-    columns = output.chunk(kv_heads * queries, dim=1)
-    per_group = kv_heads // num_groups
+    queries, per_group = len(overlap) // num_kv_heads, num_kv_heads // num_groups
+    columns = output.chunk(len(overlap), dim=1)
 
     def block(a: int, b: int) -> torch.Tensor:
         pairs = [(i, j) for i in range(a * queries, (a + 1) * queries) for j in range(b * queries, (b + 1) * queries)]
         return sum(overlap[i, j] * (columns[i].double().T @ columns[j].double()) for i, j in pairs)
 
     groups = []
-    for first in range(0, kv_heads, per_group):
+    for first in range(0, num_kv_heads, per_group):
         heads = range(first, first + per_group)
         groups.append(torch.cat([torch.cat([block(a, b) for b in heads], 1) for a in heads]))
     return torch.stack(groups)

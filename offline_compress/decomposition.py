@@ -142,7 +142,7 @@ def discarded_energy(
     second_moment: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What :func:`decompose` loses at every rank from 0 to full, ``[full + 1]`` float64: squared, summed over groups."""
+    """What :func:`decompose` loses at every rank from 0 to full, squared: ``[full + 1]`` float64."""
     lost = torch.zeros(weight.shape[0] // num_groups + 1, dtype=torch.float64)
     for group, rows in enumerate(weight.chunk(num_groups)):
         root = None if weights is None else symmetric_root(weights[group])[0]

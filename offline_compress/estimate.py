@@ -1,12 +1,12 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
 from offline_compress.fuse_output import FUSED_ROWS
+from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
 from offline_compress.plan import Plan
 from offline_compress.source import CHUNK_BYTES
 from offline_compress.statistics import KEPT_TOKENS
-from offline_compress.storage_choice import PROBED_SAMPLES
 from palu_vllm.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8

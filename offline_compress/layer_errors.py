@@ -1,17 +1,20 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from offline_compress.attention_probe import AttentionProbe, sketch
-from offline_compress.decomposition import decompose
 from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, LayerRunner, projection
+from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
-from offline_compress.statistics import KeptSample, LayerStatistics, damped
+from offline_compress.statistics import KeptSample, LayerStatistics
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
 from offline_compress.storage_grid import Grid
+
+PROBED_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,14 @@ class LayerErrors:
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
-    moment = damped(layer, statistics.moment) if plan.needs_whitening else None
-    samples = [(probe_of(plan, runner, layer, sample), sample.inputs) for sample in statistics.samples]
+    objectives = layer_objectives(plan, layer, statistics.moment, LayerProbes(plan, runner, layer, statistics.samples))
+    samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     bias = _heads(plan, _bias(plan, layer, KEY)[None])  # [num_kv_heads, 1, head_dim]
     tables = []
-    for name, storages in ((KEY, grid.keys()), (VALUE, grid.values())):
+    sides = zip((KEY, VALUE), (grid.keys(), grid.values()), objectives, strict=True)
+    for name, storages, objective in sides:
         weight = _weight(plan, layer, name)
-        factors = decompose(weight, plan.num_groups, plan.full_rank, moment)
+        factors = objective.factors(weight, plan.num_groups, plan.full_rank)
         found = []
         for probe, inputs in samples:
             projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T))
@@ -45,6 +49,23 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
 def _key_error(probe: AttentionProbe, bias: torch.Tensor, keys: torch.Tensor) -> float:
     """Keys are cached without their bias."""
     return probe.key_error(keys + bias)
+
+
+@dataclass(frozen=True)
+class LayerProbes:
+    """Probes of one layer with the ``inputs [tokens, hidden]`` that they were made from, made anew at every pass."""
+
+    plan: Plan
+    runner: LayerRunner
+    layer: int
+    samples: Sequence[KeptSample]
+
+    def __iter__(self) -> Iterator[tuple[AttentionProbe, torch.Tensor]]:
+        for sample in self.samples:
+            yield probe_of(self.plan, self.runner, self.layer, sample), sample.inputs
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
 
 def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) -> AttentionProbe:
@@ -75,9 +96,10 @@ def _weight(plan: Plan, layer: int, name: str) -> torch.Tensor:
 
 def _bias(plan: Plan, layer: int, name: str) -> torch.Tensor:
     """Float32; zero where the projection has none."""
-    stored = plan.source.tensors.get(projection(layer, name, "bias"))
-    rows = plan.source.tensors[projection(layer, name)].shape[0]
-    return torch.zeros(rows, device=plan.device) if stored is None else stored.read().float().to(plan.device)
+    bias = projection(layer, name, "bias")
+    if bias not in plan.source.tensors:
+        return torch.zeros(plan.source.tensors[projection(layer, name)].shape[0], device=plan.device)
+    return plan.source.tensor(bias).float().to(plan.device)
 
 
 def _heads(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
