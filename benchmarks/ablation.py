@@ -25,7 +25,7 @@ from benchmarks.quality_table import Judge, rows_of_text
 
 RESULT = ROOT / "benchmarks" / "results" / "ablation.json"
 PLOT = ROOT / "docs" / "images" / "ablation.png"
-RATIOS = (0.5, 0.25, 0.125)
+RATIOS = (0.125, 0.25, 0.5)
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,20 @@ def key_weights(probes: Iterable[AttentionProbe]) -> torch.Tensor:
     count, moments, reads = 0, 0, 0
     for probe in probes:
         count, rotary, queries = count + 1, probe.rotary, probe.weights.shape[1]
-        heads = [divmod(head, queries) for head in range(len(probe.queries))]
-        read = [read_energy(probe, *head).double() for head in heads]
-        rows = [(row.double(), energy.sum(1, keepdim=True)) for row, energy in zip(probe.queries, read, strict=True)]
-        moments += torch.stack([(row * energy).T @ row for row, energy in rows])
-        reads += torch.stack([distances_read(energy) for energy in read])
+        heads = [_read_queries(probe, head) for head in range(len(probe.queries))]
+        moments += torch.stack([moment for moment, _ in heads])
+        reads += torch.stack([distances for _, distances in heads])
     shares = reads / reads.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     turned = [turned_moment(moment, share, rotary) for moment, share in zip(moments, shares, strict=True)]
     length = rotary[0][0, 0].item()  # 1, unless the model scales what it rotates (yarn)
     return torch.stack(turned).unflatten(0, (-1, queries)).sum(1) * (length**2 / (len(turned[0]) * count))
+
+
+def _read_queries(probe: AttentionProbe, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Second moment of a head's queries by what they read, ``[head_dim, head_dim]``, and how much at every distance."""
+    read = read_energy(probe, *divmod(head, probe.weights.shape[1])).double()
+    queries = probe.queries[head].double()
+    return (queries * read.sum(1, keepdim=True)).T @ queries, distances_read(read)
 
 
 def shared_reading(probes: Iterable[AttentionProbe]) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 The error of a projection at a rank is its discarded energy, the sum of the squared singular values that the objective
 cuts off. With ``--objective weighted`` those of K and V of all layers are one quantity, the squared change of what
-attention adds to the residual stream. Energies fall convexly with rank, so that giving every tile to the projection
-that saves most with it is exact (``budget.py``). ``sensitivity`` multiplies each projection's energies by a measured
-number first (``sensitivity.py``). With a key cost c a rank of K must save 1 + c times what a rank of V saves.
+attention adds to the residual stream. Energies fall convexly with rank and every tile costs the same, so that giving
+each tile to the projection that saves most with it is exact. ``sensitivity`` multiplies each projection's energies by
+a measured number first (``sensitivity.py``). With a key cost c a rank of K must save 1 + c times what one of V saves.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 
-from offline_compress.budget import Curve, widen
 from offline_compress.head_order import permuted
 from offline_compress.layer_views import LayerView, layer_views
 from offline_compress.memory import release_freed_memory
@@ -52,10 +52,16 @@ def ranks_by_energy(energies: Sequence[torch.Tensor], full_rank: int, ratio: flo
     Ranks are multiples of the tile, at least one tile each. Ranks that would save nothing are not given out.
     """
     tile = rank_tile(full_rank)
-    ranks = tuple(range(tile, full_rank + 1, tile))
-    curves = [Curve(ranks, ranks, tuple(energy[list(ranks)].tolist())) for energy in energies]
-    chosen = widen(curves, tile * budget(len(curves), full_rank, ratio))
-    return [ranks[index] for index in chosen]
+    saved = [-energy[tile::tile].diff() for energy in energies]
+    steps = sorted(
+        (-gain, number, matrix)
+        for matrix, gains in enumerate(saved)
+        for number, gain in enumerate(gains.tolist())
+        if gain > 0
+    )
+    left = budget(len(energies), full_rank, ratio) - len(energies)
+    taken = Counter(matrix for _, _, matrix in steps[:left])
+    return [tile * (1 + taken[matrix]) for matrix in range(len(energies))]
 
 
 def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_event: OnEvent) -> RankSearch:

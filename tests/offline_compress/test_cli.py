@@ -32,6 +32,13 @@ def test_all_names():
     )
 
 
+def test_names_beyond_the_paper():
+    options = parse("M OUT --objective weighted --search sensitivity --k-cost 2 --reorder-heads --no-refit")
+    assert (options.objective, options.search) == ("weighted", "sensitivity")
+    assert (options.k_cost, options.reorder_heads, options.refit) == (2.0, True, False)
+    assert parse("M OUT --refit").refit and parse("M OUT").refit is None
+
+
 def test_names_of_the_reference():
     theirs = parse(
         "--model_id M --param_ratio_target 0.3 --head_group_size 2 --search_method fisher --decompose_method svd "
