@@ -88,7 +88,7 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--refit", action=argparse.BooleanOptionalAction,
-        help="fit the up-projections again by least squares (default: with --objective weighted, without a budget)",
+        help="fit the up-projections again by least squares (default: with --objective weighted)",
     )  # fmt: skip
     group.add_argument(
         "--reorder-heads", action="store_true", help="let similar KV heads share a group, instead of adjacent ones"

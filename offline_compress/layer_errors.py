@@ -10,6 +10,7 @@ from offline_compress.attention_probe import AttentionProbe, sketch
 from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, LayerRunner, projection
 from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
+from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.statistics import KeptSample, LayerStatistics
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
 from offline_compress.storage_grid import Grid
@@ -29,17 +30,19 @@ class LayerErrors:
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
-    objectives = layer_objectives(plan, layer, statistics.moment, LayerProbes(plan, runner, layer, statistics.samples))
+    probes = LayerProbes(plan, runner, layer, statistics.samples)
+    objectives = layer_objectives(plan, layer, statistics.moment, probes)
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     bias = _heads(plan, _bias(plan, layer, KEY)[None])  # [num_kv_heads, 1, head_dim]
     tables = []
-    sides = zip((KEY, VALUE), (grid.keys(), grid.values()), objectives, strict=True)
-    for name, storages, objective in sides:
+    sides = zip((KEY, VALUE), (grid.keys(), grid.values()), (read_keys, read_values), objectives, strict=True)
+    for name, storages, read, objective in sides:
         weight = _weight(plan, layer, name)
         factors = objective.factors(weight, plan.num_groups, plan.full_rank)
+        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, grid.ranks[:-1])
         found = []
         for probe, inputs in samples:
-            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T))
+            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
             error = partial(_key_error, probe, bias) if name == KEY else probe.value_error
             found.append(storage_errors(projected, error, storages))
         tables.append(torch.stack(found).mean(0))

@@ -34,7 +34,7 @@ class CompressOptions:
     and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
     and tiers are chosen for; bits or tiers that are given stay as they are.
-    ``refit`` None fits ``up`` again where the objective is ``weighted``, without a budget; ``k_cost`` is what a rank of
+    ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
     K must save beyond one of V in the searches by energy.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """

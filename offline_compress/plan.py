@@ -79,11 +79,9 @@ class Plan:
 
     @property
     def refits(self) -> bool:
-        """As asked; by default where attention is looked at anyway, unless a budget predicts errors without it."""
+        """As asked, by default where attention is looked at anyway."""
         wanted = self.options.refit
-        if wanted is None:
-            wanted = self.options.objective == "weighted" and not self.options.has_budget
-        return self.truncates and wanted
+        return self.truncates and (self.options.objective == "weighted" if wanted is None else wanted)
 
     @property
     def reorders(self) -> bool:

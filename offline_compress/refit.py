@@ -11,7 +11,7 @@ Where nothing is lost (full rank, or values that latents give exactly) ``up`` al
 Directions without data stay too: the step from the old ``up`` is damped.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,20 +60,29 @@ class Refit:
     read: Read
     probes: Collection[tuple[AttentionProbe, torch.Tensor]] = ()
 
-    @torch.no_grad()
     def __call__(self, factors: Factors, weight: torch.Tensor) -> Factors:
         """``factors`` of ``weight [num_kv_heads * head_dim, hidden]`` with another ``up``."""
+        rank = factors.up.shape[1]
+        return replace(factors, up=self.at_ranks(factors, weight, [rank]).get(rank, factors.up))
+
+    @torch.no_grad()
+    def at_ranks(self, factors: Factors, weight: torch.Tensor, ranks: Iterable[int]) -> dict[int, torch.Tensor]:
+        """``up [num_groups, rank, full]`` for the leading latents only, at every rank; empty without probes."""
         if not len(self.probes):
-            return factors
-        groups, rank, _ = factors.up.shape
+            return {}
         grams, products = 0, 0
         for probe, inputs in self.probes:
             rows = [self._rows(probe, factors, weight, inputs, kv_head) for kv_head in range(len(probe.values))]
             grams += torch.stack([latents.T @ latents for latents, _ in rows])
             products += torch.stack([latents.T @ targets for latents, targets in rows])
-        per_head = factors.up.view(groups, rank, len(grams) // groups, -1).transpose(1, 2).flatten(0, 1)
-        ups = [fitted(*each) for each in zip(per_head, grams, products, strict=True)]
-        return replace(factors, up=torch.stack(ups).unflatten(0, (groups, -1)).transpose(1, 2).flatten(2))
+        groups, heads = len(factors.up), len(grams)
+        old = factors.up.unflatten(-1, (heads // groups, -1)).transpose(1, 2).flatten(0, 1)  # heads x rank x head_dim
+        found = {}
+        for rank in ranks:
+            leading = zip(old[:, :rank], grams[:, :rank, :rank], products[:, :rank], strict=True)
+            up = torch.stack([fitted(*each) for each in leading])
+            found[rank] = up.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
+        return found
 
     def _rows(
         self, probe: AttentionProbe, factors: Factors, weight: torch.Tensor, inputs: torch.Tensor, kv_head: int
