@@ -78,8 +78,9 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
         "attention adds to the residual stream (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--search", "--search_method", choices=SEARCHES, default=defaults.search,
-        help="how ranks are spread over layers, K and V; see below (default: %(default)s)",
+        "--search", "--search_method", choices=SEARCHES,
+        help="how ranks are spread over layers, K and V; see below (default: energy with --objective weighted, else "
+        "uniform)",
     )  # fmt: skip
     group.add_argument(
         "--k-cost", type=float, default=defaults.k_cost, metavar="C",
@@ -228,7 +229,8 @@ def _summary(options: CompressOptions, report: dict) -> str:
     chosen = _chosen(report) if "budget" in report else ""
     return chosen + (
         f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), {report['seconds']:.0f} s, "
+        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), keys rebuilt with "
+        f"{report['rebuild_work_per_token']} multiplications per cached token, {report['seconds']:.0f} s, "
         f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
         f"Serve it: vllm serve {options.out} --attention-backend palu"
     )

@@ -4,7 +4,7 @@ from offline_compress.fuse_output import FUSED_ROWS
 from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
-from offline_compress.plan import Plan
+from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
 from offline_compress.source import CHUNK_BYTES
 from offline_compress.statistics import KEPT_TOKENS
 from palu_vllm.config import DTYPE_BYTES, PaluConfig
@@ -20,7 +20,9 @@ def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
 
 
 def activation_bytes(plan: Plan, samples: int) -> int:
-    """The file of activations between two layers, gone at the end."""
+    """The file of activations between two layers, and that of the probes of a search; gone at the end."""
+    if plan.measures_sensitivity:
+        samples += SENSITIVITY_SAMPLES * (1 + 2 * plan.geometry.num_layers)
     return samples * plan.seqlen * plan.geometry.hidden_size * FLOAT32
 
 

@@ -15,7 +15,6 @@ VALUE_PATHS = ("fused", "factored", "auto")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4
 DEFAULT_RATIO = 0.5
-DEFAULT_SEARCH = "energy"
 DEFAULT_SEQLEN = 1024
 
 
@@ -34,6 +33,7 @@ class CompressOptions:
     and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
     and tiers are chosen for; bits or tiers that are given stay as they are.
+    ``search`` None is ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
     ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
     K must save beyond one of V in the searches by energy.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
@@ -44,7 +44,7 @@ class CompressOptions:
     rank_ratio: float = DEFAULT_RATIO
     group_size: int | None = None
     objective: str = "weighted"
-    search: str = DEFAULT_SEARCH
+    search: str | None = None
     value_path: str = "fused"
     calib_data: str | None = None
     whiten_samples: int = 256
@@ -70,6 +70,9 @@ class CompressOptions:
     k_cost: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.search is None:
+            by_energy = self.objective == "weighted" and not self.has_budget
+            object.__setattr__(self, "search", "energy" if by_energy else "uniform")
         self._check_budget()
         if not 0 < self.rank_ratio <= 1:
             raise CompressionError(
@@ -98,7 +101,7 @@ class CompressOptions:
             )
         if self.bytes_per_token is not None and self.bytes_per_token < 1:
             raise CompressionError(f"the budget is {self.bytes_per_token} bytes per token; expected at least 1.")
-        if self.has_budget and (self.rank_ratio != DEFAULT_RATIO or self.search != DEFAULT_SEARCH):
+        if self.has_budget and (self.rank_ratio != DEFAULT_RATIO or self.search != "uniform"):
             raise CompressionError("a budget chooses the ranks itself; give it without --rank-ratio and --search.")
 
     def _check_tiers(self) -> None:

@@ -97,6 +97,10 @@ class Plan:
         return self.truncates and not self.options.has_budget and self.options.search in ENERGY_SEARCHES
 
     @property
+    def measures_sensitivity(self) -> bool:
+        return self.searches_energy and self.options.search == "sensitivity"
+
+    @property
     def needs_probes(self) -> bool:
         """Whether the attention of calibration samples is looked at."""
         return self.needs_weights or self.refits
@@ -124,7 +128,7 @@ class Plan:
     @property
     def samples_needed(self) -> int:
         whitening = self.options.whiten_samples if self.options.has_budget else self.passes_samples
-        probing = SENSITIVITY_SAMPLES if self.searches_energy and self.options.search == "sensitivity" else 0
+        probing = SENSITIVITY_SAMPLES if self.measures_sensitivity else 0
         return max(whitening, probing, self.options.fisher_samples if self.needs_fisher else 0)
 
     def rotates(self, tiers: Iterable[Shares]) -> bool:

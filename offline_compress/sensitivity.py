@@ -64,7 +64,7 @@ class LayerProbes:
 @contextmanager
 def layer_probes(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Iterator[LayerProbes | None]:
     """Probes of the first samples where ``--search sensitivity`` asks for them; None otherwise."""
-    if plan.options.search != "sensitivity":
+    if not plan.measures_sensitivity:
         yield None
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)

@@ -32,6 +32,12 @@ def test_all_names():
     )
 
 
+def test_the_default_search_follows_from_the_objective():
+    assert parse("M OUT").search == parse("M OUT --objective weighted").search == "energy"
+    assert parse("M OUT --objective whiten").search == parse("M OUT --objective svd").search == "uniform"
+    assert parse("M OUT --target-compression 4").search == "uniform"
+
+
 def test_names_beyond_the_paper():
     options = parse("M OUT --objective weighted --search sensitivity --k-cost 2 --reorder-heads --no-refit")
     assert (options.objective, options.search) == ("weighted", "sensitivity")

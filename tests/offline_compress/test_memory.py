@@ -52,7 +52,6 @@ def test_the_peak_of_a_search_for_a_budget_is_predicted(tmp_path, text):
         tmp_path / "model", dtype="bfloat16", **SHAPE | {"num_hidden_layers": 1, "max_position_embeddings": 512}
     )
     options = OPTIONS | few_tiers | {"group_size": 4, "calib_seqlen": 512, "calib_data": text}
-    del options["search"]  # a budget chooses the ranks itself
     added, predicted = added_and_predicted(model, tmp_path / "out", **options)
     assert 0.75 * predicted < added < 1.15 * predicted, (added, predicted)
 
