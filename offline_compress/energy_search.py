@@ -23,7 +23,7 @@ from offline_compress.objective import Objective
 from offline_compress.plan import Plan
 from offline_compress.progress import OnEvent
 from offline_compress.rank_allocation import budget, rank_tile
-from offline_compress.sensitivity import LayerProbes, layer_probes, sensitivities
+from offline_compress.sensitivity import TruncationProbes, sensitivities, truncation_probes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_even
     """Ranks from one pass over the layers; ``tokens [samples, seqlen]``, None where the objective needs no data."""
     energies, number = [], plan.geometry.num_layers
     views = layer_views(plan, tokens, scratch)
-    with layer_probes(plan, tokens, scratch) as probes:
+    with truncation_probes(plan, tokens, scratch) as probes:
         for layer in range(number):
             energies += _energies(next(views), layer, probes)
             release_freed_memory()
@@ -82,13 +82,13 @@ def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_even
     return RankSearch((ranks[0::2], ranks[1::2]), tuple(energies), tuple(measured))
 
 
-def _sensitivities(plan: Plan, probes: LayerProbes, energies: list[torch.Tensor]) -> list[float]:
+def _sensitivities(plan: Plan, probes: TruncationProbes, energies: list[torch.Tensor]) -> list[float]:
     probed = [rank for pair in zip(*plan.uniform_ranks(), strict=True) for rank in pair]
     discarded = [energy[rank].item() for energy, rank in zip(energies, probed, strict=True)]
     return sensitivities(probes.divergences(), discarded)
 
 
-def _energies(view: LayerView, layer: int, probes: LayerProbes | None) -> list[torch.Tensor]:
+def _energies(view: LayerView, layer: int, probes: TruncationProbes | None) -> list[torch.Tensor]:
     """Of K and of V; brings the probes behind the layer."""
     weights = [view.weight(layer, name) for name in (KEY, VALUE)]
     groups = view.plan.num_groups

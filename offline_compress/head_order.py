@@ -8,11 +8,12 @@ heads by it too.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, is_replaced
+from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, is_replaced, projection
+from offline_compress.plan import Plan
 from offline_compress.source import SourceModel
 
 
@@ -72,3 +73,16 @@ class ReorderedSource(SourceModel):
     def chunks(self, name: str) -> Iterator[torch.Tensor]:
         """In one run: rows move."""
         yield self.tensor(name)
+
+
+def ordered_plan(plan: Plan, layer: int, moment: torch.Tensor | None) -> tuple[Plan, list[int]]:
+    """``plan`` with a source that gives the heads of ``layer`` in the order returned; as it is where nothing moves.
+
+    ``moment`` is the second moment ``H`` of the layer's inputs, None for the identity.
+    """
+    heads = plan.geometry.num_kv_heads
+    if not plan.reorders:
+        return plan, list(range(heads))
+    similar = sum(similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
+    order = grouped_order(similar, plan.group_size)
+    return replace(plan, source=ReorderedSource.of(plan.source, order)), order

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from offline_compress.attention_probe import AttentionProbe, sketch
+from offline_compress.head_order import ordered_plan
 from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, LayerRunner, projection
 from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
@@ -30,6 +31,7 @@ class LayerErrors:
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
+    plan, _ = ordered_plan(plan, layer, statistics.moment)
     probes = LayerProbes(plan, runner, layer, statistics.samples)
     objectives = layer_objectives(plan, layer, statistics.moment, probes)
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))

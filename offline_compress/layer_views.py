@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from offline_compress.head_order import ReorderedSource, grouped_order, similarity
+from offline_compress.head_order import ordered_plan
 from offline_compress.layer_errors import LayerProbes
-from offline_compress.model_access import KEY, VALUE, LayerRunner, projection
+from offline_compress.model_access import LayerRunner, projection
 from offline_compress.objective import LayerObjectives, layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.statistics import LayerStatistics, layer_statistics
@@ -35,7 +35,7 @@ def layer_views(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Itera
     """One per layer in order; ``tokens [samples, seqlen]`` are calibration data, None where none are needed."""
     layers = range(plan.geometry.num_layers)
     if tokens is None:
-        yield from (_ordered(plan, layer, None) for layer in layers)
+        yield from (LayerView(*ordered_plan(plan, layer, None)) for layer in layers)
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)
     statistics = layer_statistics(runner, tokens, scratch, plan.kept_samples)
@@ -45,18 +45,9 @@ def layer_views(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Itera
 
 
 def _view(plan: Plan, runner: LayerRunner, layer: int, statistics: LayerStatistics) -> LayerView:
-    view = _ordered(plan, layer, statistics.moment)
+    view = LayerView(*ordered_plan(plan, layer, statistics.moment))
     kept = statistics.samples if plan.needs_probes else ()
     probes = LayerProbes(view.plan, runner, layer, kept)
     objectives = layer_objectives(view.plan, layer, statistics.moment, probes)
     inputs = statistics.samples[0].inputs if statistics.samples else None
     return replace(view, objectives=objectives, probes=probes if plan.refits else (), inputs=inputs)
-
-
-def _ordered(plan: Plan, layer: int, moment: torch.Tensor | None) -> LayerView:
-    heads = plan.geometry.num_kv_heads
-    if not plan.reorders:
-        return LayerView(plan, list(range(heads)))
-    similar = sum(similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
-    order = grouped_order(similar, plan.group_size)
-    return LayerView(replace(plan, source=ReorderedSource.of(plan.source, order)), order)

@@ -123,13 +123,12 @@ class Plan:
         """How many samples go through the layers before they are written; 0: none."""
         if self.needs_whitening:
             return self.options.whiten_samples
-        return self.kept_samples
+        return max(self.kept_samples, SENSITIVITY_SAMPLES if self.measures_sensitivity else 0)
 
     @property
     def samples_needed(self) -> int:
         whitening = self.options.whiten_samples if self.options.has_budget else self.passes_samples
-        probing = SENSITIVITY_SAMPLES if self.measures_sensitivity else 0
-        return max(whitening, probing, self.options.fisher_samples if self.needs_fisher else 0)
+        return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
 
     def rotates(self, tiers: Iterable[Shares]) -> bool:
         """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""

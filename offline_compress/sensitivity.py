@@ -18,7 +18,7 @@ from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
 CHUNK_TOKENS = 128
 
 
-class LayerProbes:
+class TruncationProbes:
     """The dense stream and one for each of K0, V0, K1, V1, ... of some samples ``tokens [samples, seqlen]``."""
 
     def __init__(self, runner: LayerRunner, tokens: torch.Tensor, file: ActivationFile):
@@ -62,14 +62,14 @@ class LayerProbes:
 
 
 @contextmanager
-def layer_probes(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Iterator[LayerProbes | None]:
+def truncation_probes(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Iterator[TruncationProbes | None]:
     """Probes of the first samples where ``--search sensitivity`` asks for them; None otherwise."""
     if not plan.measures_sensitivity:
         yield None
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)
     with activation_file(scratch, (tokens.shape[1], plan.geometry.hidden_size)) as file:
-        yield LayerProbes(runner, tokens[:SENSITIVITY_SAMPLES], file)
+        yield TruncationProbes(runner, tokens[:SENSITIVITY_SAMPLES], file)
 
 
 def sensitivities(divergences: Sequence[float], discarded: Sequence[float]) -> list[float]:

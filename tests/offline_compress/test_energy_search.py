@@ -52,7 +52,13 @@ def test_energy_that_nobody_has_gets_no_ranks():
 
 @pytest.mark.parametrize(
     ("objective", "search"),
-    [("svd", "energy"), ("whiten", "energy"), ("weighted", "energy"), ("weighted", "sensitivity")],
+    [
+        ("svd", "energy"),
+        ("svd", "sensitivity"),
+        ("whiten", "energy"),
+        ("weighted", "energy"),
+        ("weighted", "sensitivity"),
+    ],
 )
 def test_the_budget_is_exact_and_the_same_inputs_give_the_same_bytes(tmp_path, text, dense, objective, search):
     options = {"objective": objective, "search": search, "calib_data": text, **QUICK}

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from offline_compress.activations import activation_file
 from offline_compress.model_access import KEY, VALUE, LayerRunner, hf_config, projection
-from offline_compress.sensitivity import LayerProbes, sensitivities
+from offline_compress.sensitivity import TruncationProbes, sensitivities
 from offline_compress.source import open_source
 
 SIDES = (KEY, VALUE)
@@ -33,7 +33,7 @@ def test_divergences_are_those_of_the_whole_model(tmp_path, monkeypatch, dense, 
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))
     expected = []
     with activation_file(tmp_path, (24, 64)) as file:
-        probes = LayerProbes(runner, tokens, file)
+        probes = TruncationProbes(runner, tokens, file)
         for layer in range(2):
             others = [0.5 * source.tensor(projection(layer, name)) for name in SIDES]
             probes.add(layer, *others)
@@ -47,7 +47,7 @@ def test_nothing_changed_is_no_divergence(tmp_path, dense):
     source = open_source(str(dense("llama")))
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))
     with activation_file(tmp_path, (9, 64)) as file:
-        probes = LayerProbes(runner, torch.arange(9)[None], file)
+        probes = TruncationProbes(runner, torch.arange(9)[None], file)
         for layer in range(2):
             probes.add(layer, *(source.tensor(projection(layer, name)) for name in SIDES))
         assert probes.divergences() == pytest.approx([0.0] * 4, abs=1e-6)
