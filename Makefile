@@ -1,6 +1,8 @@
 # Every target sets the project up first; `make setup` alone is harmless to repeat.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# files of tests run side by side; each test uses one thread
+WORKERS ?= 2
 LOCKED := requirements/torch.txt requirements/cpu.txt
 
 .PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci demo lock
@@ -21,10 +23,10 @@ format: setup
 	$(BIN)/ruff format .
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
 
 # on a machine with an NVIDIA GPU, with a PYTHON that has torch for it; the other tests interpret the kernels
 test-gpu:

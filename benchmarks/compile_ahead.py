@@ -101,6 +101,7 @@ def store_and_attend(layer: Layer, query_len: int, device: Device) -> None:
         k_up=meta(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) if layer.compressed else None,
         k_bias=meta(shape.num_kv_heads * shape.head_dim) if layer.has_bias else None,
         cos_sin=layer.rotations(8192),
+        k_norm=meta(shape.head_dim) if layer.has_key_norm else None,
     )
     batch = PagedBatch(
         block_table=meta(requests, 512, dtype=torch.int32),

@@ -21,7 +21,8 @@ class Palu(Arm):
         self.shape = shape = self.layer.shape
         k_up = case.random(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) / shape.rank_k**0.5
         bias = case.random(shape.num_kv_heads * shape.head_dim) if self.layer.has_bias else None
-        self.rebuild = KeyRebuild(k_up, bias, case.rotations)
+        norm = 1 + case.random(shape.head_dim) / 2 if self.layer.has_key_norm else None
+        self.rebuild = KeyRebuild(k_up, bias, case.rotations, norm)
         self.attention = TritonAttention(shape, self.rebuild)
         dtype = case.dtype if bits == 16 else torch.uint8
         sizes = (case.num_blocks, case.block_size, shape.num_groups, shape.slot_width)

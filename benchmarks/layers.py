@@ -18,9 +18,13 @@ class Layer:
     compressed: bool = True
     has_bias: bool = False
     theta: float = 10000.0  # base of the rotary frequencies
+    has_key_norm: bool = False
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
+
+    def with_rotary_dim(self, rotary_dim: int) -> "Layer":
+        return replace(self, shape=replace(self.shape, rotary_dim=rotary_dim))
 
     def packed(
         self, shares_k: list[tuple[float, int]], shares_v: list[tuple[float, int]], dtype: str = "float32"
@@ -40,14 +44,14 @@ class Layer:
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
     def rotations(self, positions: int) -> torch.Tensor:
-        """Cosines, then sines of positions from 0 on, float32 ``[positions, head_dim]``."""
+        """Cosines, then sines of positions from 0 on, float32 ``[positions, rotary_dim]``."""
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), self.frequencies())
         return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
     def frequencies(self) -> torch.Tensor:
-        """Radians per position, float64 ``[head_dim / 2]``, highest first."""
-        head_dim = self.shape.head_dim
-        return self.theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        """Radians per position, float64 ``[rotary_dim / 2]``, highest first."""
+        width = self.shape.rotary_width
+        return self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
     def in_bits(self, bits: int) -> "Layer":
         """The same layer with all latents of ``bits``; 16 leaves them as they are."""
@@ -68,6 +72,7 @@ class Model:
     hidden_size: int
     theta: float
     has_bias: bool = False
+    has_key_norm: bool = False
 
     def layer(self, rank_k: int, rank_v: int, group_size: int = 4) -> Layer:
         """Raises ValueError where the groups do not divide the KV heads or a rank is more than full."""
@@ -77,7 +82,7 @@ class Model:
         if not (0 < rank_k <= full and 0 < rank_v <= full):
             raise ValueError(f"got ranks {rank_k}/{rank_v}, expected 1 to {full}, the full rank of a group")
         shape = sizes(self.num_heads, self.num_kv_heads, self.head_dim, group_size, rank_k, rank_v)
-        return Layer(shape, has_bias=self.has_bias, theta=self.theta)
+        return Layer(shape, has_bias=self.has_bias, theta=self.theta, has_key_norm=self.has_key_norm)
 
 
 MODELS = {
@@ -85,6 +90,7 @@ MODELS = {
     "llama-3.1-8b": Model(32, 8, 128, hidden_size=4096, theta=5e5),
     "mistral-7b": Model(32, 8, 128, hidden_size=4096, theta=1e6),
     "qwen-2-7b": Model(28, 4, 128, hidden_size=3584, theta=1e6, has_bias=True),
+    "qwen-3-8b": Model(32, 8, 128, hidden_size=4096, theta=1e6, has_key_norm=True),
 }
 
 RECOMMENDED_LAYERS = {
@@ -92,6 +98,7 @@ RECOMMENDED_LAYERS = {
     "llama_3_8b_128_384": MODELS["llama-3.1-8b"].layer(128, 384),
     "llama_3_8b_256_256": MODELS["llama-3.1-8b"].layer(256, 256),
     "qwen_2_7b_128_384": MODELS["qwen-2-7b"].layer(128, 384),
+    "qwen_3_8b_256_256": MODELS["qwen-3-8b"].layer(256, 256),
 }
 SERVED_LAYERS = RECOMMENDED_LAYERS | {
     "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False, theta=5e5),

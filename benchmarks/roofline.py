@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.roofline --gpu h200 --shape llama-3.1-8b --ranks 128/384 [--bits 4] [--context N] [--batch N]``
 counts with the tiles that the kernels would take and measures nothing (``roofline_model.py`` says what is counted).
-"Rebuild" forms every key; "absorbed" scores slow rotary pairs without it, as ``plan_absorption`` chooses. Rows named
-"at least" count the latents and that arithmetic alone: the bound whatever the tiles.
+"Rebuild" forms every key; "absorbed" scores slow rotary pairs without it. Rows named "in tiles" are what the kernel
+does with the plan of ``decode_plan.py``; those named "at least" count the latents and that arithmetic alone, absorbed
+as ``plan_absorption`` chooses: the bound whatever the tiles.
 """
 
 import argparse
@@ -11,11 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks.gpus import GPUS, Gpu, one_of
 from benchmarks.layers import MODELS, Layer, Model
-from benchmarks.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
+from benchmarks.roofline_model import NUMBER, Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
 from palu_vllm.kernels.absorbed import plan_absorption
-from palu_vllm.kernels.tiling import decode_splits, decode_tiling
+from palu_vllm.kernels.decode_plan import plan_absorbed_tiles
+from palu_vllm.kernels.tiling import Tiling, decode_splits, decode_tiling
 from palu_vllm.latent_format import BITS
 
 ABSORPTION_TOLERANCE = 5e-4  # of a rotation: a quarter of what rounding to bfloat16 changes
@@ -34,22 +38,34 @@ class Bound:
 
 
 def absorption_of(layer: Layer, tolerance: float = ABSORPTION_TOLERANCE) -> Absorbing | None:
-    """The cheapest plan for the layer's frequencies; None where rebuilding whole keys is as cheap."""
+    """The cheapest plan for the layer's frequencies; None where whole keys are as cheap, or needed by a norm."""
+    if layer.has_key_norm:
+        return None
     plan = plan_absorption(layer.frequencies(), layer.shape.queries_per_kv, ABSORPTION_TILES, tolerance)
     return plan and Absorbing.of(plan)
+
+
+def tiles_of(layer: Layer, gpu: Gpu) -> tuple[Tiling, Tiling]:
+    """Of the decode kernel in bfloat16 that rebuilds whole keys, and of the plan that it takes; the same where that is
+    to rebuild them.
+    """
+    whole = decode_tiling(layer.shape, NUMBER, gpu.device)
+    return whole, plan_absorbed_tiles(layer.frequencies(), layer.shape, whole, torch.bfloat16, gpu.device).tiling
 
 
 def bounds(layer: Layer, batch: Batch, gpu: Gpu) -> list[Bound]:
     """Dense attention, then rebuild and absorption, each at least and with the kernel's tiles."""
     shape, absorbing = layer.shape, absorption_of(layer)
+    whole, planned = tiles_of(layer, gpu)
     plans = {
         "dense bf16": dense_work(shape, batch),
         "rebuild, at least": latents_and_rebuild(shape, batch),
-        "rebuild, in tiles": decode_work(shape, batch, gpu),
+        "rebuild, in tiles": decode_work(shape, batch, gpu, whole),
     }
     if absorbing:
         plans["absorbed, at least"] = latents_and_rebuild(shape, batch, absorbing)
-        plans["absorbed, in tiles"] = decode_work(shape, batch, gpu, absorbing)
+    if planned.terms:
+        plans["absorbed, in tiles"] = decode_work(shape, batch, gpu, planned)
     dense = plans["dense bf16"].bound(gpu)[1]
     return [Bound(name, work, *work.bound(gpu), dense / work.bound(gpu)[1]) for name, work in plans.items()]
 
@@ -103,15 +119,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     layer = layer_of(options, parser).in_bits(options.bits)
     gpu, batch = GPUS[options.gpu], Batch(options.batch, options.context)
-    tiling = decode_tiling(layer.shape, 2, gpu.device)
+    tiling = tiles_of(layer, gpu)[1]
     splits = decode_splits(layer.shape, tiling, batch.requests, batch.context, gpu.device)
     print(f"{options.shape}, ranks {options.ranks[0]}/{options.ranks[1]} per group of {options.group_size}, ", end="")
     print(f"{options.bits} bits, {batch.requests} x {batch.context} tokens on {options.gpu} ({gpu.source}); a model.")
     print(f"tiles of {tiling.tokens} tokens, {splits} splits of the context", end="")
-    absorbing = absorption_of(layer)
-    if absorbing:
-        slow = layer.shape.head_dim // 2 - absorbing.fast
-        print(f"; absorbed: {slow} pairs in {absorbing.terms} terms over {absorbing.tile_tokens} tokens", end="")
+    if tiling.terms:
+        slow = layer.shape.head_dim // 2 - tiling.half
+        print(f"; the kernel absorbs {slow} pairs in {tiling.terms} terms", end="")
     print("\n" + table(bounds(layer, batch, gpu), gpu))
 
 

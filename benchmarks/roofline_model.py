@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from benchmarks.gpus import Gpu
 from palu_vllm.kernels.absorbed import Absorption, relative_cost
+from palu_vllm.kernels.decode_plan import columns
 from palu_vllm.kernels.operands import AttentionShape
-from palu_vllm.kernels.tiling import ceil_div, decode_splits, decode_tiling
+from palu_vllm.kernels.tiling import Tiling, ceil_div, decode_splits
 
 NUMBER = 2  # bytes of bfloat16
 FLOAT = 4
@@ -91,28 +92,25 @@ def dense_work(shape: AttentionShape, batch: Batch) -> Work:
     return Work(cache, cache, 2 * FLOP * batch.tokens * shape.num_heads * shape.head_dim)
 
 
-def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, absorbing: Absorbing | None = None) -> Work:
-    """What ``decode_split_kernel`` with its tiles does; absorbed, a kernel of the same tiles that follows the plan.
+def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, tiling: Tiling) -> Work:
+    """What ``decode_split_kernel`` does with the tiles of its plan, which rebuild whole keys or absorb slow pairs.
 
-    Programs of further values of a group read its key latents again, from L2, and rebuild its keys again.
+    Programs of further values of a group read its key latents again, from L2, and score its keys again. Every tile of
+    tokens reads all of ``k_up``: the columns of fast pairs to rebuild keys, those of slow ones to absorb them.
     """
-    tiling = decode_tiling(shape, NUMBER, gpu.device)
     splits = decode_splits(shape, tiling, batch.requests, batch.context, gpu.device)
     programs = ceil_div(shape.rank_v, tiling.values_per_program)
     tiles = batch.requests * ceil_div(batch.context, tiling.tokens)
-    rows_and_width = shape.num_groups * tiling.rows * tiles * tiling.tokens
+    computed = programs * tiles * tiling.tokens * shape.num_groups  # tokens of a group, padding included
 
     key = shape.rank_k * NUMBER if shape.slot is None else shape.slot.key.bytes
     k_up = shape.num_groups * shape.rank_k * shape.group_size * shape.head_dim * NUMBER
     table = shape.head_dim * FLOAT
     partials = 2 * batch.requests * splits * shape.num_heads * (shape.rank_v + 2) * FLOAT
-    scores = FLOP * rows_and_width * shape.group_size * shape.head_dim * programs
-    values = FLOP * rows_and_width * tiling.values_per_program * programs
-    again = programs * tiles * tiling.tokens / batch.tokens
     return Work(
         memory_bytes=batch.tokens * shape.num_groups * slot_bytes(shape) + k_up + batch.context * table,
         l2_bytes=batch.tokens * shape.num_groups * (slot_bytes(shape) + (programs - 1) * key + programs * table)
         + programs * tiles * k_up
         + partials,
-        flops=again * rebuild_flops(shape, batch, absorbing) + scores + values,
+        flops=FLOP * computed * (shape.rank_k * columns(shape, tiling) + tiling.rows * tiling.values_per_program),
     )

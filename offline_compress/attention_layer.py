@@ -11,7 +11,7 @@ from offline_compress.decomposition import Factors
 from offline_compress.fuse_output import constant_output, fuse_output
 from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
 from offline_compress.layer_views import LayerView
-from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, projection
+from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, projection
 from offline_compress.objective import Objective
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.source import SourceModel
@@ -96,6 +96,9 @@ def write_attention(
     value = _write_value(put, read, shape, values, searches.value, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
+    if shape.qk_norm:
+        for norm in NORMS.values():
+            put(f"{norm}.weight", [read(norm)])
     return LayerOutcome(key, value)
 
 

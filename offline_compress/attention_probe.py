@@ -34,7 +34,9 @@ def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.
 class AttentionProbe:
     """One layer of the dense model on consecutive tokens of text, float32.
 
-    Keys are those before rotation; ``output`` is ``O [sketch, num_heads * head_dim]``.
+    Keys are those before rotation; ``output`` is ``O [sketch, num_heads * head_dim]``. ``key_gain`` is what a small
+    error of projected keys is multiplied by in keys, where a norm lies between them (its part along the key, which the
+    norm removes, is not left out); None where there is none.
     """
 
     queries: torch.Tensor  # [num_heads, tokens, head_dim], not rotated
@@ -44,6 +46,7 @@ class AttentionProbe:
     rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [tokens, head_dim] each
     visible: torch.Tensor  # bool [tokens, tokens]: causal, and within the sliding window
     energy: torch.Tensor  # [tokens]: squared length of the residual stream
+    key_gain: torch.Tensor | None = None  # [num_kv_heads, tokens, head_dim]
 
     def key_error(self, keys: torch.Tensor) -> float:
         """Mean error over tokens with ``keys [num_kv_heads, tokens, head_dim]`` in place of the exact ones."""

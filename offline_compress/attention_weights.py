@@ -14,6 +14,9 @@ the weighted second moment ``C_j`` of queries and the distances as often as they
 turns many times within them keeps its energy only, half of ``E |q_pair|^2`` for each coordinate, uncorrelated with any
 other pair; that limit, for all pairs, is the usual query weighting. Slow pairs hardly turn and keep their direction.
 
+Keys that pass a norm after their projection multiply an error by ``g / rms(k_t)``: ``A_h`` is multiplied, element by
+element, by the second moment of that.
+
 **Values.** Errors of a token reach the output through every head that reads it:
 
     A_hh' = sum_ij r_ij O_i^T O_j,    r_ij = mean_m sum_t p^i_mt p^j_mt / |h_m|^2
@@ -64,16 +67,19 @@ def distances_read(read: torch.Tensor) -> torch.Tensor:
 
 def key_weights(probes: Iterable[AttentionProbe]) -> torch.Tensor:
     """``A_h`` for every KV head, float64 ``[num_kv_heads, head_dim, head_dim]``, mean over probes of equal length."""
-    count, moments, reads = 0, 0, 0
+    count, moments, reads, gains = 0, 0, 0, 0
     for probe in probes:
         count, rotary, queries = count + 1, probe.rotary, probe.weights.shape[1]
         heads = [_read_queries(probe, head) for head in range(len(probe.queries))]
         moments += torch.stack([moment for moment, _ in heads])
         reads += torch.stack([distances for _, distances in heads])
+        gain = torch.ones_like(probe.keys) if probe.key_gain is None else probe.key_gain
+        gains += (gain.mT @ gain).double() / gain.shape[1]
     shares = reads / reads.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     turned = [turned_moment(moment, share, rotary) for moment, share in zip(moments, shares, strict=True)]
     length = rotary[0][0, 0].item()  # 1, unless the model scales what it rotates (yarn)
-    return torch.stack(turned).unflatten(0, (-1, queries)).sum(1) * (length**2 / (len(turned[0]) * count))
+    whole = torch.stack(turned).unflatten(0, (-1, queries)).sum(1) * (length**2 / (len(turned[0]) * count))
+    return whole * gains / count
 
 
 def _read_queries(probe: AttentionProbe, head: int) -> tuple[torch.Tensor, torch.Tensor]:

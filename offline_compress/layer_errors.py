@@ -1,14 +1,15 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn.functional import rms_norm
 
 from offline_compress.attention_probe import AttentionProbe, sketch
 from offline_compress.head_order import ordered_plan
-from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, LayerRunner, projection
+from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
 from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.refit import Refit, read_keys, read_values
@@ -35,7 +36,7 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
     probes = LayerProbes(plan, runner, layer, statistics.samples)
     objectives = layer_objectives(plan, layer, statistics.moment, probes)
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
-    bias = _heads(plan, _bias(plan, layer, KEY)[None])  # [num_kv_heads, 1, head_dim]
+    finished = _before_rotation(plan, layer, KEY)
     tables = []
     sides = zip((KEY, VALUE), (grid.keys(), grid.values()), (read_keys, read_values), objectives, strict=True)
     for name, storages, read, objective in sides:
@@ -45,15 +46,15 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
         found = []
         for probe, inputs in samples:
             projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
-            error = partial(_key_error, probe, bias) if name == KEY else probe.value_error
+            error = partial(_key_error, probe, finished) if name == KEY else probe.value_error
             found.append(storage_errors(projected, error, storages))
         tables.append(torch.stack(found).mean(0))
     return LayerErrors(*tables, torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
 
 
-def _key_error(probe: AttentionProbe, bias: torch.Tensor, keys: torch.Tensor) -> float:
-    """Keys are cached without their bias."""
-    return probe.key_error(keys + bias)
+def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:
+    """Keys are cached without their bias, before their norm."""
+    return probe.key_error(finished(keys))
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) ->
     tokens = len(sample.inputs)
 
     def projected(name: str) -> torch.Tensor:
-        rows = sample.inputs @ _weight(plan, layer, name).float().T
-        return _heads(plan, rows if name == VALUE else rows + _bias(plan, layer, name))
+        heads = _heads(plan, sample.inputs @ _weight(plan, layer, name).float().T)
+        return heads if name == VALUE else _before_rotation(plan, layer, name)(heads)
 
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=sample.inputs.device).tril()
     mask = runner.mask(tokens)
@@ -92,7 +93,18 @@ def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) ->
         rotary=tuple(table[0] for table in runner.rotary(sample.inputs, positions)),
         visible=visible if mask is None else mask[0, 0],
         energy=sample.energy,
+        key_gain=_key_gain(plan, layer, sample.inputs),
     )
+
+
+def _key_gain(plan: Plan, layer: int, inputs: torch.Tensor) -> torch.Tensor | None:
+    """What the norm of keys multiplies a small error by, ``[num_kv_heads, tokens, head_dim]``; None without norm."""
+    name = projection(layer, NORMS[KEY])
+    if name not in plan.source.tensors:
+        return None
+    heads = _heads(plan, inputs @ _weight(plan, layer, KEY).float().T + _bias(plan, layer, KEY))
+    length = (heads.square().mean(-1, keepdim=True) + plan.config.rms_norm_eps).sqrt()
+    return plan.source.tensor(name).float().to(plan.device) / length
 
 
 def _weight(plan: Plan, layer: int, name: str) -> torch.Tensor:
@@ -105,6 +117,16 @@ def _bias(plan: Plan, layer: int, name: str) -> torch.Tensor:
     if bias not in plan.source.tensors:
         return torch.zeros(plan.source.tensors[projection(layer, name)].shape[0], device=plan.device)
     return plan.source.tensor(bias).float().to(plan.device)
+
+
+def _before_rotation(plan: Plan, layer: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What becomes of projected heads ``[heads, tokens, head_dim]`` before they are rotated: bias, and norm if any."""
+    bias = _heads(plan, _bias(plan, layer, name)[None])
+    stored = plan.source.tensors.get(projection(layer, NORMS[name]))
+    if stored is None:
+        return lambda heads: heads + bias
+    weight, eps = stored.read().float().to(plan.device), plan.config.rms_norm_eps
+    return lambda heads: rms_norm(heads + bias, weight.shape, weight, eps)
 
 
 def _heads(plan: Plan, rows: torch.Tensor) -> torch.Tensor:

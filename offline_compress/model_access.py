@@ -1,6 +1,6 @@
 """Where each family keeps its projections and how one decoder layer runs. The only module that knows HF's names.
 
-All three families name their modules alike, so one set of names serves them. Layers are computed in float32, each
+All families name their modules alike, so one set of names serves them. Layers are computed in float32, each
 matrix read and widened some rows at a time while it is multiplied: half-precision products are slow or missing on many
 CPUs, statistics gain from the precision, and no layer is ever in memory as a whole.
 """
@@ -22,6 +22,7 @@ from palu_vllm.checkpoint import attention_prefix
 
 EMBEDDING = "model.embed_tokens.weight"
 KEY, VALUE, OUTPUT, QUERY = "k_proj", "v_proj", "o_proj", "q_proj"
+NORMS = {QUERY: "q_norm", KEY: "k_norm"}  # per head, before rotation; not in every family
 # buffers that old checkpoints carry although they follow from the configuration
 DERIVED = ".rotary_emb.inv_freq"
 TIED = "lm_head.weight"
@@ -30,7 +31,7 @@ WIDENED_ROWS = 1024
 
 
 def projection(layer: int, name: str, part: str = "weight") -> str:
-    """The full tensor name of one attention projection of the dense model."""
+    """The full tensor name of one attention projection, or of a norm, of the dense model."""
     return f"{attention_prefix(layer)}{name}.{part}"
 
 

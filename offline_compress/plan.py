@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
-from offline_compress.model_access import KEY, check_shapes, hf_config, projection
+from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
 from offline_compress.options import (
     DEFAULT_GROUP_SIZE,
     DEFAULT_SEQLEN,
@@ -176,6 +176,7 @@ class Plan:
             clip_v=self.clip_ratios,
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
+            qk_norm=projection(0, NORMS[KEY]) in self.source.tensors,
             objective=self.options.objective,
             search="budget" if self.options.has_budget else self.options.search,
             calibration=calibration,

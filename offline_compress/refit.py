@@ -29,6 +29,8 @@ def read_keys(probe: AttentionProbe, kv_head: int, rows: torch.Tensor) -> torch.
     """``rows [tokens, width]`` times the root of ``a_t``."""
     queries = probe.weights.shape[1]
     read = sum(read_energy(probe, kv_head, query).sum(0) for query in range(queries))
+    if probe.key_gain is not None:
+        read = read * probe.key_gain[kv_head].square().mean(-1)
     return rows * read.sqrt()[:, None]
 
 

@@ -75,7 +75,7 @@ def refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
     if kind not in FAMILIES:
         raise CompressionError(f"model type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}.")
     layer_types = set(config.get("layer_types") or ())
-    if (kind == "qwen2" and (config.get("use_sliding_window") or "sliding_attention" in layer_types)) or len(
+    if (kind in ("qwen2", "qwen3") and (config.get("use_sliding_window") or "sliding_attention" in layer_types)) or len(
         layer_types
     ) > 1:
         raise CompressionError(

@@ -15,6 +15,8 @@ name                  shape                                         present
 ``q_proj.bias``       ``[num_heads * head_dim]``                    ``attention_bias``
 ``k_bias``            ``[num_kv_heads * head_dim]``                 ``attention_bias``
 ``o_proj.bias``       ``[hidden]``: own bias plus ``O b_v``         ``attention_bias``
+``q_norm.weight``     ``[head_dim]``                                ``qk_norm``
+``k_norm.weight``     ``[head_dim]``                                ``qk_norm``
 ====================  ============================================  =================================
 
 All other tensors are those of the dense model, unchanged.
@@ -59,6 +61,8 @@ def layer_tensors(shape: LayerShape, hidden_size: int, attention_bias: bool) -> 
     if attention_bias:
         biases = {"q_proj.bias": q_width, "k_bias": shape.num_kv_heads * shape.head_dim, "o_proj.bias": hidden_size}
         tensors |= {name: (width,) for name, width in biases.items()}
+    if shape.qk_norm:
+        tensors |= {name: (shape.head_dim,) for name in ("q_norm.weight", "k_norm.weight")}
     return tensors
 
 

@@ -27,6 +27,7 @@ FAMILIES = {
     "llama": ("palu_llama", "PaluLlamaForCausalLM"),
     "mistral": ("palu_mistral", "PaluMistralForCausalLM"),
     "qwen2": ("palu_qwen2", "PaluQwen2ForCausalLM"),
+    "qwen3": ("palu_qwen3", "PaluQwen3ForCausalLM"),
 }
 # dynamic and longrope change their frequencies with the length, so a cached latent has no fixed rotation
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -94,7 +95,8 @@ class PaluConfig(BaseModel):
     and it has no up-projection. ``tiers_k`` and ``tiers_v`` say how latents are quantized in the cache, leading numbers
     first; with ``hadamard`` the factors hold a rotation that spreads them (``offline_compress/hadamard.py``).
     ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
-    no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1.
+    no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1. With
+    ``qk_norm`` queries and rebuilt keys are normalised per head before they are rotated.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -115,6 +117,7 @@ class PaluConfig(BaseModel):
     clip_v: list[float] | None = None
     value_path: Literal["fused", "factored"]
     attention_bias: bool = False
+    qk_norm: bool = False
     objective: str
     search: str
     calibration: str
@@ -222,6 +225,7 @@ class LayerShape:
     rank_k: int
     rank_v: int
     value_path: Literal["fused", "factored", "uncompressed"]
+    qk_norm: bool = False
 
     @classmethod
     def of(cls, palu: PaluConfig, geometry: AttentionGeometry, layer: int) -> Self:
@@ -234,6 +238,7 @@ class LayerShape:
             rank_k=palu.rank_k[layer],
             rank_v=palu.rank_v[layer],
             value_path="uncompressed" if uncompressed else palu.value_path,
+            qk_norm=palu.qk_norm,
         )
 
     @property

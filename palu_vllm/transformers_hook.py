@@ -9,7 +9,12 @@ interpreter, hence no import but ``sys``. Until transformers reads entry points.
 
 import sys
 
-NAMES = {"palu_llama": "PaluLlama", "palu_mistral": "PaluMistral", "palu_qwen2": "PaluQwen2"}
+NAMES = {
+    "palu_llama": "PaluLlama",
+    "palu_mistral": "PaluMistral",
+    "palu_qwen2": "PaluQwen2",
+    "palu_qwen3": "PaluQwen3",
+}
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
 TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", "Config"), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "ForCausalLM")}

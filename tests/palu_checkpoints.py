@@ -30,7 +30,7 @@ FULL_RANK = 32  # of a group of two heads
 
 
 def write_dense(family: str, out: Path, **changes) -> Path:
-    """A random float32 model of ``family`` in ``out``; biases are random too."""
+    """A random float32 model of ``family`` in ``out``; biases and norms of keys and queries are random too."""
     defaults = {"sliding_window": None} if family == "mistral" else {}
     config = AutoConfig.for_model(family, **(SIZES | defaults | changes))
     torch.manual_seed(0)
@@ -39,6 +39,8 @@ def write_dense(family: str, out: Path, **changes) -> Path:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.normal_(1.0, 0.3)
     model.save_pretrained(out)
     return out
 
@@ -72,7 +74,8 @@ def _fused_output(o_proj: torch.Tensor, v_up: torch.Tensor, geometry: AttentionG
 def _layer(
     dense: dict[str, torch.Tensor], geometry: AttentionGeometry, rank_k: int, rank_v: int, full: int, fused: bool
 ) -> dict[str, torch.Tensor]:
-    out = {"q_proj.weight": dense["q_proj.weight"], "o_proj.weight": dense["o_proj.weight"]}
+    kept = ("q_proj.weight", "o_proj.weight", "q_norm.weight", "k_norm.weight")
+    out = {name: dense[name] for name in kept if name in dense}
     out["k_down.weight"], k_up = _decompose(dense["k_proj.weight"], rank_k, full)
     out["v_down.weight"], v_up = _decompose(dense["v_proj.weight"], rank_v, full)
     if k_up is not None:
@@ -119,6 +122,7 @@ def write_palu(
         "rank_v": ranks_v,
         "value_path": value_path,
         "attention_bias": any(name.endswith("k_bias") for name in tensors),
+        "qk_norm": any(name.endswith("k_norm.weight") for name in tensors),
         "objective": "svd",
         "search": "uniform",
         "calibration": "none",

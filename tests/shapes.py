@@ -14,6 +14,11 @@ LAYERS = {
     "uncompressed": Layer(sizes(4, 2, 64, 2, 128, 128), compressed=False),
     "uncompressed_bias_head_dim_80": Layer(sizes(4, 4, 80, 2, 160, 37), compressed=False, has_bias=True),
     "sliding_window": Layer(sizes(4, 2, 64, 2, 24, 36)).with_window(13),
+    "key_norm": Layer(sizes(8, 4, 64, 2, 40, 36), has_key_norm=True),
+    "partial_rotary_bias_head_dim_80": Layer(sizes(4, 2, 80, 2, 31, 24), has_bias=True).with_rotary_dim(60),
+    "partial_rotary_key_norm_bias_uncompressed": Layer(
+        sizes(4, 2, 64, 2, 128, 37), compressed=False, has_bias=True, has_key_norm=True
+    ).with_rotary_dim(32),
 }
 
 PACKED_LAYERS = {
@@ -28,6 +33,7 @@ PACKED_LAYERS = {
     "groups_of_tiers": LAYERS["two_groups_bias_head_dim_80"]
     .packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)])
     .grouped(16),
+    "key_norm_4_bits": LAYERS["key_norm"].packed([(ALL, 4)], [(ALL, 4)]),
     "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
     .packed([(ALL, 2)], [(ALL, 4)])
     .grouped(48, symmetric=True, clip=0.9),

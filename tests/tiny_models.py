@@ -43,7 +43,9 @@ def build_dense(directory: Path, family: str = "llama", seed: int = 0, **overrid
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" not in name:
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.normal_(1.6, 0.4)  # scores as wide as without norms
+            elif "norm" not in name:
                 fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
                 width = 0.1 if "embed" in name else 0.3 if parameter.dim() == 1 else 1.5 * fan_in**-0.5
                 parameter.normal_(0.0, width)
@@ -86,6 +88,7 @@ def build_palu(
         rank_v=_per_layer(rank_v, geometry),
         value_path=value_path,
         attention_bias=attention_prefix(0) + "k_proj.bias" in tensors,
+        qk_norm=attention_prefix(0) + "k_norm.weight" in tensors,
         objective="svd",
         search="uniform",
         calibration="none",
@@ -122,6 +125,7 @@ def decompose(
     v_down, v_up = split(dense["v_proj.weight"], shape.num_groups, shape.rank_v)
     result = {"k_down.weight": k_down, "v_down.weight": v_down, "k_up": k_up, "v_up": v_up}
     result["q_proj.weight"], result["o_proj.weight"] = dense["q_proj.weight"], dense["o_proj.weight"]
+    result |= {name: tensor for name, tensor in dense.items() if name.endswith("_norm.weight")}
     queries = shape.num_heads // shape.num_kv_heads
     if palu.attention_bias:
         v_bias = dense["v_proj.bias"].view(-1, shape.head_dim).repeat_interleave(queries, 0).flatten()

@@ -128,7 +128,9 @@ class TorchAttention:
         shape = self.shape
         owners, run = rows.shape
         after_last = batch.query_start_loc[requests + 1].long()
-        paired = pair_up(query[rows]).mul_(shape.scale).transpose(1, 2)  # [owners, num_heads, run, head_dim]
+        paired = (
+            pair_up(query[rows], shape.rotary_dim).mul_(shape.scale).transpose(1, 2)
+        )  # [owners, num_heads, run, head_dim]
         queries = Queries(
             paired=paired.unflatten(1, (shape.num_kv_heads, shape.queries_per_kv)),
             positions=rows + (batch.seq_lens[requests].long() - after_last)[:, None],

@@ -32,8 +32,8 @@ class AbsorbedScores:
 
     @classmethod
     def where_cheaper(cls, source: KeySource, tile_tokens: int) -> "AbsorbedScores | None":
-        """None where rebuilding whole keys takes fewer operations, or where keys are stored whole."""
-        if source.k_up is None:
+        """None where rebuilding whole keys takes fewer operations, where keys are stored whole, or normalised."""
+        if source.k_up is None or source.k_norm is not None:
             return None
         absorption = plan(source.frequencies, source.shape.queries_per_kv, tile_tokens)
         return absorption and cls(source, absorption)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from palu_vllm.kernels.absorbed import known_frequencies
+from palu_vllm.kernels.absorbed import known_frequencies, rotations
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.packing import unpack
 
@@ -37,16 +37,21 @@ scratch = Scratch()
 _rotations = WeakTensorKeyDictionary()
 
 
-def rotations(cos_sin: torch.Tensor) -> torch.Tensor:
-    """``cos + i sin``, complex ``[max_position, head_dim / 2]``; one copy for all the layers that share a table."""
-    if cos_sin not in _rotations:
-        _rotations[cos_sin] = torch.complex(*cos_sin.chunk(2, dim=-1))
-    return _rotations[cos_sin]
+def known_rotations(cos_sin: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """``rotations``; one copy for all the layers that share a table."""
+    known = _rotations.setdefault(cos_sin, {})
+    if head_dim not in known:
+        known[head_dim] = rotations(cos_sin, head_dim)
+    return known[head_dim]
 
 
-def pair_up(x: torch.Tensor) -> torch.Tensor:
-    """Float32, the last dimension reordered from (first halves, second halves) to (pair 0, pair 1, ...)."""
-    return x.float().unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+def pair_up(x: torch.Tensor, rotary_dim: int | None = None) -> torch.Tensor:
+    """Float32, the last dimension reordered from (first halves, second halves) to (pair 0, pair 1, ...), the pairs of
+    ``as_pairs``.
+    """
+    parts = x.float().tensor_split((rotary_dim or x.shape[-1],), dim=-1)
+    paired = [part.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) for part in parts if part.shape[-1]]
+    return torch.cat(paired, dim=-1) if len(paired) > 1 else paired[0]
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,17 @@ class KeySource:
 
     def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
         self.shape = shape
-        self.rotations = rotations(rebuild.cos_sin)
-        self.frequencies = known_frequencies(rebuild.cos_sin)
-        self.k_up = self.k_bias = None
+        self.rotations = known_rotations(rebuild.cos_sin, shape.head_dim)
+        self.frequencies = known_frequencies(rebuild.cos_sin, shape.head_dim)
+        self.k_up = self.k_bias = self.k_norm = None
+        self.k_norm_eps = rebuild.k_norm_eps
         if rebuild.k_up is not None:  # [num_groups, group_size, rank_k, head_dim]
             per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
-            self.k_up = pair_up(per_head).contiguous()
+            self.k_up = pair_up(per_head, shape.rotary_dim).contiguous()
         if rebuild.k_bias is not None:  # [num_kv_heads, 1, head_dim]
-            self.k_bias = pair_up(rebuild.k_bias.view(shape.num_kv_heads, 1, shape.head_dim))
+            self.k_bias = pair_up(rebuild.k_bias.view(shape.num_kv_heads, 1, shape.head_dim), shape.rotary_dim)
+        if rebuild.k_norm is not None:  # [head_dim]
+            self.k_norm = pair_up(rebuild.k_norm, shape.rotary_dim)
 
     def latents(self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
         """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``blocks``; zeros where ``unused [tokens]``."""
@@ -114,12 +122,19 @@ class KeySource:
         latent_k = latents[..., : shape.rank_k]
         if self.k_up is None:
             whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
-            keys = pair_up(whole_keys).flatten(0, 1).contiguous()
+            keys = pair_up(whole_keys, shape.rotary_dim).flatten(0, 1).contiguous()
         else:
             keys = scratch.take("keys", shape.num_kv_heads, latents.shape[1], shape.head_dim)
             for latent, k_up, out in zip(latent_k, self.k_up, keys.split(shape.group_size), strict=True):
                 torch.bmm(latent.expand(shape.group_size, -1, -1), k_up, out=out)
-        return keys if self.k_bias is None else keys.add_(self.k_bias)
+        if self.k_bias is not None:
+            keys.add_(self.k_bias)
+        return keys if self.k_norm is None else self._normalised(keys)
+
+    def _normalised(self, keys: torch.Tensor) -> torch.Tensor:
+        """RMSNorm of every head of ``keys [num_kv_heads, tokens, head_dim]``, in place."""
+        mean_square = torch.linalg.vector_norm(keys, dim=-1, keepdim=True).square_().div_(keys.shape[-1])
+        return keys.mul_(mean_square.add_(self.k_norm_eps).rsqrt_()).mul_(self.k_norm)
 
     def angles(self, positions: torch.Tensor) -> torch.Tensor:
         """Complex ``[tokens, head_dim / 2]``, rotations to ``positions [tokens]``; valid until the next call."""

@@ -1,11 +1,13 @@
 """Attention of one layer over cached latents, for every family. The mathematics is that of ``kernels.reference``."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from palu_vllm.config import LayerShape
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
@@ -58,6 +60,8 @@ class PaluAttention(nn.Module):
         self.k_up = _parameter(shape.has_k_up, groups, shape.rank_k, shape.group_width)
         self.v_up = _parameter(shape.value_path == "factored", groups, shape.rank_v, shape.group_width)
         self.k_bias = _parameter(attention_bias, shape.num_kv_heads * shape.head_dim)
+        self.q_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
+        self.k_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
 
     def init_weights(self, std: float) -> None:
         """Random values for the parameters that are not part of a linear layer."""
@@ -96,6 +100,8 @@ class PaluAttention(nn.Module):
         latent_k, latent_v = self._read(latent_k, latent_v, hidden_states.dtype)
         cos_sin = self._cos_sin(latent_k)
         query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
         query = rotate(query, cos_sin, query_rows.repeat(batch))
         query = query.view(batch, length, -1, self.shape.head_dim).transpose(1, 2).to(hidden_states.dtype)
         out, weights = attend(
@@ -142,6 +148,8 @@ class PaluAttention(nn.Module):
         batch, _, tokens, _ = latent_k.shape
         rows = torch.arange(tokens, device=latent_k.device).repeat(batch)
         rebuild = KeyRebuild(self.k_up, self.k_bias, cos_sin)
+        if self.k_norm is not None:
+            rebuild = replace(rebuild, k_norm=self.k_norm.weight, k_norm_eps=self.k_norm.variance_epsilon)
         keys = rebuild_keys(latent_k.transpose(1, 2).flatten(0, 1), rebuild, self.shape, rows)
         return keys.unflatten(0, (batch, tokens)).transpose(1, 2)
 

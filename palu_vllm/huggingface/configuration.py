@@ -8,6 +8,7 @@ from typing import Any
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 
 class PaluLlamaConfig(LlamaConfig):
@@ -24,5 +25,11 @@ class PaluMistralConfig(MistralConfig):
 
 class PaluQwen2Config(Qwen2Config):
     model_type = "palu_qwen2"
+    base_model_tp_plan = None
+    palu_config: dict[str, Any] | None = None
+
+
+class PaluQwen3Config(Qwen3Config):
+    model_type = "palu_qwen3"
     base_model_tp_plan = None
     palu_config: dict[str, Any] | None = None

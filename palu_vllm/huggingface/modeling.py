@@ -1,4 +1,4 @@
-"""transformers' own Llama, Mistral and Qwen2 with ``PaluAttention`` in every layer. No model code is copied."""
+"""transformers' own Llama, Mistral, Qwen2 and Qwen3 with ``PaluAttention`` in every layer. No model code is copied."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -9,11 +9,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
 from palu_vllm.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
 from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
 from palu_vllm.huggingface.attention import PaluAttention
-from palu_vllm.huggingface.configuration import PaluLlamaConfig, PaluMistralConfig, PaluQwen2Config
+from palu_vllm.huggingface.configuration import (
+    PaluLlamaConfig,
+    PaluMistralConfig,
+    PaluQwen2Config,
+    PaluQwen3Config,
+)
 
 
 class _Palu(PreTrainedModel):
@@ -115,3 +121,13 @@ class PaluQwen2Model(_PaluDecoder, Qwen2Model):
 class PaluQwen2ForCausalLM(_PaluCausalLM, Qwen2ForCausalLM):
     config_class = PaluQwen2Config
     decoder_class = PaluQwen2Model
+
+
+class PaluQwen3Model(_PaluDecoder, Qwen3Model):
+    config_class = PaluQwen3Config
+    _can_record_outputs = {"hidden_states": Qwen3DecoderLayer, "attentions": PaluAttention}
+
+
+class PaluQwen3ForCausalLM(_PaluCausalLM, Qwen3ForCausalLM):
+    config_class = PaluQwen3Config
+    decoder_class = PaluQwen3Model

@@ -6,7 +6,8 @@ The first factor is one number per tile and moves to the query. The second is sm
 polynomial of few terms, ``sum_t C[t, i] phi_t(d)``, with the same Chebyshev basis for all pairs. Hence for query j
 ``score_j(d) = (fast pairs, rebuilt) + sum_t phi_t(d) (u[j, t] . c)`` with
 ``u[j, t] = Re sum_{i slow} conj(q_i) e^{i theta_i start} C[t, i] b_i``, rank_k numbers, once per tile and query.
-``docs/kernels.md`` derives and measures it.
+``docs/kernels.md`` derives and measures it. Numbers that are not rotated form pairs of frequency 0, the slowest. Keys
+that are normalised after the rebuild are not scored like this.
 """
 
 from collections.abc import Iterable
@@ -34,16 +35,25 @@ class Absorption:
     coefficients: torch.Tensor  # [terms, pairs - fast] complex64
 
 
-def as_pairs(x: torch.Tensor) -> torch.Tensor:
-    """``[..., head_dim]`` as complex64 ``[..., head_dim / 2]``: pair i is ``x[i] + i x[i + head_dim / 2]``."""
-    return torch.complex(*x.float().chunk(2, dim=-1))
+def as_pairs(x: torch.Tensor, rotary_dim: int | None = None) -> torch.Tensor:
+    """``[..., head_dim]`` as complex64 ``[..., head_dim / 2]``: pair i is ``x[i] + i x[i + rotary_dim / 2]``; behind
+    those, of all numbers if ``rotary_dim`` is None, come pairs of halves of the numbers that are not rotated.
+    """
+    turned, kept = x.float().tensor_split((rotary_dim or x.shape[-1],), dim=-1)
+    return torch.cat([torch.complex(*part.chunk(2, dim=-1)) for part in (turned, kept)], dim=-1)
+
+
+def rotations(cos_sin: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """``cos + i sin`` of every pair of ``as_pairs``, complex64 ``[positions, head_dim / 2]``; 1 where nothing turns."""
+    turned = torch.complex(*cos_sin.chunk(2, dim=-1))
+    return torch.nn.functional.pad(turned, (0, head_dim // 2 - turned.shape[-1]), value=1.0)
 
 
 def rotary_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
-    """Radians per position of every pair, float64 ``[head_dim / 2]``; NaN where the table has no constant frequency.
+    """Radians per position of every pair, float64 ``[rotary_dim / 2]``; NaN where the table has no constant frequency.
 
-    Takes the model's own table ``[max_position, head_dim]``, whatever scaling it was made with; a factor on its length
-    (yarn's) does not matter.
+    Takes the model's own table ``[max_position, rotary_dim]``, whatever scaling it was made with; a factor on its
+    length (yarn's) does not matter.
     """
     table = as_pairs(cos_sin)
     if len(table) < 2:
@@ -55,11 +65,16 @@ def rotary_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
     return frequencies.where((deviation <= ANGLE_ROUNDING * rounding).all(0), torch.nan)
 
 
-def known_frequencies(cos_sin: torch.Tensor) -> torch.Tensor:
-    """``rotary_frequencies`` of the table, on the CPU, found once for all the layers that share it."""
-    if cos_sin not in _frequencies:
-        _frequencies[cos_sin] = rotary_frequencies(cos_sin.cpu())
-    return _frequencies[cos_sin]
+def known_frequencies(cos_sin: torch.Tensor, head_dim: int | None = None) -> torch.Tensor:
+    """``rotary_frequencies`` of the table, on the CPU, found once for all the layers that share it; 0 for the pairs of
+    ``head_dim`` that it does not rotate.
+    """
+    known = _frequencies.setdefault(cos_sin, {})
+    pairs = (head_dim or cos_sin.shape[-1]) // 2
+    if pairs not in known:
+        frequencies = rotary_frequencies(cos_sin.cpu())
+        known[pairs] = torch.nn.functional.pad(frequencies, (0, pairs - len(frequencies)))
+    return known[pairs]
 
 
 def chebyshev(tile_tokens: int, terms: int) -> torch.Tensor:
@@ -120,18 +135,19 @@ def absorbed_scores(
     """The specification: ``scale * q_j . k[t, h]`` for one tile of context, up to the tolerance of ``absorption``.
 
     Takes ``query [num_heads, head_dim]``, rotated, and ``latent_k [tokens, num_groups, rank_k]`` of the positions from
-    ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``.
+    ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``
+    and no ``rebuild.k_norm``.
     """
     fast, tokens = absorption.fast, len(latent_k)
-    rotation = as_pairs(rebuild.cos_sin[start : start + tokens])
+    rotation = rotations(rebuild.cos_sin[start : start + tokens], shape.head_dim)
     # complex [num_kv_heads, queries_per_kv, pairs] and [num_groups, rank_k, group_size, pairs]
-    q = as_pairs(query).unflatten(0, (shape.num_kv_heads, shape.queries_per_kv)).conj()
-    up = as_pairs(rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)))
+    q = as_pairs(query, shape.rotary_dim).unflatten(0, (shape.num_kv_heads, shape.queries_per_kv)).conj()
+    up = as_pairs(rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)), shape.rotary_dim)
     latent = latent_k.to(torch.complex64)
     keys = torch.einsum("tgr,grhi->tghi", latent, up[..., :fast]).flatten(1, 2)
     bias = torch.zeros(shape.num_kv_heads, up.shape[-1])
     if rebuild.k_bias is not None:
-        bias = as_pairs(rebuild.k_bias.view(shape.num_kv_heads, shape.head_dim))
+        bias = as_pairs(rebuild.k_bias.view(shape.num_kv_heads, shape.head_dim), shape.rotary_dim)
     rebuilt = torch.einsum("hji,ti,thi->hjt", q[..., :fast], rotation[:, :fast], keys + bias[:, :fast])
     # complex [num_kv_heads, queries_per_kv, terms, slow pairs]
     moved = (q[..., fast:] * rotation[0, fast:]).unsqueeze(2) * absorption.coefficients

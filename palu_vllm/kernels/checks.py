@@ -28,10 +28,14 @@ def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
         raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {group_width}")
     if rebuild.k_bias is not None:
         expect_shape("k_bias", rebuild.k_bias, (shape.num_kv_heads * shape.head_dim,))
-    expect_shape("cos_sin", rebuild.cos_sin, (rebuild.cos_sin.shape[0], shape.head_dim))
+    if rebuild.k_norm is not None:
+        expect_shape("k_norm", rebuild.k_norm, (shape.head_dim,))
+        if rebuild.k_norm_eps <= 0:
+            raise ValueError(f"got k_norm_eps {rebuild.k_norm_eps}, expected a positive number")
+    expect_shape("cos_sin", rebuild.cos_sin, (rebuild.cos_sin.shape[0], shape.rotary_width))
     if not rebuild.cos_sin.is_contiguous():
         raise ValueError(f"got cos_sin with strides {rebuild.cos_sin.stride()}, expected it contiguous")
-    expect_dense_rows(k_up=rebuild.k_up, k_bias=rebuild.k_bias)
+    expect_dense_rows(k_up=rebuild.k_up, k_bias=rebuild.k_bias, k_norm=rebuild.k_norm)
     if rebuild.cos_sin.dtype != torch.float32:
         raise ValueError(f"got cos_sin {rebuild.cos_sin.dtype}, expected torch.float32")
 
@@ -44,6 +48,8 @@ def check_sizes(shape: AttentionShape) -> None:
         raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
     if shape.head_dim % 2:
         raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
+    if shape.rotary_width % 2 or not 0 < shape.rotary_width <= shape.head_dim:
+        raise ValueError(f"got rotary_dim {shape.rotary_dim}, expected an even number from 2 to {shape.head_dim}")
     if shape.sliding_window is not None and shape.sliding_window < 1:
         raise ValueError(f"got sliding_window {shape.sliding_window}, expected at least 1 or None")
     if shape.slot is not None and (shape.slot.key.rank, shape.slot.value.rank) != (shape.rank_k, shape.rank_v):

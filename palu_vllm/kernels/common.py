@@ -18,16 +18,32 @@ def slot_offsets(block_table_row_ptr, tokens, valid, stride_cache_block, stride_
 
 
 @triton.jit
-def load_query_halves(row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
-    """Both halves of the query of each row from ``half_start`` on, ``[TILE_HALF, TILE_ROWS]`` each; zero where there is
-    no row.
+def columns_of_pairs(pair, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr):
+    """Where the two numbers of ``pair`` are in a head. Behind the pairs that are rotated, half of ``ROTARY_DIM`` apart,
+    come those of the other numbers.
+    """
+    if ROTARY_DIM == HEAD_DIM:
+        first, second = pair, pair + HEAD_DIM // 2
+    else:
+        rotated = pair < ROTARY_DIM // 2
+        first = tl.where(rotated, pair, pair + ROTARY_DIM // 2)
+        second = first + tl.where(rotated, ROTARY_DIM // 2, (HEAD_DIM - ROTARY_DIM) // 2)
+    return first, second
+
+
+@triton.jit
+def load_query_halves(
+    row_ptrs, row_valid, dtype, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0
+):
+    """Both numbers of the pairs from ``half_start`` on of each row's query, ``[TILE_HALF, TILE_ROWS]`` each; zero where
+    there is no row.
     """
     half = half_start + tl.arange(0, TILE_HALF)
+    to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
     # [TILE_HALF, TILE_ROWS]
-    pointers = row_ptrs[None, :] + half[:, None]
     mask = row_valid[None, :] & (half < HEAD_DIM // 2)[:, None]
-    first = tl.load(pointers, mask=mask, other=0.0).to(dtype)
-    second = tl.load(pointers + HEAD_DIM // 2, mask=mask, other=0.0).to(dtype)
+    first = tl.load(row_ptrs[None, :] + to_first[:, None], mask=mask, other=0.0).to(dtype)
+    second = tl.load(row_ptrs[None, :] + to_second[:, None], mask=mask, other=0.0).to(dtype)
     return first, second
 
 
@@ -53,19 +69,21 @@ def add_rebuilt(
     stride_k_up_rank,
     rank_start,
     RANK_K: tl.constexpr,
-    HALF: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
     half_start=0,
 ):
-    """Both halves of a key plus ``latent @ k_up`` over one tile of ranks."""
+    """Both numbers of pairs of a key plus ``latent @ k_up`` over one tile of ranks."""
     rank = rank_start + tl.arange(0, TILE_RANK)
     half = half_start + tl.arange(0, TILE_HALF)
+    to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
     # [TILE_RANK, TILE_HALF]
-    pointers = up_ptr + rank[:, None] * stride_k_up_rank + half[None, :]
-    mask = (rank < RANK_K)[:, None] & (half < HALF)[None, :]
-    up_first = tl.load(pointers, mask=mask, other=0.0).to(latent.dtype)
-    up_second = tl.load(pointers + HALF, mask=mask, other=0.0).to(latent.dtype)
+    rank_ptrs = up_ptr + rank[:, None] * stride_k_up_rank
+    mask = (rank < RANK_K)[:, None] & (half < HEAD_DIM // 2)[None, :]
+    up_first = tl.load(rank_ptrs + to_first[None, :], mask=mask, other=0.0).to(latent.dtype)
+    up_second = tl.load(rank_ptrs + to_second[None, :], mask=mask, other=0.0).to(latent.dtype)
     first = tl.dot(latent, up_first, first, input_precision="ieee")
     second = tl.dot(latent, up_second, second, input_precision="ieee")
     return first, second
@@ -83,6 +101,7 @@ def rebuild_key(
     kv_head,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     FORMAT_K: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
@@ -90,57 +109,63 @@ def rebuild_key(
     TILE_HALF: tl.constexpr,
     half_start=0,
 ):
-    """Rotary pairs from ``half_start`` on of one head's key before rotation: both halves, float32
+    """Pairs from ``half_start`` on of one head's key before norm and rotation: both numbers, float32
     ``[TILE_TOKENS, TILE_HALF]`` each.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     half = half_start + tl.arange(0, TILE_HALF)
+    to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
     first_column = kv_head % GROUP_SIZE * HEAD_DIM
     if k_up_ptr is None:
         # [TILE_TOKENS, TILE_HALF]
-        column = first_column + half
-        first = load_numbers(slot_ptrs, valid, column, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
-        second = load_numbers(slot_ptrs, valid, column + HALF, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
+        first, second = first_column + to_first, first_column + to_second
+        first = load_numbers(slot_ptrs, valid, first, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
+        second = load_numbers(slot_ptrs, valid, second, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
     else:
         up_ptr = k_up_ptr + kv_head // GROUP_SIZE * stride_k_up_group + first_column
         first = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         second = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         first, second = add_rebuilt(
-            first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HALF, TILE_RANK, TILE_HALF, half_start
-        )
+            first, second, latent, up_ptr, stride_k_up_rank, 0, RANK_K, HEAD_DIM, ROTARY_DIM, TILE_RANK, TILE_HALF,
+            half_start,
+        )  # fmt: skip
         for rank_start in range(TILE_RANK, RANK_K, TILE_RANK):
             further = load_latent(slot_ptrs, valid, rank_start, latent.dtype, RANK_K, TILE_RANK, FORMAT_K)
             first, second = add_rebuilt(
-                first,
-                second,
-                further,
-                up_ptr,
-                stride_k_up_rank,
-                rank_start,
-                RANK_K,
-                HALF,
-                TILE_RANK,
-                TILE_HALF,
-                half_start,
-            )
+                first, second, further, up_ptr, stride_k_up_rank, rank_start, RANK_K, HEAD_DIM, ROTARY_DIM, TILE_RANK,
+                TILE_HALF, half_start,
+            )  # fmt: skip
     if k_bias_ptr is not None:
-        pointers = k_bias_ptr + kv_head * HEAD_DIM + half
-        first += tl.load(pointers, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
-        second += tl.load(pointers + HALF, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
+        head_ptr = k_bias_ptr + kv_head * HEAD_DIM
+        first += tl.load(head_ptr + to_first, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
+        second += tl.load(head_ptr + to_second, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
     return first, second
 
 
 @triton.jit
-def load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
+def weigh_key(first, second, k_norm_ptr, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, half_start=0):
+    """Pairs of a key ``[TILE_TOKENS, TILE_HALF]`` times the weights of its norm, and the sums of their squares before,
+    ``[TILE_TOKENS]``.
+    """
+    half = half_start + tl.arange(0, first.shape[1])
+    to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
+    weight_first = tl.load(k_norm_ptr + to_first, mask=half < HEAD_DIM // 2, other=0.0).to(tl.float32)
+    weight_second = tl.load(k_norm_ptr + to_second, mask=half < HEAD_DIM // 2, other=0.0).to(tl.float32)
+    squares = tl.sum(first * first + second * second, axis=1)
+    return first * weight_first[None, :], second * weight_second[None, :], squares
+
+
+@triton.jit
+def load_cos_sin(cos_sin_ptr, tokens, valid, ROTARY_DIM: tl.constexpr, TILE_HALF: tl.constexpr, half_start=0):
     """Cosines and sines of the positions ``tokens`` for the pairs from ``half_start`` on, float32
-    ``[TILE_TOKENS, TILE_HALF]`` each.
+    ``[TILE_TOKENS, TILE_HALF]`` each; 1 and 0 for pairs that are not rotated.
     """
     half = half_start + tl.arange(0, TILE_HALF)
     # [TILE_TOKENS, TILE_HALF]
-    pointers = cos_sin_ptr + tokens.to(tl.int64)[:, None] * HEAD_DIM + half[None, :]
-    mask = valid[:, None] & (half < HEAD_DIM // 2)[None, :]
-    cos = tl.load(pointers, mask=mask, other=0.0)
-    sin = tl.load(pointers + HEAD_DIM // 2, mask=mask, other=0.0)
+    pointers = cos_sin_ptr + tokens.to(tl.int64)[:, None] * ROTARY_DIM + half[None, :]
+    mask = valid[:, None] & (half < ROTARY_DIM // 2)[None, :]
+    cos = tl.load(pointers, mask=mask, other=1.0)
+    sin = tl.load(pointers + ROTARY_DIM // 2, mask=mask, other=0.0)
     return cos, sin
 
 

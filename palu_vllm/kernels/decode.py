@@ -34,7 +34,8 @@ def decode_split_kernel(
     query_start_loc_ptr,  # [requests + 1] int32
     k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
-    cos_sin_ptr,  # [max_position, HEAD_DIM] float32
+    k_norm_ptr,  # None, or [HEAD_DIM]
+    cos_sin_ptr,  # [max_position, ROTARY_DIM] float32
     basis_ptr,  # None, or [TERMS, TILE_TOKENS] float32
     coefficients_ptr,  # None, or [2, TERMS, HEAD_DIM // 2 - FAST] float32
     partial_ptr,  # [requests, num_splits, QUERIES, num_heads, RANK_V] float32, not normalised
@@ -49,10 +50,12 @@ def decode_split_kernel(
     stride_k_up_group,
     stride_k_up_rank,
     scale_log2,  # scale / ln 2
+    k_norm_eps,
     num_groups,
     GROUP_SIZE: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     RANK_V: tl.constexpr,
     FORMAT_K: tl.constexpr,
@@ -95,7 +98,7 @@ def decode_split_kernel(
     group_query_ptr = query_ptr + token * stride_query_token + group * HEADS * stride_query_head
     row_ptrs = group_query_ptr + query * stride_query_token + head * stride_query_head
     dtype = cache_ptr.dtype.element_ty if FORMAT_K is None else query_ptr.dtype.element_ty
-    query_tiles = load_query_tiles(row_ptrs, row_valid, dtype, HEAD_DIM, TILE_HALF, HALF_TILES)
+    query_tiles = load_query_tiles(row_ptrs, row_valid, dtype, HEAD_DIM, ROTARY_DIM, TILE_HALF, HALF_TILES)
     columns = values_of_program * (TILE_VALUES * VALUE_TILES) + tl.arange(0, TILE_VALUES)
     accumulated = no_values(TILE_VALUES, TILE_ROWS, VALUE_TILES)
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
@@ -117,14 +120,15 @@ def decode_split_kernel(
         # [TILE_TOKENS, TILE_ROWS]
         scores = rebuilt_scores(
             latent, query_tiles, slot_ptrs, tokens, valid, head_of_row, k_up_ptr, stride_k_up_group, stride_k_up_rank,
-            k_bias_ptr, cos_sin_ptr, group, GROUP_SIZE, HEAD_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
+            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, group, GROUP_SIZE, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K,
+            TILE_RANK, TILE_HALF,
         )  # fmt: skip
         if coefficients_ptr is not None:
             scores += absorbed_scores(
                 latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr, group_query_ptr,
                 stride_query_token, stride_query_head, query_len, group, tile_start, cos_sin_ptr, basis_ptr,
-                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS,
-                ROWS_PER_KV, TILE_ROWS,
+                coefficients_ptr, GROUP_SIZE, QUERIES_PER_KV, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW,
+                TERMS, ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
         visible = visible_to(position, tokens, valid, SLIDING_WINDOW, QUERIES)
         scores = tl.where(visible, scores * scale_log2, float("-inf"))

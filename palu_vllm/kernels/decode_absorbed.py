@@ -8,7 +8,7 @@
 import triton
 import triton.language as tl
 
-from palu_vllm.kernels.common import load_latent
+from palu_vllm.kernels.common import columns_of_pairs, load_latent
 
 
 @triton.jit
@@ -23,6 +23,7 @@ def moved_query(
     coefficients_ptr,  # [2, TERMS, HEAD_DIM // 2 - FAST] float32: real, then imaginary parts
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     FAST: tl.constexpr,
     TILE_SLOW: tl.constexpr,
     TERMS: tl.constexpr,
@@ -35,21 +36,22 @@ def moved_query(
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     pair = FAST + tl.arange(0, TILE_SLOW)
+    to_first, to_second = columns_of_pairs(pair, HEAD_DIM, ROTARY_DIM)
     column = tl.arange(0, TERMS * ROWS_PER_KV)
     term, row = column // ROWS_PER_KV, column % ROWS_PER_KV
     query, head_of_kv = row // QUERIES_PER_KV, row % QUERIES_PER_KV
     # [TILE_SLOW, TERMS * ROWS_PER_KV]
     row_ptrs = query_ptr + query * stride_query_token + (head * QUERIES_PER_KV + head_of_kv) * stride_query_head
     mask = (pair < HALF)[:, None] & (query < query_len)[None, :]
-    first = tl.load(row_ptrs[None, :] + pair[:, None], mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(row_ptrs[None, :] + HALF + pair[:, None], mask=mask, other=0.0).to(tl.float32)
+    first = tl.load(row_ptrs[None, :] + to_first[:, None], mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(row_ptrs[None, :] + to_second[:, None], mask=mask, other=0.0).to(tl.float32)
     pointers = coefficients_ptr + term[None, :] * (HALF - FAST) + (pair - FAST)[:, None]
     real = tl.load(pointers, mask=mask, other=0.0)
     imaginary = tl.load(pointers + TERMS * (HALF - FAST), mask=mask, other=0.0)
     # [TILE_SLOW, 1]
-    rotation_ptr = cos_sin_ptr + position * tl.full([], HEAD_DIM, tl.int64) + pair
-    cos = tl.load(rotation_ptr, mask=pair < HALF, other=0.0)[:, None]
-    sin = tl.load(rotation_ptr + HALF, mask=pair < HALF, other=0.0)[:, None]
+    rotation_ptr = cos_sin_ptr + position * tl.full([], ROTARY_DIM, tl.int64) + pair
+    cos = tl.load(rotation_ptr, mask=pair < ROTARY_DIM // 2, other=1.0)[:, None]
+    sin = tl.load(rotation_ptr + ROTARY_DIM // 2, mask=pair < ROTARY_DIM // 2, other=0.0)[:, None]
     moved_real = first * cos + second * sin
     moved_imaginary = first * sin - second * cos
     return (
@@ -85,6 +87,7 @@ def add_absorbed(
     GROUP_SIZE: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     FAST: tl.constexpr,
     TILE_SLOW: tl.constexpr,
@@ -92,12 +95,12 @@ def add_absorbed(
     ROWS_PER_KV: tl.constexpr,
 ):
     """``products + latent u`` over one tile of ranks."""
-    HALF: tl.constexpr = HEAD_DIM // 2
     COLUMNS: tl.constexpr = products.shape[1]
     GROUP_TILE: tl.constexpr = COLUMNS // (TERMS * ROWS_PER_KV)
     rank = rank_start + tl.arange(0, latent.shape[1])
     pair = FAST + tl.arange(0, TILE_SLOW)
-    mask = (rank < RANK_K)[:, None] & (pair < HALF)[None, :]
+    mask = (rank < RANK_K)[:, None] & (pair < HEAD_DIM // 2)[None, :]
+    first_column, second_column = columns_of_pairs(pair, HEAD_DIM, ROTARY_DIM)
     head_of_column = tl.arange(0, COLUMNS) // ROWS_PER_KV % GROUP_TILE
     # [TILE_RANK, COLUMNS]
     u = tl.zeros([latent.shape[1], COLUMNS], latent.dtype)
@@ -113,15 +116,16 @@ def add_absorbed(
             coefficients_ptr,
             QUERIES_PER_KV,
             HEAD_DIM,
+            ROTARY_DIM,
             FAST,
             TILE_SLOW,
             TERMS,
             ROWS_PER_KV,
         )
         # [TILE_RANK, TILE_SLOW]
-        pointers = up_ptr + head * HEAD_DIM + rank[:, None] * stride_k_up_rank + pair[None, :]
-        up_first = tl.load(pointers, mask=mask, other=0.0).to(latent.dtype)
-        up_second = tl.load(pointers + HALF, mask=mask, other=0.0).to(latent.dtype)
+        rank_ptrs = up_ptr + head * HEAD_DIM + rank[:, None] * stride_k_up_rank
+        up_first = tl.load(rank_ptrs + first_column[None, :], mask=mask, other=0.0).to(latent.dtype)
+        up_second = tl.load(rank_ptrs + second_column[None, :], mask=mask, other=0.0).to(latent.dtype)
         # [TILE_RANK, TERMS * ROWS_PER_KV]
         of_head = tl.dot(up_first, to_first.to(latent.dtype), input_precision="ieee")
         of_head = tl.dot(up_second, to_second.to(latent.dtype), of_head, input_precision="ieee")
@@ -143,6 +147,7 @@ def absorbed_bias(
     GROUP_SIZE: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     FAST: tl.constexpr,
     TILE_SLOW: tl.constexpr,
     TERMS: tl.constexpr,
@@ -153,6 +158,7 @@ def absorbed_bias(
     HALF: tl.constexpr = HEAD_DIM // 2
     GROUP_TILE: tl.constexpr = COLUMNS // (TERMS * ROWS_PER_KV)
     pair = FAST + tl.arange(0, TILE_SLOW)
+    first_column, second_column = columns_of_pairs(pair, HEAD_DIM, ROTARY_DIM)
     head_of_column = tl.arange(0, COLUMNS) // ROWS_PER_KV % GROUP_TILE
     added = tl.zeros([COLUMNS], tl.float32)
     for head in tl.range(GROUP_SIZE, disable_licm=True):
@@ -167,14 +173,15 @@ def absorbed_bias(
             coefficients_ptr,
             QUERIES_PER_KV,
             HEAD_DIM,
+            ROTARY_DIM,
             FAST,
             TILE_SLOW,
             TERMS,
             ROWS_PER_KV,
         )
-        pointers = bias_ptr + head * HEAD_DIM + pair
-        first = tl.load(pointers, mask=pair < HALF, other=0.0).to(tl.float32)
-        second = tl.load(pointers + HALF, mask=pair < HALF, other=0.0).to(tl.float32)
+        head_ptr = bias_ptr + head * HEAD_DIM
+        first = tl.load(head_ptr + first_column, mask=pair < HALF, other=0.0).to(tl.float32)
+        second = tl.load(head_ptr + second_column, mask=pair < HALF, other=0.0).to(tl.float32)
         of_head = tl.sum(to_first * first[:, None] + to_second * second[:, None], axis=0)
         repeated = tl.reshape(for_all_rows(of_head[None, :], GROUP_TILE, TERMS, ROWS_PER_KV), [COLUMNS])
         added = tl.where(head_of_column == head, repeated, added)
@@ -202,6 +209,7 @@ def absorbed_scores(
     GROUP_SIZE: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     FORMAT_K: tl.constexpr,
     FAST: tl.constexpr,
@@ -235,6 +243,7 @@ def absorbed_scores(
             GROUP_SIZE,
             QUERIES_PER_KV,
             HEAD_DIM,
+            ROTARY_DIM,
             RANK_K,
             FAST,
             TILE_SLOW,
@@ -254,6 +263,7 @@ def absorbed_scores(
             GROUP_SIZE,
             QUERIES_PER_KV,
             HEAD_DIM,
+            ROTARY_DIM,
             FAST,
             TILE_SLOW,
             TERMS,

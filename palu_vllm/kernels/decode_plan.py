@@ -18,7 +18,7 @@ from palu_vllm.kernels.absorbed import (
     known_frequencies,
     pairs_to_rebuild,
 )
-from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.kernels.tiling import (
     PACKED_RANK,
     SMALLEST_TILE,
@@ -111,20 +111,22 @@ def plan_absorbed_tiles(
 
 
 def decode_plan(
-    shape: AttentionShape, cos_sin: torch.Tensor, queries: int, dtype: torch.dtype, device: Device, absorb: bool
+    shape: AttentionShape, rebuild: KeyRebuild, queries: int, dtype: torch.dtype, device: Device
 ) -> DecodePlan:
-    """The plan for at most ``queries`` queries per request, constants on the device of ``cos_sin``.
+    """The plan for at most ``queries`` queries per request, constants on the device of the table of rotations.
 
-    Found once for all the layers of one shape that share the table, which is read then and never again. Without
-    ``absorb`` whole keys are rebuilt.
+    Found once for all the layers of one shape that share the table, which is read then and never again. Keys that are
+    cached whole have nothing to absorb, and a norm needs the whole key.
     """
+    cos_sin, has_key_norm = rebuild.cos_sin, rebuild.k_norm is not None
+    absorbs = rebuild.k_up is not None and not has_key_norm
     known = _plans.setdefault(cos_sin, {})
-    key = (shape, queries, dtype, device, absorb)
+    key = (shape, queries, dtype, device, absorbs, has_key_norm)
     if key not in known:
-        tiling = decode_tiling(shape, dtype.itemsize, device, queries)
+        tiling = decode_tiling(shape, dtype.itemsize, device, queries, has_key_norm)
         plan = DecodePlan(tiling)
-        if absorb:
-            plan = plan_absorbed_tiles(known_frequencies(cos_sin), shape, tiling, dtype, device)
+        if absorbs:
+            plan = plan_absorbed_tiles(known_frequencies(cos_sin, shape.head_dim), shape, tiling, dtype, device)
         if plan.basis is not None:
             plan = DecodePlan(plan.tiling, plan.basis.to(cos_sin.device), plan.coefficients.to(cos_sin.device))
         known[key] = plan

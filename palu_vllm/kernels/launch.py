@@ -74,8 +74,7 @@ class TritonAttention:
         queries = power_of_two(queries)
         if queries > DECODE_QUERIES[-1] or (queries > 1 and decode_rows(self.shape, queries) > DECODE_ROWS):
             return None
-        absorb = self.rebuild.k_up is not None
-        return decode_plan(self.shape, self.rebuild.cos_sin, queries, dtype, self.device or device_of(device), absorb)
+        return decode_plan(self.shape, self.rebuild, queries, dtype, self.device or device_of(device))
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor

@@ -34,6 +34,7 @@ class AttentionShape:
     scale: float
     sliding_window: int | None = None  # a query sees itself and the window - 1 tokens before it
     slot: SlotFormat | None = None  # how latents are packed; None: the cache holds their numbers as they are
+    rotary_dim: int | None = None  # how many numbers of a head are rotated, the first ones; None: all
 
     @property
     def num_groups(self) -> int:
@@ -45,6 +46,10 @@ class AttentionShape:
         return self.rank_k + self.rank_v if self.slot is None else self.slot.bytes
 
     @property
+    def rotary_width(self) -> int:
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
     def queries_per_kv(self) -> int:
         return self.num_heads // self.num_kv_heads
 
@@ -53,12 +58,16 @@ class AttentionShape:
 class KeyRebuild:
     """Everything that turns a key latent into a rotated key.
 
-    ``k[t, h] = RoPE_t(c_k[t] @ k_up[g, :, h] + k_bias[h])``, rotating the pairs (i, i + head_dim / 2).
+    ``k[t, h] = RoPE_t(norm(c_k[t] @ k_up[g, :, h] + k_bias[h]))``, rotating the pairs (i, i + rotary_dim / 2) of the
+    first ``rotary_dim`` numbers and none of the others. With ``k_norm``, ``norm(x) = k_norm * x / rms(x)`` where
+    ``rms(x)^2 = mean(x^2) + k_norm_eps`` over the head. Latents are cached before all of it, those of whole keys too.
     """
 
     k_up: torch.Tensor | None  # [num_groups, rank_k, group_size * head_dim]; None: the latent is the key
     k_bias: torch.Tensor | None  # [num_kv_heads * head_dim]
-    cos_sin: torch.Tensor  # [max_position, head_dim] float32: cosines of the head_dim / 2 pairs, then sines
+    cos_sin: torch.Tensor  # [max_position, rotary_dim] float32: cosines of the rotary_dim / 2 pairs, then sines
+    k_norm: torch.Tensor | None = None  # [head_dim], the same for every head; None: keys are not normalised
+    k_norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Fills the workspace of prefill: rotated keys, each rebuilt once, and latent values as plain numbers.
 
-``k[t, h] = RoPE_t(c_k[t] @ k_up[g, :, h] + k_bias[h])`` is a matrix product per KV head, as large as the context
+``k[t, h] = RoPE_t(norm(c_k[t] @ k_up[g, :, h] + k_bias[h]))`` is a matrix product per KV head, as large as the context
 (Palu, section 3.2); attention then reads neither pages nor packed numbers.
 """
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.arguments import taken_by
-from palu_vllm.kernels.common import load_cos_sin, load_latent, rebuild_key, slot_offsets
+from palu_vllm.kernels.common import columns_of_pairs, load_cos_sin, load_latent, rebuild_key, slot_offsets, weigh_key
 from palu_vllm.kernels.context_tiles import find_context_tile
 from palu_vllm.kernels.load_packed import load_numbers
 from palu_vllm.kernels.operands import AttentionShape
@@ -30,7 +30,8 @@ def rebuild_keys_kernel(
     tile_starts_ptr,  # [requests + 1] int32
     k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
-    cos_sin_ptr,  # [max_position, HEAD_DIM] float32
+    k_norm_ptr,  # None, or [HEAD_DIM]
+    cos_sin_ptr,  # [max_position, ROTARY_DIM] float32
     key_ptr,  # [KV heads of the pass, tiles of the pass * TILE_CONTEXT, HEAD_DIM]
     stride_cache_block,
     stride_cache_group,
@@ -38,11 +39,13 @@ def rebuild_keys_kernel(
     stride_block_table_request,
     stride_k_up_group,
     stride_k_up_rank,
+    k_norm_eps,
     num_requests,
     first_tile,
     first_group,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     FORMAT_K: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -51,7 +54,7 @@ def rebuild_keys_kernel(
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
 ):
-    """One program: the keys of one KV head for one tile of the context; those past its end are zero."""
+    """One program: the keys of one KV head for one tile of the context; those past its end are finite."""
     tile = first_tile + tl.program_id(0)
     if tile >= tl.load(tile_starts_ptr + num_requests):
         return
@@ -76,20 +79,26 @@ def rebuild_keys_kernel(
         kv_head,
         GROUP_SIZE,
         HEAD_DIM,
+        ROTARY_DIM,
         RANK_K,
         FORMAT_K,
         TILE_CONTEXT,
         TILE_RANK,
         TILE_HALF,
     )
-    cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, HEAD_DIM, TILE_HALF)
+    if k_norm_ptr is not None:
+        first, second, squares = weigh_key(first, second, k_norm_ptr, HEAD_DIM, ROTARY_DIM)
+        inverse = tl.rsqrt(squares / HEAD_DIM + k_norm_eps)[:, None]
+        first, second = first * inverse, second * inverse
+    cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, ROTARY_DIM, TILE_HALF)
     half = tl.arange(0, TILE_HALF)
+    to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
     first_row = (head_of_pass * tl.num_programs(0) + tl.program_id(0)) * TILE_CONTEXT
     rows = first_row + tl.arange(0, TILE_CONTEXT)
-    pointers = key_ptr + rows[:, None] * HEAD_DIM + half[None, :]
+    row_ptrs = key_ptr + rows[:, None] * HEAD_DIM
     mask = (half < HEAD_DIM // 2)[None, :]
-    tl.store(pointers, (first * cos - second * sin).to(key_ptr.dtype.element_ty), mask=mask)
-    tl.store(pointers + HEAD_DIM // 2, (second * cos + first * sin).to(key_ptr.dtype.element_ty), mask=mask)
+    tl.store(row_ptrs + to_first[None, :], (first * cos - second * sin).to(key_ptr.dtype.element_ty), mask=mask)
+    tl.store(row_ptrs + to_second[None, :], (second * cos + first * sin).to(key_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -14,20 +14,31 @@ from palu_vllm.packing import pack, unpack
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of the pairs (i, i + head_dim / 2).
+    """Rotary embedding of the pairs (i, i + rotary_dim / 2); numbers from ``rotary_dim`` on stay as they are.
 
-    Takes ``x [tokens, heads, head_dim]``, ``cos_sin [max_position, head_dim]`` (cosines, then sines) and
+    Takes ``x [tokens, heads, head_dim]``, ``cos_sin [max_position, rotary_dim]`` (cosines, then sines) and
     ``positions [tokens]``; returns float32 of the shape of ``x``.
     """
     cos, sin = cos_sin.float()[positions].unsqueeze(1).chunk(2, dim=-1)
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned, kept = x.float().tensor_split((cos_sin.shape[-1],), dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, kept), dim=-1)
+
+
+def normalise(keys: torch.Tensor, rebuild: KeyRebuild) -> torch.Tensor:
+    """``k_norm * x / sqrt(mean(x^2) + k_norm_eps)`` (RMSNorm) of every head of ``keys [..., head_dim]``, float32; where
+    there is no ``k_norm``, the keys as they are.
+    """
+    if rebuild.k_norm is None:
+        return keys
+    mean_square = keys.square().mean(dim=-1, keepdim=True)
+    return rebuild.k_norm.float() * (keys * torch.rsqrt(mean_square + rebuild.k_norm_eps))
 
 
 def rebuild_keys(
     latent_k: torch.Tensor, rebuild: KeyRebuild, shape: AttentionShape, positions: torch.Tensor
 ) -> torch.Tensor:
-    """``k[t, h] = RoPE_t(c_k[t] @ k_up[g, :, h] + k_bias[h])``.
+    """``k[t, h] = RoPE_t(norm(c_k[t] @ k_up[g, :, h] + k_bias[h]))``.
 
     Takes ``latent_k [tokens, num_groups, rank_k]`` and ``positions [tokens]``; returns float32
     ``[tokens, num_kv_heads, head_dim]``.
@@ -38,7 +49,7 @@ def rebuild_keys(
     keys = keys.reshape(-1, shape.num_kv_heads, shape.head_dim)
     if rebuild.k_bias is not None:
         keys = keys + rebuild.k_bias.float().view(shape.num_kv_heads, shape.head_dim)
-    return rotate(keys, rebuild.cos_sin, positions)
+    return rotate(normalise(keys, rebuild), rebuild.cos_sin, positions)
 
 
 def store_latents(

@@ -11,6 +11,7 @@ from palu_vllm.latent_format import SlotFormat
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
+NORMALISED_PAIRS = 16  # likewise, where weights and sums of squares of a key norm are there too
 SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
@@ -87,23 +88,26 @@ def padded(size: int) -> int:
     return max(SMALLEST_TILE, power_of_two(size))
 
 
-def decode_tiling(shape: AttentionShape, element_size: int, device: Device, queries: int = 1) -> Tiling:
+def decode_tiling(
+    shape: AttentionShape, element_size: int, device: Device, queries: int = 1, has_key_norm: bool = False
+) -> Tiling:
     """One program has ``queries`` queries of every head of a group, a power of two of rows per KV head. Where there are
-    several heads and few rows, ``k_up`` is loaded ahead.
+    several heads and few rows, or few pairs at a time, ``k_up`` is loaded ahead.
     """
     rows = decode_rows(shape, queries)
-    num_stages = 2 if shape.group_size > 1 and rows == SMALLEST_TILE else 1
+    num_stages = 2 if shape.group_size > 1 and (rows == SMALLEST_TILE or has_key_norm) else 1
     tiling = fitting_tiling(shape, rows, num_stages, element_size, device)
-    return replace(tiling, half_tiles=half_tiles(tiling.half), queries=queries)
+    pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
+    return replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries)
 
 
 def decode_rows(shape: AttentionShape, queries: int) -> int:
     return padded(power_of_two(shape.group_size) * power_of_two(shape.queries_per_kv * queries))
 
 
-def half_tiles(half: int) -> int:
-    """In how many tiles decoding rebuilds ``half`` rotary pairs."""
-    return max(1, half // DECODE_PAIRS)
+def half_tiles(half: int, pairs: int = DECODE_PAIRS) -> int:
+    """In how many tiles decoding rebuilds ``half`` rotary pairs, ``pairs`` at a time."""
+    return max(1, half // pairs)
 
 
 def fitting_tiling(shape: AttentionShape, rows: int, num_stages: int, element_size: int, device: Device) -> Tiling:

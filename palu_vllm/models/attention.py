@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from vllm.config import CacheConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.rotary_embedding import get_rope
@@ -45,6 +46,8 @@ class PaluAttention(nn.Module):
         whole = LayerShape.of(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
         self.value_path = whole.value_path
         self._create_projections(whole, hidden_size, palu.attention_bias, prefix)
+        self.q_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
+        self.k_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
         rope = {"max_position": max_position_embeddings, "rope_parameters": config.rope_parameters}
         self.rotary_emb = get_rope(whole.head_dim, **rope)
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
@@ -52,7 +55,7 @@ class PaluAttention(nn.Module):
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
         self.attn = LatentAttention(
             shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype)),
-            rebuild=KeyRebuild(self.k_up, self.k_bias, table),
+            rebuild=self._rebuild(table),
             cache_config=cache_config,
             sliding_window=_sliding_window(config, layer),
             prefix=f"{prefix}.attn",
@@ -79,9 +82,19 @@ class PaluAttention(nn.Module):
         self.v_up = _parameter(groups, whole.rank_v, full) if whole.value_path == "factored" else None
         self.k_bias = _parameter(whole.num_kv_heads * whole.head_dim) if bias else None
 
+    def _rebuild(self, table: torch.Tensor) -> KeyRebuild:
+        rebuild = KeyRebuild(self.k_up, self.k_bias, table)
+        if self.k_norm is None:
+            return rebuild
+        norm = self.k_norm.weight.requires_grad_(False)  # the kernels work in place
+        return replace(rebuild, k_norm=norm, k_norm_eps=self.k_norm.variance_epsilon)
+
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """``positions [tokens]`` and ``hidden_states [tokens, hidden]`` to ``[tokens, hidden]``."""
-        query, _ = self.rotary_emb(positions, self.q_proj(hidden_states), None)
+        query = self.q_proj(hidden_states)
+        if self.q_norm is not None:
+            query = self.q_norm(query.unflatten(-1, (-1, self.shape.head_dim))).flatten(1)
+        query, _ = self.rotary_emb(positions, query, None)
         latents = self.attn(query, self.k_down(hidden_states), self.v_down(hidden_states))
         return self.o_proj(self._values(latents).flatten(1))
 

@@ -1,7 +1,8 @@
 """The palu form of each supported family, as vLLM loads it.
 
-Llama, Mistral and Qwen2 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases, so all
-three are vLLM's Llama with its attention exchanged through the argument that vLLM has for this.
+Llama, Mistral, Qwen2 and Qwen3 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases and
+norms of queries and keys, so all are vLLM's Llama with its attention exchanged through the argument that vLLM has for
+this.
 """
 
 from collections.abc import Iterable
@@ -55,3 +56,7 @@ class PaluMistralForCausalLM(PaluForCausalLM):
 
 class PaluQwen2ForCausalLM(PaluForCausalLM):
     """Qwen 2 and 2.5; their biases come with ``palu_config.attention_bias``."""
+
+
+class PaluQwen3ForCausalLM(PaluForCausalLM):
+    """Qwen 3, dense; its norms of queries and keys come with ``palu_config.qk_norm``."""

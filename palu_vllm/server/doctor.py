@@ -57,7 +57,7 @@ def _configuration(directory: Path) -> str:
     ranks = f"rank_k {min(palu.rank_k)}-{max(palu.rank_k)}, rank_v {min(palu.rank_v)}-{max(palu.rank_v)}"
     return (
         f"{config['model_type']}, {geometry.num_layers} layers, group size {palu.group_size_k}, {ranks}, "
-        f"{palu.value_path} values, rope {rope_type(config)}"
+        f"{palu.value_path} values, rope {rope_type(config)}{', queries and keys normalised' * palu.qk_norm}"
     )
 
 

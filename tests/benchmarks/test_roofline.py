@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpus import CHIPS, GPUS, gpu_of_device
 from benchmarks.layers import MODELS, RECOMMENDED_LAYERS
-from benchmarks.roofline import absorption_of, bounds, main
+from benchmarks.roofline import absorption_of, bounds, main, tiles_of
 from benchmarks.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
 
 H200 = GPUS["h200"]
@@ -68,30 +68,48 @@ def test_the_chosen_absorption_is_at_least_as_cheap_as_the_one_by_hand():
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 @pytest.mark.parametrize("name", RECOMMENDED_LAYERS)
 def test_tiles_cost_at_least_what_no_plan_avoids(name, gpu):
-    shape = RECOMMENDED_LAYERS[name].shape
-    for absorbing in (None, LLAMA_3):
-        least, tiled = latents_and_rebuild(shape, BATCH, absorbing), decode_work(shape, BATCH, gpu, absorbing)
+    layer = RECOMMENDED_LAYERS[name]
+    whole, planned = tiles_of(layer, gpu)
+    absorbing = Absorbing(planned.tokens, planned.half, planned.terms)
+    assert planned.terms
+    for tiling, rebuilt in ((whole, None), (planned, absorbing)):
+        least = latents_and_rebuild(layer.shape, BATCH, rebuilt)
+        tiled = decode_work(layer.shape, BATCH, gpu, tiling)
         assert tiled.memory_bytes > least.memory_bytes and tiled.flops > least.flops
         assert tiled.l2_bytes > tiled.memory_bytes - least.memory_bytes + least.memory_bytes / 2
 
 
 def test_every_tile_of_tokens_reads_k_up_again():
-    shape = RECOMMENDED_LAYERS["llama_3_8b_128_384"].shape
+    layer = RECOMMENDED_LAYERS["llama_3_8b_128_384"]
+    shape = layer.shape
     k_up, rotations, tiles = 2 * shape.num_groups * 128 * 512, 4 * 128, 65536 // 128
     partials = 2 * 66 * 32 * (384 + 2) * 4
     by_hand = 65536 * shape.num_groups * (2 * 512 + rotations) + tiles * k_up + partials
-    assert decode_work(shape, BATCH, H200).l2_bytes == by_hand
+    assert all(decode_work(shape, BATCH, H200, tiling).l2_bytes == by_hand for tiling in tiles_of(layer, H200))
+
+
+def test_operations_of_absorbed_tiles():
+    """8 KV heads of 4 queries in 2 groups; 16 of 64 pairs rebuilt, 48 (padded 64) absorbed in 4 terms."""
+    layer = RECOMMENDED_LAYERS["llama_3_8b_128_384"]
+    planned = replace(tiles_of(layer, H200)[1], half=16, slow=64, terms=4)
+    assert (planned.tokens, planned.rows, planned.values_per_program) == (128, 16, 384)
+    rebuilt = 128 * (4 * 32) + 16 * (4 * 32)  # keys, then scores of 16 rows
+    absorbed = 4 * (128 * 16 + 128 * 2 * 64 * 16 / 128)  # scores, then u once per tile
+    by_hand = 2 * 65536 * 2 * (rebuilt + absorbed + 16 * 384)
+    assert decode_work(layer.shape, BATCH, H200, planned).flops == by_hand
 
 
 def test_smaller_tiles_read_k_up_more_often():
-    shape = RECOMMENDED_LAYERS["llama_3_8b_256_256"].shape
+    layer = RECOMMENDED_LAYERS["llama_3_8b_256_256"]
     small = replace(H200, device=CHIPS["sm_89"])
-    assert decode_work(shape, BATCH, small).l2_bytes > decode_work(shape, BATCH, H200).l2_bytes
+    work = [decode_work(layer.shape, BATCH, gpu, tiles_of(layer, gpu)[0]) for gpu in (small, H200)]
+    assert work[0].l2_bytes > work[1].l2_bytes
 
 
 def test_requests_share_k_up_in_memory_and_nothing_else():
-    shape = RECOMMENDED_LAYERS["llama_2_7b_128_384"].shape
-    one, eight = decode_work(shape, Batch(1, 4096), H200), decode_work(shape, Batch(8, 4096), H200)
+    layer = RECOMMENDED_LAYERS["llama_2_7b_128_384"]
+    shape, tiling = layer.shape, tiles_of(layer, H200)[0]
+    one, eight = (decode_work(shape, Batch(requests, 4096), H200, tiling) for requests in (1, 8))
     assert eight.flops == 8 * one.flops
     assert 7 * one.memory_bytes < eight.memory_bytes < 8 * one.memory_bytes
     assert latents_and_rebuild(shape, Batch(8, 4096)) == latents_and_rebuild(shape, Batch(1, 8 * 4096))

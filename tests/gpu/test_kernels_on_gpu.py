@@ -36,7 +36,9 @@ def moved(problem: Problem, device: str) -> Problem:
     rebuild, batch = problem.rebuild, problem.batch
     return replace(
         problem,
-        rebuild=KeyRebuild(to(rebuild.k_up), to(rebuild.k_bias), to(rebuild.cos_sin)),
+        rebuild=KeyRebuild(
+            to(rebuild.k_up), to(rebuild.k_bias), to(rebuild.cos_sin), to(rebuild.k_norm), rebuild.k_norm_eps
+        ),
         query=to(problem.query),
         cache=to(problem.cache),
         batch=PagedBatch(

@@ -27,6 +27,7 @@ CASES = {
     "yarn-rope": ("llama", {"rope_parameters": YARN}),
     "mistral-window": ("mistral", {"sliding_window": 24}),
     "qwen2-biases": ("qwen2", {}),
+    "qwen3-key-norm": ("qwen3", {}),
 }
 
 

@@ -17,7 +17,9 @@ FORMATS = {
     "keys_16_values_4_bits": ([(1.0, 16)], [(1.0, 4)]),
     "tiers": ([(0.5, 8), (0.5, 3)], [(0.5, 4), (0.5, 2)]),
     "groups_symmetric_clipped": ([(1.0, 4)], [(1.0, 8)]),
+    "key_norm_4_bits": ([(1.0, 4)], [(1.0, 4)]),
 }
+FAMILY = {"key_norm_4_bits": "qwen3"}  # llama otherwise
 CHANGES = {
     "groups_symmetric_clipped": {
         "latent_group_size": 16,
@@ -33,7 +35,10 @@ REQUESTS = prompts(130, 5, 40)
 def packed(palu, tmp_path_factory):
     def get(name: str):
         out = tmp_path_factory.getbasetemp() / f"packed-{name}"
-        return out if out.exists() else with_tiers(palu("llama", **RANKS), out, *FORMATS[name], **CHANGES.get(name, {}))
+        if out.exists():
+            return out
+        model = palu(FAMILY.get(name, "llama"), **RANKS)
+        return with_tiers(model, out, *FORMATS[name], **CHANGES.get(name, {}))
 
     return get
 

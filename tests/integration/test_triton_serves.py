@@ -11,6 +11,7 @@ NUMBERS = [(1.0, 16)]
 CASES = {
     "llama": ("llama", NUMBERS, NUMBERS),
     "qwen2": ("qwen2", NUMBERS, NUMBERS),
+    "qwen3": ("qwen3", NUMBERS, NUMBERS),
     "4_bits": ("llama", [(1.0, 4)], [(1.0, 4)]),
     "tiers_of_8_and_3_bits": ("qwen2", [(0.5, 8), (0.5, 3)], [(0.5, 4), (0.5, 2)]),
 }

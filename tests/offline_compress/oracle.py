@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config
+from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
 from palu_vllm.config import LayerShape
 
 
@@ -36,12 +36,23 @@ def heads_of(x: torch.Tensor, width: int, heads: int) -> torch.Tensor:
     return split.repeat_interleave(heads // len(split), 0)
 
 
+def normalised(directory: Path, tensors: dict[str, torch.Tensor], norm: str, heads: torch.Tensor) -> torch.Tensor:
+    """``heads [..., head_dim]`` times the weights of ``norm`` over their root mean square; as they are without one."""
+    if f"{norm}.weight" not in tensors:
+        return heads
+    mean_square = heads.square().mean(-1, keepdim=True)
+    return (
+        tensors[f"{norm}.weight"] * heads / (mean_square + read_json(directory / "config.json")["rms_norm_eps"]).sqrt()
+    )
+
+
 def dense_attention(directory: Path, layer: int, shape: LayerShape, x: torch.Tensor) -> torch.Tensor:
     """Output ``[tokens, hidden]`` of the dense layer for ``x [tokens, hidden]`` float64."""
     tensors, heads, width = layer_of(directory, layer), shape.num_heads, shape.head_dim
     queries, keys, values = (
         heads_of(linear(tensors, name, x), width, heads) for name in ("q_proj", "k_proj", "v_proj")
     )
+    queries, keys = normalised(directory, tensors, "q_norm", queries), normalised(directory, tensors, "k_norm", keys)
     return linear(tensors, "o_proj", (weigh(queries, keys) @ values).transpose(0, 1).flatten(1))
 
 
@@ -60,7 +71,9 @@ def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tens
             [c @ up for c, up in zip(values.chunk(shape.num_groups, 1), tensors["v_up"], strict=True)], 1
         )
     queries = heads_of(linear(tensors, "q_proj", x), shape.head_dim, shape.num_heads)
-    weights = weigh(queries, heads_of(keys, shape.head_dim, shape.num_heads))
+    keys = heads_of(keys, shape.head_dim, shape.num_heads)
+    queries, keys = normalised(directory, tensors, "q_norm", queries), normalised(directory, tensors, "k_norm", keys)
+    weights = weigh(queries, keys)
     attended = weights @ heads_of(values, width, shape.num_heads)
     return linear(tensors, "o_proj", attended.transpose(0, 1).flatten(1))
 

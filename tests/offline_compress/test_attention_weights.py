@@ -1,5 +1,7 @@
 """What errors cost, to first order, against sums written out and against attention itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -139,3 +141,18 @@ def test_means_over_probes():
     one, other = make_probe(), make_probe(window=4)
     torch.testing.assert_close(shared_reading([one, other]), (shared_reading([one]) + shared_reading([other])) / 2)
     torch.testing.assert_close(key_weights([one, one]), key_weights([one]))
+
+
+def test_a_norm_between_projection_and_rotation_multiplies_errors():
+    """Errors of projected keys through the norm, orthogonal to the key, cost what errors of finished keys cost."""
+    probe = make_probe()
+    gain = (1 + normal(KV_HEADS, TOKENS, HEAD_DIM, seed=50).square()) / 2
+    normed = replace(probe, key_gain=gain)
+    weights, finished = key_weights([normed]), key_weights([probe])
+    total, predicted = 0.0, 0.0
+    for seed in range(40):
+        error = normal(KV_HEADS, TOKENS, HEAD_DIM, seed=500 + seed)
+        total += sum(quadratic(finished[head], (gain * error)[head]) for head in range(KV_HEADS))
+        predicted += sum(quadratic(weights[head], error[head]) for head in range(KV_HEADS))
+    assert predicted == pytest.approx(total, rel=0.1)
+    torch.testing.assert_close(key_weights([replace(probe, key_gain=torch.ones_like(gain))]), finished)

@@ -12,7 +12,7 @@ from palu_vllm.checkpoint import INDEX, SINGLE, check_finite, check_shapes, iter
 from tests.offline_compress.oracle import dense_attention, latent_attention, shape_of
 from tests.offline_compress.tiny import build_dense
 
-FAMILIES = ("llama", "mistral", "qwen2")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}
 
 
@@ -37,6 +37,7 @@ def low_rank_model(directory: Path, family: str, rank: int, **overrides) -> Path
         ("mistral", 4, {}),
         ("qwen2", 2, {}),
         ("qwen2", 4, {"num_attention_heads": 4}),
+        ("qwen3", 2, {}),
     ],
 )
 def test_nothing_is_lost_where_the_weights_have_that_rank(tmp_path, text, family, group_size, overrides, value_path):

@@ -26,7 +26,7 @@ def refuse(model: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; expected one of llama, mistral, qwen2"),
+        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; expected one of llama, mistral, qwen2, qwen3"),
         ({"model_type": None}, "model type None is not supported"),
         ({"model_type": "palu_llama"}, "is already compressed"),
         ({"palu_config": {}}, "is already compressed"),
@@ -35,6 +35,7 @@ def refuse(model: Path, words: str) -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope type 'dynamic'"),
         ({"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "rope type 'longrope'"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "sliding windows"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "sliding windows"),
         ({"hidden_size": "64"}, "hidden_size='64'"),
         ({"num_key_value_heads": 3}, "not a multiple of 3"),
         ({"hidden_size": 32}, "expected .* from config.json"),

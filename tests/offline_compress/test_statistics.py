@@ -43,6 +43,7 @@ def from_transformers(model_directory, tokens: torch.Tensor) -> list[torch.Tenso
         ("mistral", {"sliding_window": 7}, {}),
         ("mistral", {"sliding_window": None}, {}),
         ("qwen2", {}, {}),
+        ("qwen3", {}, {}),
     ],
 )
 def test_layer_by_layer_equals_the_whole_model(tmp_path, monkeypatch, family, overrides, edits):

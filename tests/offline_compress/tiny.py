@@ -34,7 +34,9 @@ def build_dense(directory: Path, family: str = "llama", max_shard_size: str = "1
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" not in name:
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.normal_(1, 0.3)
+            elif "norm" not in name:
                 parameter.normal_(0, 1.0 if "embed" in name else 0.15)
     logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size=max_shard_size)

@@ -61,11 +61,20 @@ def test_the_promised_names_are_exactly_those_written(written):
 
 @pytest.mark.parametrize("value_path", ["fused", "factored"])
 @pytest.mark.parametrize(
-    ("family", "changes"), [("llama", {"mlp_bias": True, "attention_bias": True}), ("llama", {}), ("mistral", {})]
+    ("family", "changes"),
+    [("llama", {"mlp_bias": True, "attention_bias": True}), ("llama", {}), ("mistral", {}), ("qwen3", {})],
 )
 def test_other_families_pass(tmp_path, family, changes, value_path):
     dense = write_dense(family, tmp_path / "dense", **changes)
     check_shapes(write_palu(dense, tmp_path / "palu", 8, 12, group_size=4, value_path=value_path))
+
+
+def test_norms_that_the_configuration_does_not_mention_are_refused(tmp_path):
+    directory = write_palu(write_dense("qwen3", tmp_path / "dense"), tmp_path / "palu", 8, 12)
+    section = checkpoint.read_json(directory / "config.json")["palu_config"]
+    reconfigure(directory, palu_config=section | {"qk_norm": False})
+    with pytest.raises(CheckpointError, match="unexpected tensor model.layers.0.self_attn.k_norm.weight"):
+        check_shapes(directory)
 
 
 def test_shards_hold_the_same_tensors_as_one_file(copy):

@@ -36,7 +36,7 @@ PALU = {
 
 
 WHOLE = [{"share": 1.0, "bits": 16}]
-UNSET = {"latent_group_size": 0, "latent_symmetric": False, "clip_k": None, "clip_v": None}
+UNSET = {"qk_norm": False, "latent_group_size": 0, "latent_symmetric": False, "clip_k": None, "clip_v": None}
 
 
 def read(**changes) -> PaluConfig:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import rms_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from palu_vllm.attention_backend import cpu
@@ -60,14 +61,17 @@ def exact(problem: Problem) -> torch.Tensor:
     if rebuild.k_up is not None:
         keys = torch.einsum("tgr,grd->tgd", keys, rebuild.k_up.double())
     keys = keys.reshape(-1, *width) + (0 if rebuild.k_bias is None else rebuild.k_bias.double().view(width))
+    if rebuild.k_norm is not None:
+        keys = rms_norm(keys, keys.shape[-1:], rebuild.k_norm.double(), rebuild.k_norm_eps)
     outputs, tokens_before = [], 0
     starts = problem.batch.query_start_loc.tolist()
     for request, seq_len in enumerate(problem.batch.seq_lens.tolist()):
         own = slice(tokens_before, tokens_before + seq_len)
         tokens_before += seq_len
         cos, sin = rebuild.cos_sin[:seq_len, None].double().chunk(2, dim=-1)
-        first, second = keys[own].chunk(2, dim=-1)
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        turned, kept = keys[own].tensor_split((2 * cos.shape[-1],), dim=-1)
+        first, second = turned.chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, kept), dim=-1)
         query = problem.query[starts[request] : starts[request + 1]].double()
         positions = torch.arange(seq_len)
         hidden = ~visible(positions[seq_len - len(query) :], positions, shape.sliding_window)

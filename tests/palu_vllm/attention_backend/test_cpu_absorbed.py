@@ -19,6 +19,7 @@ ABSORBED = {
     "one_group": Layer(sizes(8, 4, 64, 4, 48, 40)),
     "two_groups_bias": Layer(sizes(8, 4, 80, 2, 33, 50), has_bias=True),
     "per_head": Layer(sizes(4, 4, 128, 1, 17, 23)),
+    "partial_rotary_bias": Layer(sizes(4, 2, 64, 2, 33, 36), has_bias=True).with_rotary_dim(24),
 }
 
 
@@ -35,7 +36,7 @@ def test_equals_the_specification_in_every_tile(layer):
     absorbed = AbsorbedScores.where_cheaper(KeySource(shape, problem.rebuild), TILE)
     positions = torch.cat((torch.arange(2 * TILE), torch.arange(3 * TILE)))
     tiles = Tiles(torch.tensor([0, 0, 1, 1, 1]), positions.view(5, TILE), torch.zeros(5, TILE, dtype=torch.bool))
-    paired = pair_up(problem.query[:2]).mul(shape.scale).unflatten(1, (shape.num_kv_heads, -1))
+    paired = pair_up(problem.query[:2], shape.rotary_dim).mul(shape.scale).unflatten(1, (shape.num_kv_heads, -1))
     both = torch.cat((latents.latent_k, latents.latent_v), -1).transpose(0, 1)
     scores = absorbed.scores(paired, tiles, both).permute(1, 0, 2, 3).flatten(1, 2)
     part = absorbed.absorption.tile_tokens
@@ -54,8 +55,9 @@ def test_decoding_is_absorbed_and_prefill_is_not():
     assert after_attending(random_problem(layer, [(300, 300)])).absorbed == {}
 
 
-def test_whole_keys_are_not_absorbed():
-    assert after_attending(random_problem(LAYERS["uncompressed"], [(1, 300)])).absorbed == {TILE: None}
+@pytest.mark.parametrize("name", ["uncompressed", "key_norm"])
+def test_whole_and_normalised_keys_are_not_absorbed(name):
+    assert after_attending(random_problem(LAYERS[name], [(1, 300)])).absorbed == {TILE: None}
 
 
 def test_a_table_without_constant_frequencies_is_rebuilt():

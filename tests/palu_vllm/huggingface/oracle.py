@@ -16,6 +16,7 @@ CLASSES = {
     "llama": modeling.PaluLlamaForCausalLM,
     "mistral": modeling.PaluMistralForCausalLM,
     "qwen2": modeling.PaluQwen2ForCausalLM,
+    "qwen3": modeling.PaluQwen3ForCausalLM,
 }
 RANKS = {"rank_k": [8, 32], "rank_v": [20, 12]}  # different per layer and for K and V; one layer's keys stay whole
 EXACT = {"rtol": 0, "atol": 3e-5}  # logits have a standard deviation of about 1

@@ -48,8 +48,8 @@ class Problem:
         return torch.full((rows, heads, self.shape.rank_v), UNTOUCHED, dtype=self.query.dtype)
 
 
-def cos_sin_table(max_position: int, head_dim: int, theta: float = 10000.0) -> torch.Tensor:
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+def cos_sin_table(max_position: int, rotary_dim: int, theta: float = 10000.0) -> torch.Tensor:
+    frequencies = theta ** (-torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim)
     angles = torch.arange(max_position, dtype=torch.float64)[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
@@ -59,10 +59,13 @@ def random_rebuild(layer: Layer, dtype: torch.dtype, max_position: int, generato
     width = shape.group_size * shape.head_dim
     k_up = torch.randn(shape.num_groups, shape.rank_k, width, generator=generator) / shape.rank_k**0.5
     bias = torch.randn(shape.num_kv_heads * shape.head_dim, generator=generator)
+    norm = 1 + torch.randn(shape.head_dim, generator=generator) / 2 if layer.has_key_norm else None
     return KeyRebuild(
         k_up=k_up.to(dtype) if layer.compressed else None,
         k_bias=bias.to(dtype) if layer.has_bias else None,
-        cos_sin=cos_sin_table(max_position, shape.head_dim, layer.theta),
+        cos_sin=cos_sin_table(max_position, shape.rotary_width, layer.theta),
+        k_norm=None if norm is None else norm.to(dtype),
+        k_norm_eps=0.1,  # large enough to be noticed
     )
 
 

@@ -15,11 +15,13 @@ from palu_vllm.kernels.absorbed import (
     as_pairs,
     chebyshev,
     fit,
+    known_frequencies,
     plan_absorption,
     relative_cost,
     rotary_frequencies,
 )
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.reference import rebuild_keys
 from tests.palu_vllm.kernels.paged_batches import cos_sin_table
 from tests.shapes import sizes
 
@@ -176,3 +178,23 @@ def test_a_wrong_frequency_would_be_noticed():
 
 def test_pairs_are_first_and_second_halves():
     assert as_pairs(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [1 + 3j, 2 + 4j]
+
+
+def test_numbers_that_are_not_rotated_are_pairs_behind_the_others():
+    assert as_pairs(torch.arange(1.0, 9.0), 4).tolist() == [1 + 3j, 2 + 4j, 5 + 7j, 6 + 8j]
+
+
+@settings(max_examples=20, deadline=None)
+@given(rotary_dim=st.sampled_from([16, 24, 62]), start=st.integers(0, 3900), has_bias=st.booleans())
+def test_numbers_that_are_not_rotated_are_absorbed(rotary_dim, start, has_bias):
+    """Against the reference, in which they have no pairs; whatever the tolerance, one term is exact for them."""
+    shape = replace(sizes(4, 2, 64, 2, 24, 24), rotary_dim=rotary_dim)
+    table = cos_sin_table(4096, rotary_dim, 5e5)
+    rebuild = random_rebuild(shape, table, has_bias)
+    absorption = plan_absorption(known_frequencies(table, 64), 2, TILES, 1e-6)
+    assert absorption.fast <= rotary_dim // 2
+    query, latent_k = torch.randn(shape.num_heads, 64), torch.randn(16, shape.num_groups, shape.rank_k)
+    keys = rebuild_keys(latent_k, rebuild, shape, torch.arange(start, start + 16)).repeat_interleave(2, 1)
+    expected = shape.scale * torch.einsum("hd,thd->ht", query, keys)
+    scores = absorbed_scores(query, latent_k, start, shape, rebuild, absorption)
+    torch.testing.assert_close(scores, expected, atol=3e-5, rtol=0)

@@ -22,6 +22,8 @@ LAYERS = (
     WHOLE_KEYS,
     "llama_3_8b_256_256_4_bits",
     "qwen_2_7b_128_384_4_bits",
+    "qwen_3_8b_256_256",
+    "qwen_3_8b_256_256_4_bits",
     "llama_3_8b_256_256_tiers",
     "llama_3_8b_256_256_4_bits_groups",
 )

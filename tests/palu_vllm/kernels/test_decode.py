@@ -77,7 +77,7 @@ def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(
-        ["per_head_odd_ranks", "two_groups_bias_head_dim_80", "seven_queries_per_kv_bias", "uncompressed"]
+        ["per_head_odd_ranks", "two_groups_bias_head_dim_80", "seven_queries_per_kv_bias", "uncompressed", "key_norm"]
     ),
     window=st.none() | st.integers(1, 40),
     lengths=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60)), min_size=1, max_size=2),
@@ -126,7 +126,9 @@ def test_large_scores_do_not_overflow():
     assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits=2), reference(problem), problem)
 
 
-@pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "3_bits_bias", "keys_16_values_4_bits"])
+@pytest.mark.parametrize(
+    "name", ["two_groups_bias_head_dim_80", "3_bits_bias", "keys_16_values_4_bits", "key_norm_4_bits"]
+)
 def test_launch_chooses_tiles_and_scratch(name):
     problem = random_problem(ALL_LAYERS[name], REQUESTS)
     allocated = []

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.kernels.absorbed import rotary_frequencies
+from palu_vllm.kernels.absorbed import known_frequencies
 from palu_vllm.kernels.decode_plan import TERMS, DecodePlan, absorbing, tolerance_of
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise, largest_error
@@ -23,6 +23,7 @@ NAMES = [
     "4_bits_odd_ranks",
     "3_bits_bias",
     "keys_16_values_4_bits",
+    "partial_rotary_bias_head_dim_80",
 ]
 COMPRESSED = {name: replace(ALL_LAYERS[name], theta=5e5) for name in NAMES}
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
@@ -32,7 +33,7 @@ every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, tor
 def absorbed_plan(problem: Problem, queries: int = 1) -> DecodePlan:
     """With the fewest terms that absorb anything, whether that is worth it or not."""
     tiling = small_tiling(problem, queries=queries)
-    frequencies = rotary_frequencies(problem.rebuild.cos_sin)
+    frequencies = known_frequencies(problem.rebuild.cos_sin, problem.shape.head_dim)
     tolerance = tolerance_of(problem.query.dtype)
     plans = (absorbing(frequencies, problem.shape, tiling, terms, tolerance) for terms in TERMS)
     return next(plan for plan in plans if plan is not None)

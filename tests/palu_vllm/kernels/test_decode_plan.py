@@ -17,12 +17,14 @@ from palu_vllm.kernels.decode_plan import (
     tolerance_of,
 )
 from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.operands import KeyRebuild
 from palu_vllm.kernels.tiling import Device, decode_tiling
 from tests.palu_vllm.kernels.paged_batches import cos_sin_table, random_problem
 from tests.shapes import LAYERS
 
 H200 = Device(multiprocessors=132, shared_memory=227 * 1024)
 SERVED = {name: layer for name, layer in (SERVED_LAYERS | SERVED_PACKED_LAYERS).items() if layer.compressed}
+SERVED = {name: layer for name, layer in SERVED.items() if not layer.has_key_norm}
 every_layer = pytest.mark.parametrize("layer", SERVED.values(), ids=SERVED)
 
 
@@ -75,8 +77,22 @@ def test_one_head_with_many_rows_is_rebuilt():
 def test_a_table_without_frequencies_is_rebuilt():
     shape = SERVED_LAYERS["llama_3_8b_128_384"].shape
     two_tables = torch.cat((cos_sin_table(100, 128), cos_sin_table(300, 128, 5e5)))
+    rebuild = KeyRebuild(torch.empty(2, 128, 512), None, two_tables)
     for queries in (1, 2, 4, 8):
-        assert decode_plan(shape, two_tables, queries, torch.bfloat16, H200, True).basis is None
+        assert decode_plan(shape, rebuild, queries, torch.bfloat16, H200).basis is None
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_keys_that_are_normalised_are_rebuilt_in_small_tiles_loaded_ahead(queries):
+    layer = SERVED_LAYERS["qwen_3_8b_256_256"]
+    rebuild = KeyRebuild(torch.empty(2, 256, 512), None, cos_sin_table(300, 128, layer.theta))
+    plain, normalised = (
+        decode_plan(layer.shape, replace(rebuild, k_norm=norm), queries, torch.bfloat16, H200)
+        for norm in (None, torch.ones(128))
+    )
+    assert plain.basis is not None and normalised.basis is None
+    assert (normalised.tiling.half, normalised.tiling.pairs, normalised.tiling.num_stages) == (64, 16, 2)
+    assert normalised.tiling.shared_memory(layer.shape.rank_k, 2) <= H200.shared_memory
 
 
 def test_plans_are_found_before_the_first_step_and_shared(monkeypatch):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from palu_vllm.kernels.operands import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention, latent_attention, rebuild_keys, rotate, visible
@@ -70,11 +70,37 @@ def test_rotation_keeps_norms_and_depends_on_distance_only():
     torch.testing.assert_close(rotate(query, table, positions).norm(dim=-1), query.norm(dim=-1))
 
 
+def test_numbers_that_are_not_rotated_stay_and_the_others_turn_as_a_smaller_head():
+    table, x, positions = cos_sin_table(50, 24), torch.randn(7, 3, 80), torch.arange(40, 47)
+    rotated = rotate(x, table, positions)
+    assert torch.equal(rotated[..., 24:], x[..., 24:])
+    assert torch.equal(rotated[..., :24], rotate(x[..., :24], table, positions))
+
+
+def test_key_norm_is_torchs_rms_norm_of_every_head_before_rotation():
+    layer = LAYERS["key_norm"]
+    problem = random_problem(layer, [(1, 20)])
+    shape, rebuild, positions = layer.shape, problem.rebuild, torch.arange(20)
+    keys = torch.einsum("tgr,grd->tgd", problem.latents.latent_k, rebuild.k_up).reshape(20, -1, shape.head_dim)
+    expected = rotate(rms_norm(keys, (shape.head_dim,), rebuild.k_norm, rebuild.k_norm_eps), rebuild.cos_sin, positions)
+    torch.testing.assert_close(rebuild_keys(problem.latents.latent_k, rebuild, shape, positions), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, layer in LAYERS.items() if layer.has_key_norm and not layer.has_bias])
+def test_normalised_keys_do_not_depend_on_the_length_of_the_latent(name):
+    problem = random_problem(LAYERS[name], [(1, 20)])
+    rebuild = replace(problem.rebuild, k_norm_eps=1e-12)
+    latents, positions = problem.latents.latent_k, torch.arange(20)
+    longer = latents * torch.rand(20, 1, 1).add(0.5)
+    expected = rebuild_keys(latents, rebuild, problem.shape, positions)
+    torch.testing.assert_close(rebuild_keys(longer, rebuild, problem.shape, positions), expected, atol=1e-5, rtol=1e-5)
+
+
 @every_layer
 def test_shifting_all_positions_changes_nothing(layer):
     problem = random_problem(layer, [(9, 30)])
     shape, shift = layer.shape, 100
-    rebuild = replace(problem.rebuild, cos_sin=cos_sin_table(30 + shift, shape.head_dim))
+    rebuild = replace(problem.rebuild, cos_sin=cos_sin_table(30 + shift, shape.rotary_width))
     mask = visible(torch.arange(21, 30), torch.arange(30), shape.sliding_window)
 
     def outputs(first: int) -> torch.Tensor:
@@ -150,6 +176,9 @@ def test_padding_stays_untouched_and_nothing_unused_is_read(layer):
         ({"group_size": 3}, "expected a multiple of group size 3"),
         ({"rank_k": 49}, r"got k_up \[1, 48, 256\], expected \[1, 49, 256\]"),
         ({"sliding_window": 0}, "got sliding_window 0"),
+        ({"rotary_dim": 66}, "got rotary_dim 66, expected an even number from 2 to 64"),
+        ({"rotary_dim": 31}, "got rotary_dim 31"),
+        ({"rotary_dim": 32}, r"got cos_sin \[1, 64\], expected \[1, 32\]"),
     ],
 )
 def test_contradicting_sizes_are_refused(change, message):
@@ -163,6 +192,20 @@ def test_a_missing_k_up_needs_full_rank():
     layer = LAYERS["all_heads_in_one_group"]
     rebuild = replace(random_problem(layer, [(1, 1)]).rebuild, k_up=None)
     with pytest.raises(ValueError, match="got no k_up and rank_k 48, expected rank_k 256"):
+        ReferenceAttention(layer.shape, rebuild)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k_norm": torch.ones(32)}, r"got k_norm \[32\], expected \[64\]"),
+        ({"k_norm_eps": 0.0}, "got k_norm_eps 0.0, expected a positive number"),
+    ],
+)
+def test_a_key_norm_that_does_not_fit_is_refused(change, message):
+    layer = LAYERS["key_norm"]
+    rebuild = replace(random_problem(layer, [(1, 1)]).rebuild, **change)
+    with pytest.raises(ValueError, match=message):
         ReferenceAttention(layer.shape, rebuild)
 
 

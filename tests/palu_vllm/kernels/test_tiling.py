@@ -22,7 +22,7 @@ every_layer = pytest.mark.parametrize("layer", (LAYERS | SERVED_LAYERS).values()
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_tiles_fit_and_cover(layer, device, element_size):
     shape = layer.shape
-    tiling = decode_tiling(shape, element_size, device)
+    tiling = decode_tiling(shape, element_size, device, has_key_norm=layer.has_key_norm)
     sizes = (tiling.tokens, tiling.rank, tiling.half, tiling.rows, tiling.values)
     assert all(size >= 16 and size & (size - 1) == 0 for size in sizes), astuple(tiling)
     assert tiling.shared_memory(shape.rank_k, element_size) <= device.shared_memory

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from palu_vllm.server import agreement
+from palu_vllm.server.doctor import CHECKS as RUNS
 from tests.serving import outside
 
 DOCTOR = Path(sys.executable).with_name("palu-doctor")
@@ -57,6 +58,11 @@ def test_a_dense_model(dense):
     ended = doctor(dense())
     assert ended.returncode == 1
     assert "FAILED  configuration" in ended.stdout and "no palu_config section" in ended.stdout
+
+
+@pytest.mark.parametrize(("family", "normalised"), [("llama", False), ("qwen3", True)])
+def test_the_configuration_names_norms(palu, family, normalised):
+    assert ("queries and keys normalised" in RUNS["configuration"](palu(family))) == normalised
 
 
 def test_a_plugin_that_vllm_may_not_load(palu):
