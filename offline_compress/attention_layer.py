@@ -1,15 +1,19 @@
 """The attention tensors of one compressed layer, from dense projections to the checkpoint's names."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from offline_compress.clip_ratio import ClipSearch
-from offline_compress.decomposition import decompose
+from offline_compress.decomposition import Factors
 from offline_compress.fuse_output import constant_output, fuse_output
 from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
+from offline_compress.layer_views import LayerView
 from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, projection
+from offline_compress.objective import Objective
+from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.source import SourceModel
 from palu_vllm.config import LayerShape, PaluConfig
 
@@ -51,30 +55,45 @@ class LayerOutcome(NamedTuple):
     value: Outcome
 
 
+@dataclass(frozen=True)
+class Factorize:
+    """A projection's dense weight to its factors."""
+
+    objective: Objective
+    refit: Refit
+    rotation: torch.Tensor | None
+
+    def __call__(self, weight: torch.Tensor, num_groups: int, rank: int) -> Factors:
+        factors = self.refit(self.objective.factors(weight, num_groups, rank), weight)
+        return factors if self.rotation is None else rotate_factors(factors, self.rotation)
+
+
 def write_attention(
     put: Put,
-    source: SourceModel,
+    view: LayerView,
     layer: int,
     shape: LayerShape,
     bias: bool,
     rotations: Rotations,
     searches: ClipSearches,
-    second_moment: torch.Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerOutcome:
     """Passes every tensor of the layer to ``put(name below self_attn., runs of its rows)``.
 
-    ``second_moment`` is ``H`` of the layer's inputs or None for plain SVD. A projection at full rank is passed on as it
-    is stored, values rotated per head where ``rotations`` say so; keys are not, because rotary pairs must stay.
+    A projection at full rank is passed on as it is stored, values rotated per head where ``rotations`` say so; keys are
+    not, because rotary pairs must stay.
     """
+    source = view.plan.source
 
     def read(name: str) -> torch.Tensor:
         return source.tensor(projection(layer, name)).to(device)
 
     put("q_proj.weight", source.chunks(projection(layer, QUERY)))
-    key = _write_key(put, read(KEY), shape, rotations.key, searches.key, second_moment)
-    value = _write_value(put, read, shape, rotations.value, searches.value, second_moment, dtype)
+    keys = Factorize(view.objectives.key, Refit(read_keys, view.probes), rotations.key)
+    values = Factorize(view.objectives.value, Refit(read_values, view.probes), rotations.value)
+    key = _write_key(put, read(KEY), shape, keys, searches.key)
+    value = _write_value(put, read, shape, values, searches.value, dtype)
     if bias:
         _write_biases(put, source, layer, shape, read(OUTPUT))
     if shape.qk_norm:
@@ -87,16 +106,13 @@ def _write_key(
     put: Put,
     weight: torch.Tensor,
     shape: LayerShape,
-    rotation: torch.Tensor | None,
+    factorize: Factorize,
     search: ClipSearch,
-    second_moment: torch.Tensor | None,
 ) -> Outcome:
     if not shape.has_k_up:
         put("k_down.weight", [weight])
         return Outcome(0.0, search(weight, None))
-    factors = decompose(weight, shape.num_groups, shape.rank_k, second_moment)
-    if rotation is not None:
-        factors = rotate_factors(factors, rotation)
+    factors = factorize(weight, shape.num_groups, shape.rank_k)
     put("k_down.weight", [factors.down])
     put("k_up", [factors.up])
     return Outcome(factors.relative_error, search(factors.down, factors.up))
@@ -106,21 +122,18 @@ def _write_value(
     put: Put,
     read: Callable[[str], torch.Tensor],
     shape: LayerShape,
-    rotation: torch.Tensor | None,
+    factorize: Factorize,
     search: ClipSearch,
-    second_moment: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> Outcome:
     if shape.value_path == "uncompressed":
         value, output = read(VALUE), read(OUTPUT)
-        if rotation is not None:
+        if factorize.rotation is not None:
             value, output = rotate_rows(value, shape.head_dim), rotate_columns(output, shape.head_dim)
         put("v_down.weight", [value])
         put("o_proj.weight", [output])
         return Outcome(0.0, search(value, None))
-    factors = decompose(read(VALUE), shape.num_groups, shape.rank_v, second_moment)
-    if rotation is not None:
-        factors = rotate_factors(factors, rotation)
+    factors = factorize(read(VALUE), shape.num_groups, shape.rank_v)
     put("v_down.weight", [factors.down])
     if shape.value_path == "factored":
         put("v_up", [factors.up])

@@ -34,7 +34,9 @@ def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.
 class AttentionProbe:
     """One layer of the dense model on consecutive tokens of text, float32.
 
-    Keys are those before rotation; ``output`` is ``O [sketch, num_heads * head_dim]``.
+    Keys are those before rotation; ``output`` is ``O [sketch, num_heads * head_dim]``. ``key_gain`` is what a small
+    error of projected keys is multiplied by in keys, where a norm lies between them (its part along the key, which the
+    norm removes, is not left out); None where there is none.
     """
 
     queries: torch.Tensor  # [num_heads, tokens, head_dim], not rotated
@@ -44,6 +46,7 @@ class AttentionProbe:
     rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [tokens, head_dim] each
     visible: torch.Tensor  # bool [tokens, tokens]: causal, and within the sliding window
     energy: torch.Tensor  # [tokens]: squared length of the residual stream
+    key_gain: torch.Tensor | None = None  # [num_kv_heads, tokens, head_dim]
 
     def key_error(self, keys: torch.Tensor) -> float:
         """Mean error over tokens with ``keys [num_kv_heads, tokens, head_dim]`` in place of the exact ones."""
@@ -55,7 +58,7 @@ class AttentionProbe:
 
     def value_error(self, values: torch.Tensor) -> float:
         """Mean error over tokens with ``values [num_kv_heads, tokens, head_dim]`` in place of the exact ones."""
-        return self._mean_error(self._added(self._exact_weights, values - self.values))
+        return self._mean_error(self._added(self.weights, values - self.values))
 
     @cached_property
     def _scaled_queries(self) -> torch.Tensor:
@@ -64,12 +67,13 @@ class AttentionProbe:
         return rotated.unflatten(0, (len(self.keys), -1))
 
     @cached_property
-    def _exact_weights(self) -> torch.Tensor:
+    def weights(self) -> torch.Tensor:
+        """Attention weights of the dense layer, ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
         return self._weights(rotate(self.keys, self.rotary))
 
     @cached_property
     def _exact(self) -> torch.Tensor:
-        return self._added(self._exact_weights, self.values)
+        return self._added(self.weights, self.values)
 
     def _weights(self, rotated: torch.Tensor) -> torch.Tensor:
         """Attention weights ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""

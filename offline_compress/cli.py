@@ -25,7 +25,9 @@ Rank search: ranks add up to the ratio exactly, in multiples of 16 (fewer for ti
 projection the same rank. `fisher_uniform` weighs each K and V projection by its mean Fisher information. `fisher`
 weighs each group of heads, applies minimum and maximum rank to each group, and gives the projection the mean of its
 groups: the checkpoint has one rank per layer for K and one for V (the reference kept one per group). Both Fisher
-searches need the whole model in float32 in memory; with `uniform` it stays below three layers. See --dry-run.
+searches need the whole model in float32 in memory; with the others it stays below three layers. See --dry-run.
+`energy` gives each rank to whichever projection saves most of its objective's error with it, `sensitivity` too, with
+errors multiplied by what truncating one projection at a time does to the model's answers. See docs/compression.md.
 
 Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind.
 """
@@ -72,12 +74,26 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--objective", "--decompose_method", choices=OBJECTIVES, default=defaults.objective,
-        help="what is kept best: the weights, or the activations of the calibration data (default: %(default)s)",
+        help="what is kept best: the weights, the keys and values of the calibration data (the paper), or what its "
+        "attention adds to the residual stream (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--search", "--search_method", choices=SEARCHES, default=defaults.search,
-        help="how ranks are spread over layers, K and V; see below (default: %(default)s)",
+        "--search", "--search_method", choices=SEARCHES,
+        help="how ranks are spread over layers, K and V; see below (default: energy with --objective weighted, else "
+        "uniform)",
     )  # fmt: skip
+    group.add_argument(
+        "--k-cost", type=float, default=defaults.k_cost, metavar="C",
+        help="with the last two searches a rank of K, which attention rebuilds keys from, must save 1 + C times what a "
+        "rank of V saves: faster decoding at the same bytes (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--refit", action=argparse.BooleanOptionalAction,
+        help="fit the up-projections again by least squares (default: with --objective weighted)",
+    )  # fmt: skip
+    group.add_argument(
+        "--reorder-heads", action="store_true", help="let similar KV heads share a group, instead of adjacent ones"
+    )
     group.add_argument(
         "--value-path", choices=VALUE_PATHS, default=defaults.value_path,
         help="v_up multiplied into o_proj, or kept apart, or whichever is smaller (default: %(default)s)",
@@ -213,7 +229,8 @@ def _summary(options: CompressOptions, report: dict) -> str:
     chosen = _chosen(report) if "budget" in report else ""
     return chosen + (
         f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), {report['seconds']:.0f} s, "
+        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), keys rebuilt with "
+        f"{report['rebuild_work_per_token']} multiplications per cached token, {report['seconds']:.0f} s, "
         f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
         f"Serve it: vllm serve {options.out} --attention-backend palu"
     )

@@ -1,12 +1,12 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
 from offline_compress.fuse_output import FUSED_ROWS
+from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
-from offline_compress.plan import Plan
+from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
 from offline_compress.source import CHUNK_BYTES
 from offline_compress.statistics import KEPT_TOKENS
-from offline_compress.storage_choice import PROBED_SAMPLES
 from palu_vllm.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8
@@ -20,7 +20,9 @@ def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
 
 
 def activation_bytes(plan: Plan, samples: int) -> int:
-    """The file of activations between two layers, gone at the end."""
+    """The file of activations between two layers, and that of the probes of a search; gone at the end."""
+    if plan.measures_sensitivity:
+        samples += SENSITIVITY_SAMPLES * (1 + 2 * plan.geometry.num_layers)
     return samples * plan.seqlen * plan.geometry.hidden_size * FLOAT32
 
 
@@ -30,7 +32,17 @@ def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
     running = _sample_work(plan) if samples else 0
     decomposing = max(_decomposition_work(plan, rank) for rank in (*palu.rank_k, *palu.rank_v))
     probing = _probe_work(plan) if plan.options.has_budget else 0
-    return LIBRARY_BYTES + moment + max(running, decomposing, probing, 3 * CHUNK_BYTES)
+    reading = _reading_work(plan) if plan.needs_probes else 0
+    kept = plan.kept_samples * FLOAT32 * min(plan.seqlen, KEPT_TOKENS) * plan.geometry.hidden_size
+    return LIBRARY_BYTES + moment + kept + max(running, decomposing, probing, reading, 3 * CHUNK_BYTES)
+
+
+def _reading_work(plan: Plan) -> int:
+    """The attention of one kept sample, what a head reads, and the output projection (``attention_weights.py``)."""
+    geometry, tokens = plan.geometry, min(plan.seqlen, KEPT_TOKENS)
+    heads = 2 * FLOAT32 * tokens * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
+    output = _stored_bytes(plan) * geometry.hidden_size * geometry.num_heads * geometry.head_dim
+    return 2 * FLOAT32 * geometry.num_heads * tokens**2 + 6 * FLOAT32 * tokens**2 + heads + output
 
 
 def _sample_work(plan: Plan) -> int:
@@ -47,6 +59,8 @@ def _decomposition_work(plan: Plan, rank: int) -> int:
     group_factors = FLOAT64 * rank * (hidden + full)
     # the matrix itself and twice its size for LAPACK
     eigenvectors = 3 * FLOAT64 * full**2
+    if plan.needs_weights:  # those of all groups for K and V, their roots and products
+        eigenvectors += (2 * groups + 5) * FLOAT64 * full**2
     written = 3 * DTYPE_BYTES[plan.dtype] * max(groups * rank * hidden, FUSED_ROWS * plan.geometry.num_heads * rank)
     dense = _stored_bytes(plan) * hidden * max(groups * full, plan.geometry.num_heads * plan.geometry.head_dim)
     return dense + max((groups - 1) * group_factors + eigenvectors, groups * group_factors + written)

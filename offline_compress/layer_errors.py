@@ -1,6 +1,6 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,12 +8,16 @@ import torch
 from torch.nn.functional import rms_norm
 
 from offline_compress.attention_probe import AttentionProbe, sketch
-from offline_compress.decomposition import decompose
+from offline_compress.head_order import ordered_plan
 from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
+from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
-from offline_compress.statistics import KeptSample, LayerStatistics, damped
+from offline_compress.refit import Refit, read_keys, read_values
+from offline_compress.statistics import KeptSample, LayerStatistics
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
 from offline_compress.storage_grid import Grid
+
+PROBED_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,20 @@ class LayerErrors:
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
-    moment = damped(layer, statistics.moment) if plan.needs_whitening else None
-    samples = [(probe_of(plan, runner, layer, sample), sample.inputs) for sample in statistics.samples]
+    plan, _ = ordered_plan(plan, layer, statistics.moment)
+    probes = LayerProbes(plan, runner, layer, statistics.samples)
+    objectives = layer_objectives(plan, layer, statistics.moment, probes)
+    samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     finished = _before_rotation(plan, layer, KEY)
     tables = []
-    for name, storages in ((KEY, grid.keys()), (VALUE, grid.values())):
+    sides = zip((KEY, VALUE), (grid.keys(), grid.values()), (read_keys, read_values), objectives, strict=True)
+    for name, storages, read, objective in sides:
         weight = _weight(plan, layer, name)
-        factors = decompose(weight, plan.num_groups, plan.full_rank, moment)
+        factors = objective.factors(weight, plan.num_groups, plan.full_rank)
+        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, grid.ranks[:-1])
         found = []
         for probe, inputs in samples:
-            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T))
+            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
             error = partial(_key_error, probe, finished) if name == KEY else probe.value_error
             found.append(storage_errors(projected, error, storages))
         tables.append(torch.stack(found).mean(0))
@@ -47,6 +55,23 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
 def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:
     """Keys are cached without their bias, before their norm."""
     return probe.key_error(finished(keys))
+
+
+@dataclass(frozen=True)
+class LayerProbes:
+    """Probes of one layer with the ``inputs [tokens, hidden]`` that they were made from, made anew at every pass."""
+
+    plan: Plan
+    runner: LayerRunner
+    layer: int
+    samples: Sequence[KeptSample]
+
+    def __iter__(self) -> Iterator[tuple[AttentionProbe, torch.Tensor]]:
+        for sample in self.samples:
+            yield probe_of(self.plan, self.runner, self.layer, sample), sample.inputs
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
 
 def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) -> AttentionProbe:
@@ -68,7 +93,18 @@ def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) ->
         rotary=tuple(table[0] for table in runner.rotary(sample.inputs, positions)),
         visible=visible if mask is None else mask[0, 0],
         energy=sample.energy,
+        key_gain=_key_gain(plan, layer, sample.inputs),
     )
+
+
+def _key_gain(plan: Plan, layer: int, inputs: torch.Tensor) -> torch.Tensor | None:
+    """What the norm of keys multiplies a small error by, ``[num_kv_heads, tokens, head_dim]``; None without norm."""
+    name = projection(layer, NORMS[KEY])
+    if name not in plan.source.tensors:
+        return None
+    heads = _heads(plan, inputs @ _weight(plan, layer, KEY).float().T + _bias(plan, layer, KEY))
+    length = (heads.square().mean(-1, keepdim=True) + plan.config.rms_norm_eps).sqrt()
+    return plan.source.tensor(name).float().to(plan.device) / length
 
 
 def _weight(plan: Plan, layer: int, name: str) -> torch.Tensor:
@@ -77,9 +113,10 @@ def _weight(plan: Plan, layer: int, name: str) -> torch.Tensor:
 
 def _bias(plan: Plan, layer: int, name: str) -> torch.Tensor:
     """Float32; zero where the projection has none."""
-    stored = plan.source.tensors.get(projection(layer, name, "bias"))
-    rows = plan.source.tensors[projection(layer, name)].shape[0]
-    return torch.zeros(rows, device=plan.device) if stored is None else stored.read().float().to(plan.device)
+    bias = projection(layer, name, "bias")
+    if bias not in plan.source.tensors:
+        return torch.zeros(plan.source.tensors[projection(layer, name)].shape[0], device=plan.device)
+    return plan.source.tensor(bias).float().to(plan.device)
 
 
 def _before_rotation(plan: Plan, layer: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -6,7 +6,8 @@ CPUs, statistics gain from the precision, and no layer is ever in memory as a wh
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ NORMS = {QUERY: "q_norm", KEY: "k_norm"}  # per head, before rotation; not in ev
 # buffers that old checkpoints carry although they follow from the configuration
 DERIVED = ".rotary_emb.inv_freq"
 TIED = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 WIDENED_ROWS = 1024
 
 
@@ -103,6 +105,7 @@ class LayerRunner:
         body = skeleton(config).model
         self.layer_type = type(body.layers[0])
         self.rotary = type(body.rotary_emb)(config).to(device)
+        self.norm_type = type(body.norm)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` float32 input of the first layer."""
@@ -142,6 +145,15 @@ class LayerRunner:
         )
         return output[0]
 
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[tokens, vocabulary]`` float32 from the stream behind the last layer, ``hidden [tokens, hidden]``."""
+        norm = self.norm_type(self.source.geometry.hidden_size, eps=self.config.rms_norm_eps).to(self.device)
+        norm.weight = nn.Parameter(self.source.tensor(FINAL_NORM).float().to(self.device))
+        name = TIED if TIED in self.source.tensors else EMBEDDING
+        normed = norm(hidden.to(self.device))
+        return torch.cat([normed @ rows.float().T for rows in self._row_blocks(name)()], dim=-1)
+
     def mask(self, length: int) -> torch.Tensor | None:
         """None for plain causal attention, else the boolean mask ``[1, 1, length, length]`` of a sliding window."""
         window = getattr(self.config, "sliding_window", None)
@@ -150,6 +162,17 @@ class LayerRunner:
         positions = torch.arange(length, device=self.device)
         behind = positions[:, None] - positions
         return ((behind >= 0) & (behind < window))[None, None]
+
+
+@contextmanager
+def with_projection(module: nn.Module, name: str, weight: torch.Tensor) -> Iterator[None]:
+    """A loaded layer with ``weight`` in the place of one attention projection's."""
+    linear = getattr(module.self_attn, name)
+    before, linear.row_blocks = linear.row_blocks, lambda: [weight]
+    try:
+        yield
+    finally:
+        linear.row_blocks = before
 
 
 def kv_input(module: nn.Module) -> nn.Module:

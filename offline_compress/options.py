@@ -7,8 +7,10 @@ from pathlib import Path
 from palu_vllm.config import DTYPE_BYTES
 from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
 
-OBJECTIVES = ("svd", "whiten")
-SEARCHES = ("uniform", "fisher", "fisher_uniform")
+OBJECTIVES = ("svd", "whiten", "weighted")
+FISHER_SEARCHES = ("fisher", "fisher_uniform")
+ENERGY_SEARCHES = ("energy", "sensitivity")
+SEARCHES = ("uniform", *FISHER_SEARCHES, *ENERGY_SEARCHES)
 VALUE_PATHS = ("fused", "factored", "auto")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4
@@ -31,6 +33,9 @@ class CompressOptions:
     and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
     and tiers are chosen for; bits or tiers that are given stay as they are.
+    ``search`` None is ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
+    ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
+    K must save beyond one of V in the searches by energy.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """
 
@@ -38,8 +43,8 @@ class CompressOptions:
     out: Path
     rank_ratio: float = DEFAULT_RATIO
     group_size: int | None = None
-    objective: str = "whiten"
-    search: str = "uniform"
+    objective: str = "weighted"
+    search: str | None = None
     value_path: str = "fused"
     calib_data: str | None = None
     whiten_samples: int = 256
@@ -60,8 +65,14 @@ class CompressOptions:
     latent_group_size: int = 0
     latent_symmetric: bool = False
     latent_clip_ratio: float | None = None
+    refit: bool | None = None
+    reorder_heads: bool = False
+    k_cost: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.search is None:
+            by_energy = self.objective == "weighted" and not self.has_budget
+            object.__setattr__(self, "search", "energy" if by_energy else "uniform")
         self._check_budget()
         if not 0 < self.rank_ratio <= 1:
             raise CompressionError(
@@ -154,5 +165,11 @@ class CompressOptions:
                 raise CompressionError(f"{what} is {value}; expected at least 1.")
         if self.calib_seqlen is not None and self.calib_seqlen < 2:
             raise CompressionError(f"calibration samples of {self.calib_seqlen} tokens are too short; give at least 2.")
+        if not 0 <= self.k_cost < float("inf"):
+            raise CompressionError(
+                f"key cost {self.k_cost} is negative or not finite; give what a rank of K costs extra."
+            )
+        if self.k_cost and (self.has_budget or self.search not in ENERGY_SEARCHES):
+            raise CompressionError(f"--k-cost acts on --search {' and '.join(ENERGY_SEARCHES)} only; drop it.")
         if self.seed < 0:
             raise CompressionError(f"seed {self.seed} is negative; expected 0 or more.")

@@ -11,9 +11,11 @@ import torch
 from offline_compress.attention_layer import ClipSearches, LayerOutcome, Rotations, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
 from offline_compress.clip_ratio import ClipSearch
+from offline_compress.energy_search import search_ranks
 from offline_compress.fisher import fisher_information, group_importance
+from offline_compress.layer_views import LayerView, layer_views
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
-from offline_compress.model_access import LayerRunner, is_replaced, key_value_weights, whole_model
+from offline_compress.model_access import is_replaced, key_value_weights, whole_model
 from offline_compress.model_card import write_model_card
 from offline_compress.options import CompressionError, CompressOptions
 from offline_compress.output import copy_companions, output_config, tensor_specs
@@ -22,8 +24,7 @@ from offline_compress.progress import OnEvent, ignore
 from offline_compress.report import estimate, final_report, write_report
 from offline_compress.source import check_finite, open_source
 from offline_compress.staging import check_target, staged_directory
-from offline_compress.statistics import LayerStatistics, damped, layer_statistics
-from offline_compress.storage_choice import StorageChoice, choose_storage
+from offline_compress.storage_choice import choose_storage
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import LayerShape, PaluConfig
@@ -65,8 +66,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
         copy_companions(source.directory, staging)
         report = final_report(plan, palu, samples, layers, baseline, time.monotonic() - started)
-        if chosen is not None:
-            report["budget"] = chosen.report()
+        report |= chosen
         write_report(report, staging)
         write_model_card(report, staging)
     return report
@@ -85,19 +85,23 @@ def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
 
 def _decide(
     plan: Plan, samples: CalibrationSamples | None, scratch: Path, on_event: OnEvent
-) -> tuple[PaluConfig, StorageChoice | None]:
-    """Ranks and value path; with a budget bits and tiers too, and what was considered."""
+) -> tuple[PaluConfig, dict[str, Any]]:
+    """Ranks and value path, with a budget bits and tiers too; and what the report says of the choice."""
     label = samples.label if samples else NO_CALIBRATION
+    if plan.searches_energy:
+        searched = search_ranks(plan, _passed(plan, samples), scratch, on_event)
+        return plan.palu_config(searched.ranks, label), {"rank_search": searched.report()}
     if plan.options.has_budget:
         chosen = choose_storage(plan, samples.tokens[: plan.options.whiten_samples], scratch, on_event)
         best = chosen.best
-        return plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v)), chosen
+        palu = plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v))
+        return palu, {"budget": chosen.report()}
     ranks = plan.uniform_ranks()
     if plan.needs_fisher:
         ranks = plan.ranks(
             plan.options.search, _importance(plan, samples.tokens[: plan.options.fisher_samples], on_event)
         )
-    return plan.palu_config(ranks, label), None
+    return plan.palu_config(ranks, label), {}
 
 
 def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[list[float]]:
@@ -127,10 +131,10 @@ def _write_weights(
 ) -> list[LayerOutcome]:
     """Writes every tensor; returns the errors and clip ratios of each layer."""
     writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES)
-    statistics = _statistics(plan, samples, staging)
+    views = layer_views(plan, _passed(plan, samples), staging)
     layers = []
     for layer in range(plan.geometry.num_layers):
-        layers.append(_write_layer(plan, palu, layer, statistics, writer, on_event))
+        layers.append(_write_layer(plan, palu, layer, views, writer, on_event))
     for name in plan.source.tensors:
         if not is_replaced(name):
             writer.write(name, plan.source.chunks(name))
@@ -138,50 +142,35 @@ def _write_weights(
     return layers
 
 
-def _statistics(
-    plan: Plan, samples: CalibrationSamples | None, scratch: Path
-) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
-    """Of every layer in order damped ``H``, None for plain SVD, and inputs to search clip ratios on, None for none."""
-    if not (plan.needs_whitening or plan.searches_clip):
-        yield from [(None, None)] * plan.geometry.num_layers
-        return
-    runner = LayerRunner(plan.source, plan.config, plan.device)
-    tokens = samples.tokens[: plan.options.whiten_samples if plan.needs_whitening else 1]
-    layers = layer_statistics(runner, tokens, scratch, int(plan.searches_clip))
-    for layer in range(plan.geometry.num_layers):
-        # nothing here may keep a matrix alive while the next layer runs
-        yield _usable(plan, layer, next(layers))
-
-
-def _usable(plan: Plan, layer: int, statistics: LayerStatistics) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    moment = damped(layer, statistics.moment) if plan.needs_whitening else None
-    return moment, statistics.samples[0].inputs if plan.searches_clip else None
+def _passed(plan: Plan, samples: CalibrationSamples | None) -> torch.Tensor | None:
+    """The samples ``[samples, seqlen]`` that go through the layers, None for none."""
+    return samples.tokens[: plan.passes_samples] if plan.passes_samples else None
 
 
 def _write_layer(
     plan: Plan,
     palu: PaluConfig,
     layer: int,
-    statistics: Iterator[tuple[torch.Tensor | None, torch.Tensor | None]],
+    views: Iterator[LayerView],
     writer: CheckpointWriter,
     on_event: OnEvent,
 ) -> LayerOutcome:
     started, prefix = time.monotonic(), attention_prefix(layer)
-    moment, inputs = next(statistics)
+    view = next(views)
+    inputs = view.inputs if plan.searches_clip else None
     formats = palu.key_format(layer, plan.dtype), palu.value_format(layer, plan.dtype)
     outcome = write_attention(
         lambda name, chunks: writer.write(prefix + name, chunks),
-        plan.source,
+        view,
         layer,
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
         Rotations.of(palu, layer),
         ClipSearches(*(ClipSearch(form, inputs) for form in formats)),
-        moment,
         getattr(torch, plan.dtype),
         plan.device,
     )
-    del moment
+    del view, inputs
     release_freed_memory()
     on_event(
         {

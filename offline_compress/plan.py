@@ -7,7 +7,14 @@ import torch
 from transformers import PreTrainedConfig
 
 from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
-from offline_compress.options import DEFAULT_GROUP_SIZE, DEFAULT_SEQLEN, CompressionError, CompressOptions
+from offline_compress.options import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_SEQLEN,
+    ENERGY_SEARCHES,
+    FISHER_SEARCHES,
+    CompressionError,
+    CompressOptions,
+)
 from offline_compress.provenance import tool_version
 from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
 from offline_compress.source import SourceModel
@@ -16,6 +23,8 @@ from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierSha
 from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
 
 NO_CALIBRATION = "none"
+WEIGHED_SAMPLES = 8  # whose attention is looked at
+SENSITIVITY_SAMPLES = 4  # that pass through the whole model for every projection
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,44 @@ class Plan:
 
     @property
     def needs_whitening(self) -> bool:
-        return self.truncates and self.options.objective == "whiten"
+        return self.truncates and self.options.objective in ("whiten", "weighted")
+
+    @property
+    def needs_weights(self) -> bool:
+        return self.truncates and self.options.objective == "weighted"
+
+    @property
+    def refits(self) -> bool:
+        """As asked, by default where attention is looked at anyway."""
+        wanted = self.options.refit
+        return self.truncates and (self.options.objective == "weighted" if wanted is None else wanted)
+
+    @property
+    def reorders(self) -> bool:
+        """Whether heads change places: not where all or none share a group."""
+        return self.truncates and self.options.reorder_heads and 1 < self.group_size < self.geometry.num_kv_heads
 
     @property
     def needs_fisher(self) -> bool:
-        return self.truncates and self.options.search != "uniform"
+        return self.truncates and self.options.search in FISHER_SEARCHES
+
+    @property
+    def searches_energy(self) -> bool:
+        return self.truncates and not self.options.has_budget and self.options.search in ENERGY_SEARCHES
+
+    @property
+    def measures_sensitivity(self) -> bool:
+        return self.searches_energy and self.options.search == "sensitivity"
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether the attention of calibration samples is looked at."""
+        return self.needs_weights or self.refits
+
+    @property
+    def kept_samples(self) -> int:
+        """Samples whose inputs are kept, layer by layer."""
+        return WEIGHED_SAMPLES if self.needs_probes else int(self.searches_clip)
 
     @property
     def searches_clip(self) -> bool:
@@ -77,12 +119,15 @@ class Plan:
         return wanted and (quantized or options.has_budget)
 
     @property
-    def reads_activations(self) -> bool:
-        return self.needs_whitening or self.options.has_budget or self.searches_clip
+    def passes_samples(self) -> int:
+        """How many samples go through the layers before they are written; 0: none."""
+        if self.needs_whitening:
+            return self.options.whiten_samples
+        return max(self.kept_samples, SENSITIVITY_SAMPLES if self.measures_sensitivity else 0)
 
     @property
     def samples_needed(self) -> int:
-        whitening = self.options.whiten_samples if self.reads_activations else 0
+        whitening = self.options.whiten_samples if self.options.has_budget else self.passes_samples
         return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
 
     def rotates(self, tiers: Iterable[Shares]) -> bool:

@@ -1,7 +1,8 @@
 """Telling what happens: a bar on a terminal, JSON lines elsewhere.
 
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration`` (each with a ``text``), ``fisher``
-(one per sample), ``probe`` (one per layer, where there is a budget) and ``layer`` (one per layer, with ranks, relative
+(one per sample), ``probe`` (one per layer, where there is a budget), ``energy`` (one per layer, where ranks follow from
+it) and ``layer`` (one per layer, with ranks, relative
 errors, seconds and resident memory).
 """
 

@@ -13,9 +13,10 @@ from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
 from offline_compress.provenance import provenance
-from palu_vllm.config import PaluConfig
+from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
 
 REPORT = "palu_report.json"
+ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}
 
 
 def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
@@ -44,16 +45,26 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "dtype": plan.dtype,
         "objective": palu.objective,
         "search": palu.search,
+        "k_cost": plan.options.k_cost,
+        "rebuild_work_per_token": rebuild_work(palu, plan.geometry),
+        "refit": plan.refits,
+        "reorder_heads": plan.reorders,
         "calibration": palu.calibration,
         "seed": palu.seed,
     }
+
+
+def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:
+    """Multiplications that rebuild the keys of one cached token from latents, all layers."""
+    layers = [LayerShape.of(palu, geometry, layer) for layer in range(geometry.num_layers)]
+    return sum(shape.num_kv_heads * shape.head_dim * shape.rank_k for shape in layers if shape.has_k_up)
 
 
 def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
     """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
     label = samples.label if samples else NO_CALIBRATION
     palu = plan.palu_config(plan.uniform_ranks(), label)
-    count = len(samples.tokens[: plan.options.whiten_samples]) if samples and plan.needs_whitening else 0
+    count = len(samples.tokens[: plan.passes_samples]) if samples else 0
     layers = layer_memory_bytes(plan, palu, count)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
     budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
@@ -61,7 +72,7 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
         sizes(plan, palu)
         | budget
         | {
-            "ranks_are_final": not (plan.needs_fisher or plan.options.has_budget),
+            "ranks_are_final": not (plan.needs_fisher or plan.searches_energy or plan.options.has_budget),
             "predicted_peak_memory_bytes": baseline + max(layers, whole),
             "predicted_layer_memory_bytes": layers,
             "predicted_fisher_memory_bytes": whole,
@@ -82,12 +93,13 @@ def final_report(
     """The contents of ``palu_report.json``.
 
     ``relative_error_*`` per layer is ``|(W - W') S| / |W S|``: with whitening the relative error of keys or values
-    (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights.
+    (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights, with the weighted objective
+    the root of the share of what attention adds that is lost, to first order. Before ``up`` is fitted again.
     """
     report = sizes(plan, palu) | {
         "relative_error_k": [layer.key.error for layer in layers],
         "relative_error_v": [layer.value.error for layer in layers],
-        "error_measure": "activations" if plan.needs_whitening else "weights",
+        "error_measure": ERROR_MEASURES[plan.options.objective],
         "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
         "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,
         "calib_seqlen": plan.seqlen if samples else None,

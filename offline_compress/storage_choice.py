@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from offline_compress.budget import Choice, Curve, choices
-from offline_compress.layer_errors import LayerErrors, layer_errors
+from offline_compress.layer_errors import PROBED_SAMPLES, LayerErrors, layer_errors
 from offline_compress.model_access import LayerRunner
 from offline_compress.options import CompressionError
 from offline_compress.plan import Plan
@@ -23,7 +23,6 @@ from offline_compress.storage_errors import PLAIN_BITS
 from offline_compress.storage_grid import Grid
 from palu_vllm.latent_format import HEADER_BYTES, Shares
 
-PROBED_SAMPLES = 2
 SHOWN = 5  # of the choices that were considered
 
 
@@ -62,7 +61,7 @@ def choose_storage(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: On
             f"{grid.smallest_bytes}; give a smaller compression, or fewer bits."
         )
     runner, layers = LayerRunner(plan.source, plan.config, plan.device), []
-    for statistics in layer_statistics(runner, tokens, scratch, PROBED_SAMPLES):
+    for statistics in layer_statistics(runner, tokens, scratch, max(PROBED_SAMPLES, plan.kept_samples)):
         layers.append(layer_errors(plan, runner, grid, len(layers), statistics))
         on_event({"event": "probe", "number": len(layers) - 1, "of": plan.geometry.num_layers})
     found = choices(

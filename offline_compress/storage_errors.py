@@ -3,8 +3,9 @@
 The factors of one decomposition at full rank serve all ranks, because latents are ordered by energy.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
@@ -47,18 +48,25 @@ class Projected:
     """Keys or values of calibration tokens, with all factors of their projection.
 
     ``whole [num_kv_heads, tokens, head_dim]`` is exact and without bias, ``latents [tokens, groups, full]`` and
-    ``up [groups, full, full]`` give it at any rank: ``latents[..., :r] @ up[:, :r]``.
+    ``up [groups, full, full]`` give it at any rank: ``latents[..., :r] @ up[:, :r]``, or with ``fitted[r]`` instead.
     """
 
     whole: torch.Tensor
     latents: torch.Tensor
     up: torch.Tensor
+    fitted: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, factors: Factors, inputs: torch.Tensor, whole: torch.Tensor) -> "Projected":
-        """``factors`` are those of full rank, ``inputs [tokens, hidden]`` what is projected."""
+    def of(
+        cls,
+        factors: Factors,
+        inputs: torch.Tensor,
+        whole: torch.Tensor,
+        fitted: Mapping[int, torch.Tensor] = MappingProxyType({}),
+    ) -> "Projected":
+        """``factors`` are those of full rank, ``inputs [tokens, hidden]`` what is projected, ``fitted`` as above."""
         latents = (inputs @ factors.down.to(inputs).T).unflatten(-1, (len(factors.up), -1))
-        return cls(whole, latents, factors.up.to(inputs))
+        return cls(whole, latents, factors.up.to(inputs), {rank: up.to(inputs) for rank, up in fitted.items()})
 
     def stored(self, rank: int, storage: Storage) -> torch.Tensor:
         """``whole`` as attention sees it with these latents; at full rank, heads are stored without factors."""
@@ -67,7 +75,7 @@ class Projected:
         if rank == full:
             rebuilt = storage.read_back(self.whole.transpose(0, 1).reshape(tokens, groups, full))
         else:
-            up = self.up[:, :rank]
+            up = self.fitted.get(rank, self.up[:, :rank])
             rebuilt = torch.einsum("tgr,grf->tgf", storage.read_back(self.latents[..., :rank], up), up)
         return rebuilt.reshape(tokens, kv_heads, head_dim).transpose(0, 1)
 

@@ -32,6 +32,19 @@ def test_all_names():
     )
 
 
+def test_the_default_search_follows_from_the_objective():
+    assert parse("M OUT").search == parse("M OUT --objective weighted").search == "energy"
+    assert parse("M OUT --objective whiten").search == parse("M OUT --objective svd").search == "uniform"
+    assert parse("M OUT --target-compression 4").search == "uniform"
+
+
+def test_names_beyond_the_paper():
+    options = parse("M OUT --objective weighted --search sensitivity --k-cost 2 --reorder-heads --no-refit")
+    assert (options.objective, options.search) == ("weighted", "sensitivity")
+    assert (options.k_cost, options.reorder_heads, options.refit) == (2.0, True, False)
+    assert parse("M OUT --refit").refit and parse("M OUT").refit is None
+
+
 def test_names_of_the_reference():
     theirs = parse(
         "--model_id M --param_ratio_target 0.3 --head_group_size 2 --search_method fisher --decompose_method svd "

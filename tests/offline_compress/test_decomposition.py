@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline_compress.decomposition import damp, decompose, decompose_group
+from offline_compress.decomposition import Factors, damp, decompose, decompose_group, discarded_energy, symmetric_root
 
 HIDDEN, GROUPS, FULL = 24, 3, 8
 
@@ -17,6 +17,19 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mix * torch.linspace(0.05, 1, HIDDEN)
     )
     return weight, inputs, inputs.T @ inputs / len(inputs)
+
+
+def random_weights(seed: int) -> torch.Tensor:
+    """``A`` of every group, of very different sizes."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    rows = torch.randn(GROUPS, FULL, FULL, generator=generator, dtype=torch.float64) * torch.logspace(-0.5, 0.5, FULL)
+    return rows.mT @ rows
+
+
+def cost(weight: torch.Tensor, factors: Factors, moment: torch.Tensor, weights: torch.Tensor) -> float:
+    """``tr(A dW H dW^T)`` over all groups."""
+    lost = (weight - rebuild(factors.down, factors.up)).chunk(GROUPS)
+    return sum((own @ rows @ moment @ rows.T).trace().item() for own, rows in zip(weights, lost, strict=True))
 
 
 def rebuild(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -103,3 +116,51 @@ def test_whitening_survives_inputs_of_deficient_rank():
 def test_useless_inputs_are_an_error(moment):
     with pytest.raises(ValueError, match="all zero or not finite"):
         damp(moment)
+
+
+def test_row_weights_change_nothing_at_full_rank():
+    weight, _, moment = random_case(0)
+    factors = decompose(weight, GROUPS, FULL, damp(moment), random_weights(0))
+    torch.testing.assert_close(rebuild(factors.down, factors.up), weight, rtol=1e-6, atol=1e-7)
+
+
+def test_row_weights_that_are_the_identity_are_none():
+    weight, _, moment = random_case(7)
+    moment, same = damp(moment), torch.eye(FULL).double().expand(GROUPS, -1, -1)
+    with_weights, without = decompose(weight, GROUPS, 5, moment, same), decompose(weight, GROUPS, 5, moment)
+    expected = rebuild(without.down, without.up)
+    torch.testing.assert_close(rebuild(with_weights.down, with_weights.up), expected, atol=1e-5, rtol=1e-5)
+    unread = decompose(weight, GROUPS, 5, moment, torch.zeros_like(same))
+    torch.testing.assert_close(rebuild(unread.down, unread.up), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), rank=st.integers(1, FULL - 1))
+def test_the_weighted_cost_is_the_discarded_energy_and_the_lowest(seed, rank):
+    weight, _, moment = random_case(seed)
+    moment, weights = damp(moment), random_weights(seed)
+    best = decompose(weight, GROUPS, rank, moment, weights)
+    found = cost(weight, best, moment, weights)
+    assert discarded_energy(weight, GROUPS, moment, weights)[rank].item() == pytest.approx(found, rel=1e-2)
+    for other in (decompose(weight, GROUPS, rank), decompose(weight, GROUPS, rank, moment)):
+        assert found <= cost(weight, other, moment, weights) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_discarded_energy_is_that_of_the_factors_at_every_rank(weighted):
+    weight, _, moment = random_case(9)
+    moment, weights = damp(moment), random_weights(9) if weighted else None
+    lost = discarded_energy(weight, GROUPS, moment, weights)
+    assert len(lost) == FULL + 1 and lost[-1] == 0
+    for rank in range(1, FULL):
+        error = decompose(weight, GROUPS, rank, moment, weights).relative_error
+        assert (lost[rank] / lost[0]).sqrt().item() == pytest.approx(error, rel=1e-6)
+    assert torch.all(lost.diff().diff() >= -1e-9 * lost[0])  # convex: the greedy choice of ranks is exact
+
+
+def test_roots_are_roots_and_not_finite_weights_an_error():
+    root, inverse = symmetric_root(random_weights(3)[0])
+    torch.testing.assert_close(root @ inverse, torch.eye(FULL).double(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(root @ root, random_weights(3)[0], rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="not finite"):
+        symmetric_root(torch.full((4, 4), torch.nan).double())

@@ -1,0 +1,113 @@
+"""What each choice of the compressor is worth at equal bytes: ``python -m benchmarks.ablation``.
+
+Every row is a run of ``palu-compress`` on the shipped model, judged as in ``benchmarks.quality_table``: perplexity and
+KL divergence from the dense model on rows of held-out text, by transformers in float32. Rows of one ratio differ in the
+choices named only. Writes a table (on stdout), a plot and JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.ablation_plot import plot, table
+from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.perplexity import HELD_OUT
+from benchmarks.provenance import ROOT, provenance
+from benchmarks.quality_table import Judge, rows_of_text
+
+RESULT = ROOT / "benchmarks" / "results" / "ablation.json"
+PLOT = ROOT / "docs" / "images" / "ablation.png"
+RATIOS = (0.125, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Options of ``palu-compress``."""
+
+    objective: str
+    search: str
+    group_size: int = 4
+    refit: bool = False
+    reorder: bool = False
+    k_cost: float = 0.0
+
+    def flags(self) -> list[str]:
+        flags = ["--objective", self.objective, "--search", self.search, "--group-size", str(self.group_size)]
+        flags += ["--refit" if self.refit else "--no-refit", *(["--reorder-heads"] if self.reorder else [])]
+        return [*flags, "--k-cost", str(self.k_cost)] if self.k_cost else flags
+
+    def title(self) -> str:
+        extras = [f"group {self.group_size}"] + ["refit"] * self.refit + ["reordered"] * self.reorder
+        extras += [f"key cost {self.k_cost:g}"] if self.k_cost else []
+        return f"{self.objective}, {self.search}, {', '.join(extras)}"
+
+
+PAPER = Arm("whiten", "fisher_uniform")
+DEFAULT = Arm("weighted", "energy", refit=True)
+ARMS = (
+    Arm("svd", "uniform"),
+    Arm("whiten", "uniform"),
+    Arm("weighted", "uniform"),
+    Arm("svd", "uniform", refit=True),
+    Arm("whiten", "uniform", refit=True),
+    Arm("weighted", "uniform", refit=True),
+    PAPER,
+    Arm("weighted", "fisher_uniform", refit=True),
+    Arm("weighted", "energy"),
+    DEFAULT,
+    Arm("weighted", "sensitivity", refit=True),
+    Arm("weighted", "energy", refit=True, k_cost=3.0),
+    Arm("weighted", "energy", group_size=2, refit=True),
+    Arm("weighted", "energy", group_size=2, refit=True, reorder=True),
+    Arm("weighted", "energy", group_size=1, refit=True),
+)
+
+
+def judged(arm: Arm, ratio: float, samples: int, dtype: str, judge: Judge) -> dict[str, Any]:
+    """The row of one arm."""
+    with tempfile.TemporaryDirectory(prefix="palu-ablation-") as scratch:
+        out = Path(scratch) / "out"
+        command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(ratio)]
+        command += ["--calib-data", str(CALIBRATION), "--calib-samples", str(samples), "--dtype", dtype, *arm.flags()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+        report = json.loads((out / "palu_report.json").read_text())
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    kept = ("bytes_per_token", "rank_k", "rank_v", "rebuild_work_per_token", "seconds")
+    facts = {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "default": arm == DEFAULT}
+    return facts | {name: report[name] for name in kept} | judge.score(model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
+    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
+    parser.add_argument("--rows", type=int, default=12, help="rows of text to score, spread evenly over it")
+    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    options = parser.parse_args()
+    dtype = json.loads((MODEL / "config.json").read_text())["dtype"]
+    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
+    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
+             "calibration_samples": options.calib_samples}  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for ratio in options.ratios:
+        for arm in ARMS:
+            rows.append(judged(arm, ratio, options.calib_samples, dtype, judge))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        options.out.write_text(json.dumps({"rows": rows, **facts, "provenance": provenance()}, indent=1) + "\n")
+    plot(rows, facts["dense"]["perplexity"], options.plot)
+    print(table(rows, facts["dense"]["perplexity"]))
+
+
+if __name__ == "__main__":
+    main()

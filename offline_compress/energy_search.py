@@ -1,0 +1,107 @@
+"""Ranks by what they discard: ``--search energy`` and ``--search sensitivity``.
+
+The error of a projection at a rank is its discarded energy, the sum of the squared singular values that the objective
+cuts off. With ``--objective weighted`` those of K and V of all layers are one quantity, the squared change of what
+attention adds to the residual stream. Energies fall convexly with rank and every tile costs the same, so that giving
+each tile to the projection that saves most with it is exact. ``sensitivity`` multiplies each projection's energies by
+a measured number first (``sensitivity.py``). With a key cost c a rank of K must save 1 + c times what one of V saves.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_compress.head_order import permuted
+from offline_compress.layer_views import LayerView, layer_views
+from offline_compress.memory import release_freed_memory
+from offline_compress.model_access import KEY, VALUE
+from offline_compress.objective import Objective
+from offline_compress.plan import Plan
+from offline_compress.progress import OnEvent
+from offline_compress.rank_allocation import budget, rank_tile
+from offline_compress.sensitivity import TruncationProbes, sensitivities, truncation_probes
+
+
+@dataclass(frozen=True)
+class RankSearch:
+    """``ranks`` of K and of V per layer; ``energies`` and ``sensitivities`` of K0, V0, K1, V1, ..."""
+
+    ranks: tuple[list[int], list[int]]
+    energies: tuple[torch.Tensor, ...]
+    sensitivities: tuple[float, ...]
+
+    def report(self) -> dict[str, Any]:
+        """For ``palu_report.json``: energies that the chosen ranks discard, and what they were multiplied by."""
+        chosen = [rank for pair in zip(*self.ranks, strict=True) for rank in pair]
+        lost = [energy[rank].item() for energy, rank in zip(self.energies, chosen, strict=True)]
+        return {
+            "discarded_energy_k": lost[0::2],
+            "discarded_energy_v": lost[1::2],
+            "sensitivity_k": list(self.sensitivities[0::2]),
+            "sensitivity_v": list(self.sensitivities[1::2]),
+        }
+
+
+def ranks_by_energy(energies: Sequence[torch.Tensor], full_rank: int, ratio: float) -> list[int]:
+    """The rank of every matrix: least sum of ``energies[matrix][rank]``, as many ranks in all as the ratio says.
+
+    Ranks are multiples of the tile, at least one tile each. Ranks that would save nothing are not given out.
+    """
+    tile = rank_tile(full_rank)
+    saved = [-energy[tile::tile].diff() for energy in energies]
+    steps = sorted(
+        (-gain, number, matrix)
+        for matrix, gains in enumerate(saved)
+        for number, gain in enumerate(gains.tolist())
+        if gain > 0
+    )
+    left = budget(len(energies), full_rank, ratio) - len(energies)
+    taken = Counter(matrix for _, _, matrix in steps[:left])
+    return [tile * (1 + taken[matrix]) for matrix in range(len(energies))]
+
+
+def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_event: OnEvent) -> RankSearch:
+    """Ranks from one pass over the layers; ``tokens [samples, seqlen]``, None where the objective needs no data."""
+    energies, number = [], plan.geometry.num_layers
+    views = layer_views(plan, tokens, scratch)
+    with truncation_probes(plan, tokens, scratch) as probes:
+        for layer in range(number):
+            energies += _energies(next(views), layer, probes)
+            release_freed_memory()
+            on_event({"event": "energy", "number": layer, "of": number})
+        measured = [1.0] * len(energies) if probes is None else _sensitivities(plan, probes, energies)
+    weighed = [
+        energy * sensitivity / (1 if index % 2 else 1 + plan.options.k_cost)
+        for index, (energy, sensitivity) in enumerate(zip(energies, measured, strict=True))
+    ]
+    ranks = ranks_by_energy(weighed, plan.full_rank, plan.options.rank_ratio)
+    return RankSearch((ranks[0::2], ranks[1::2]), tuple(energies), tuple(measured))
+
+
+def _sensitivities(plan: Plan, probes: TruncationProbes, energies: list[torch.Tensor]) -> list[float]:
+    probed = [rank for pair in zip(*plan.uniform_ranks(), strict=True) for rank in pair]
+    discarded = [energy[rank].item() for energy, rank in zip(energies, probed, strict=True)]
+    return sensitivities(probes.divergences(), discarded)
+
+
+def _energies(view: LayerView, layer: int, probes: TruncationProbes | None) -> list[torch.Tensor]:
+    """Of K and of V; brings the probes behind the layer."""
+    weights = [view.weight(layer, name) for name in (KEY, VALUE)]
+    groups = view.plan.num_groups
+    if probes is not None:
+        ranks = [side[layer] for side in view.plan.uniform_ranks()]
+        cut = [_truncated(view, *each) for each in zip(weights, view.objectives, ranks, strict=True)]
+        probes.add(layer, *cut)
+    return [one.discarded_energy(weight, groups) for weight, one in zip(weights, view.objectives, strict=True)]
+
+
+def _truncated(view: LayerView, weight: torch.Tensor, objective: Objective, rank: int) -> torch.Tensor:
+    """``weight`` at ``rank``, its heads in the model's own order, float32."""
+    factors = objective.factors(weight, view.plan.num_groups, rank)
+    rebuilt = (factors.up.mT @ factors.down.unflatten(0, (view.plan.num_groups, -1))).flatten(0, 1)
+    own_order = sorted(range(len(view.order)), key=view.order.__getitem__)
+    return permuted(rebuilt.float(), own_order)

@@ -1,0 +1,105 @@
+"""Ranks by discarded energy: exact, within the budget, and read by the whole command."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline_compress import compress
+from offline_compress.energy_search import ranks_by_energy
+from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.rank_allocation import budget
+
+QUICK = {"calib_samples": 6, "calib_seqlen": 48, "rank_ratio": 0.5}
+
+
+def energies_of(spectra: list[list[float]]) -> list[torch.Tensor]:
+    """Discarded energies of matrices with these squared singular values, in any order."""
+    found = []
+    for spectrum in spectra:
+        kept = torch.tensor(sorted(spectrum, reverse=True), dtype=torch.float64)
+        found.append(torch.cat([kept.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)]))
+    return found
+
+
+def total(energies: list[torch.Tensor], ranks: tuple[int, ...]) -> float:
+    return sum(energy[rank].item() for energy, rank in zip(energies, ranks, strict=True))
+
+
+SPECTRA = st.lists(st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4), min_size=2, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPECTRA, st.floats(0.25, 1))
+def test_no_other_ranks_of_the_same_sum_discard_less(spectra, ratio):
+    wide = []
+    for energy in energies_of(spectra):  # the same curve, every number as many as a tile
+        steps = torch.repeat_interleave(energy.diff() / 16, 16)
+        wide.append(torch.cat([energy[:1], energy[:1] + steps.cumsum(0)]))
+    ranks = ranks_by_energy(wide, 64, ratio)
+    units = budget(len(spectra), 64, ratio)
+    assert sum(ranks) == 16 * units
+    every = (c for c in itertools.product((16, 32, 48, 64), repeat=len(spectra)) if sum(c) == 16 * units)
+    assert total(wide, ranks) == pytest.approx(min(total(wide, other) for other in every), rel=1e-6, abs=1e-6)
+
+
+def test_energy_that_nobody_has_gets_no_ranks():
+    flat = [torch.zeros(65, dtype=torch.float64), torch.linspace(1, 0, 65).double()]
+    assert ranks_by_energy(flat, 64, 0.5) == [16, 48]
+
+
+@pytest.mark.parametrize(
+    ("objective", "search"),
+    [
+        ("svd", "energy"),
+        ("svd", "sensitivity"),
+        ("whiten", "energy"),
+        ("weighted", "energy"),
+        ("weighted", "sensitivity"),
+    ],
+)
+def test_the_budget_is_exact_and_the_same_inputs_give_the_same_bytes(tmp_path, text, dense, objective, search):
+    options = {"objective": objective, "search": search, "calib_data": text, **QUICK}
+    reports = [compress(dense("llama"), tmp_path / name, **options) for name in ("a", "b")]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1] and reports[0]["rank_search"] == reports[1]["rank_search"]
+    assert sum(reports[0]["rank_k"] + reports[0]["rank_v"]) == 4 * 32
+    found = reports[0]["rank_search"]
+    assert all(len(values) == 2 and min(values) >= 0 for values in found.values())
+    if search == "energy":
+        assert set(found["sensitivity_k"] + found["sensitivity_v"]) == {1.0}
+
+
+def test_weights_alone_need_no_data(tmp_path, dense):
+    report = compress(dense("llama"), tmp_path / "out", objective="svd", search="energy", rank_ratio=0.5)
+    assert report["calibration"] == "none" and sum(report["rank_k"] + report["rank_v"]) == 4 * 32
+
+
+def test_a_key_cost_takes_ranks_from_keys_and_nothing_from_the_bytes(tmp_path, text, dense):
+    options = {"calib_data": text, "objective": "whiten", "search": "energy", **QUICK}
+    reports = [compress(dense("llama"), tmp_path / str(c), k_cost=c, **options) for c in (0.0, 4.0, 1e6)]
+    assert len({report["bytes_per_token"] for report in reports}) == 1
+    work = [report["rebuild_work_per_token"] for report in reports]
+    assert work == sorted(work, reverse=True) and work[-1] < work[0]
+    assert [report["k_cost"] for report in reports] == [0.0, 4.0, 1e6]
+    assert reports[-1]["rank_k"] == [16, 16]
+
+
+def test_rebuild_work_is_the_size_of_the_up_projections(tmp_path, dense):
+    report = compress(dense("llama"), tmp_path / "out", objective="svd", search="uniform", rank_ratio=0.5)
+    assert report["rebuild_work_per_token"] == 2 * 4 * 16 * 32  # layers, heads, head_dim, rank
+    whole = compress(dense("llama"), tmp_path / "whole", objective="svd", rank_ratio=1)
+    assert whole["rebuild_work_per_token"] == 0
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"k_cost": -1.0}, "negative"),
+    ({"k_cost": float("nan")}, "not finite"),
+    ({"k_cost": 1.0, "search": "uniform"}, "energy and sensitivity only"),
+    ({"k_cost": 1.0, "target_compression": 4}, "energy and sensitivity only"),
+])  # fmt: skip
+def test_costs_that_make_no_sense(tmp_path, options, message):
+    with pytest.raises(CompressionError, match=message):
+        CompressOptions("M", tmp_path, **options)
