@@ -51,10 +51,10 @@ class Arm:
 
 
 PAPER = Arm("whiten", "fisher_uniform")
-DEFAULT = Arm("weighted", "energy", refit=True)
+DEFAULT = Arm("whiten", "uniform")
 ARMS = (
     Arm("svd", "uniform"),
-    Arm("whiten", "uniform"),
+    DEFAULT,
     Arm("weighted", "uniform"),
     Arm("svd", "uniform", refit=True),
     Arm("whiten", "uniform", refit=True),
@@ -62,7 +62,7 @@ ARMS = (
     PAPER,
     Arm("weighted", "fisher_uniform", refit=True),
     Arm("weighted", "energy"),
-    DEFAULT,
+    Arm("weighted", "energy", refit=True),
     Arm("weighted", "sensitivity", refit=True),
     Arm("weighted", "energy", refit=True, k_cost=3.0),
     Arm("weighted", "energy", group_size=2, refit=True),

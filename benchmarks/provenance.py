@@ -34,13 +34,21 @@ def provenance() -> dict:
     import torch
 
     return {
-        "command": ["python", "-m", *[part.replace(str(ROOT) + "/", "") for part in _module_and_arguments()]],
+        "command": ["python", "-m", *[_without_folders(part) for part in _module_and_arguments()]],
         "commit": _commit(),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{_cpu_name()}, {torch.get_num_threads()} threads",
     }
+
+
+def _without_folders(argument: str) -> str:
+    """A path as it is from the root of the repository, of one outside the name alone: folders are the machine's."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def _module_and_arguments() -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10)  # times fewer bytes than the dense model
+TIMES_FEWER = (1, 2, 3, 4, 6, 8, 12, 24)  # bytes: ticks of the plot
 RIVALS = (
     ("int", "s", "int per token and head (simulated)"),
     ("KIVI", "^", "KIVI, no window (simulated)"),
@@ -76,6 +77,7 @@ def plot(rows: list[dict], target: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.4), dpi=150)
+    dense = rows[0]["bytes_per_token"]
     palu = [row for row in rows if "ratio" in row and (row["rotation"] == "hadamard" or row["bits"] == "16")]
     for ratio in dict.fromkeys(row["ratio"] for row in palu):
         points = sorted(
@@ -90,9 +92,17 @@ def plot(rows: list[dict], target: Path) -> None:
         points = sorted((r["bytes_per_token"], increase(r, rows)) for r in rows if r["arm"].startswith(prefix))
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, linestyle=":", color="black", label=label)
-    axes.set(xscale="log", xlabel="KV bytes per token", ylabel="perplexity over dense, %", ylim=(-2, 40))
+    axes.set(
+        xscale="log",
+        xlabel="KV bytes per token, and times fewer than dense",
+        ylabel="perplexity over dense, %",
+        ylim=(-2, 40),
+    )
+    ticks = [dense / times for times in TIMES_FEWER]
+    axes.set_xticks(ticks, [f"{tick:.0f}\n{times}x" for tick, times in zip(ticks, TIMES_FEWER, strict=True)])
+    axes.minorticks_off()
     axes.axhline(5, color="gray", linewidth=0.8)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, bbox_inches="tight")

@@ -37,7 +37,11 @@ def test_the_row_called_default_is_what_the_command_does(tmp_path):
 
     options = CompressOptions(str(MODEL), tmp_path, calib_data="F")
     plan = make_plan(options, open_source(str(MODEL)))
-    assert (options.objective, options.search, plan.group_size) == ("weighted", DEFAULT.search, DEFAULT.group_size)
+    assert (options.objective, options.search, plan.group_size) == (
+        DEFAULT.objective,
+        DEFAULT.search,
+        DEFAULT.group_size,
+    )
     assert plan.refits == DEFAULT.refit and plan.reorders == DEFAULT.reorder and options.k_cost == DEFAULT.k_cost
 
 
