@@ -13,6 +13,7 @@ from palu_vllm.kernels.prefill import lengths_of, prefill_attention
 from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.store_latents import store_latents
 from palu_vllm.kernels.tiling import Device, ceil_div, decode_rows, decode_splits, group_parts, power_of_two
+from palu_vllm.kernels.tuned import tuned_for
 from palu_vllm.kernels.value_up import reduce_multiplies, write_values
 
 DECODE_QUERIES = (1, 2, 4, 8)  # of one request; more are prefilled
@@ -25,7 +26,8 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return STAND_IN
     properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    tuned = tuned_for(properties.name)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin, tuned)
 
 
 def compute_type(query: torch.Tensor, cache: torch.Tensor) -> torch.dtype:
