@@ -8,6 +8,7 @@ Only the table of rotations is real, which belongs to the layer. Needs a process
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -93,9 +94,9 @@ def meta(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(sizes, dtype=dtype, device="meta")
 
 
-def store_and_attend(layer: Layer, query_len: int, device: Device) -> None:
-    """One step of 8 requests on a cache with vLLM's strides, in tiles for ``device``."""
-    shape, requests, block_size = layer.shape, 8, 16
+def store_and_attend(layer: Layer, query_len: int, device: Device, requests: int = 8, factored: bool = False) -> None:
+    """One step on a cache with vLLM's strides, in tiles for ``device``; ``factored``: attention applies ``v_up``."""
+    shape, block_size = layer.shape, 16
     tokens = requests * query_len
     rebuild = KeyRebuild(
         k_up=meta(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) if layer.compressed else None,
@@ -113,17 +114,15 @@ def store_and_attend(layer: Layer, query_len: int, device: Device) -> None:
     dtype = torch.bfloat16 if shape.slot is None else torch.uint8
     cache = meta(100, block_size, shape.num_groups, shape.slot_width, dtype=dtype).transpose(1, 2)
     latents = meta(tokens, shape.num_groups, shape.rank_k), meta(tokens, shape.num_groups, shape.rank_v)
-    attention = TritonAttention(shape, rebuild, device=device)
+    v_up = meta(shape.num_groups, shape.rank_v, shape.group_size * shape.head_dim) if factored else None
+    attention = TritonAttention(shape, rebuild, device=device, v_up=v_up)
     attention.store(*latents, cache, meta(tokens, dtype=torch.int64))
-    out = meta(tokens, shape.num_heads, shape.rank_v)
+    out = meta(tokens, shape.num_heads, shape.head_dim if factored else shape.rank_v)
     attention.attend(meta(tokens, shape.num_heads, shape.head_dim), cache, batch, out)
 
 
 def calls_of(layer: Layer, device: Device) -> list[Call]:
     """Every kernel of a prefill and of decoding one and four queries per request, each specialisation once."""
-    calls = [
-        call
-        for query_len in (1, 4, 64)
-        for call in launched(lambda query_len=query_len: store_and_attend(layer, query_len, device))
-    ]
+    steps = ({"query_len": 1}, {"query_len": 4}, {"query_len": 64}, {"query_len": 1, "requests": 1, "factored": True})
+    calls = [call for step in steps for call in launched(partial(store_and_attend, layer, device=device, **step))]
     return list({repr((call[0].__name__, specialised(*call))): call for call in calls}.values())

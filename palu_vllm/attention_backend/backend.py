@@ -36,7 +36,9 @@ class PaluMetadata(AttentionMetadata):
 class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
     """One per KV cache spec. Copies nothing and never synchronises with the device."""
 
-    # capturing needs kernels whose grids depend on no length; not proven, so eager and piecewise graphs only
+    # Tests show on the CPU what a captured decoding step needs (tests/palu_vllm/kernels/test_launch.py), but none has
+    # been captured: the GPU test of it has never run. Once it has passed, UNIFORM_BATCH. Until then attention runs
+    # between the graphs of the rest, which costs the host's time for its launches and cannot be wrong.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
 
     def __init__(

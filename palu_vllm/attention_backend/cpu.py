@@ -13,6 +13,7 @@ from palu_vllm.attention_backend.cpu_tiles import KeySource, Tiles, cover, pair_
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
+from palu_vllm.kernels.value_up import apply_v_up
 
 DECODE_TILE = 128  # tokens; small, because the last tile of every request is partly wasted
 DECODE_FLOATS = 2**21  # latents, keys and scores of the tiles that are worked on together
@@ -90,12 +91,13 @@ class TorchAttention:
 
     The scratch of ``attend`` does not grow with the context, but for two int64 per tile of it: about 2 *
     ``DECODE_FLOATS`` floats, or a few times the scores of ``PREFILL_RUN`` queries in a tile, or one block.
-    Raises ValueError where ``shape`` and ``rebuild`` contradict each other, or operands contradict them.
+    Raises ValueError where ``shape``, ``rebuild`` and ``v_up`` contradict each other, or operands contradict them.
     """
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
-        check_layer(shape, rebuild)
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+        check_layer(shape, rebuild, v_up)
         self.shape = shape
+        self.v_up = v_up
         self.source = KeySource(shape, rebuild)
         self.absorbed: dict[int, AbsorbedScores | None] = {}  # by tokens of a decoding tile
 
@@ -105,7 +107,7 @@ class TorchAttention:
         store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        check_attend(query, cache, batch, out, self.shape)
+        check_attend(query, cache, batch, out, self.shape, self.v_up)
         starts = batch.query_start_loc.long()
         query_lens = starts.diff()
         single = (query_lens == 1).nonzero().flatten()
@@ -137,7 +139,10 @@ class TorchAttention:
             block_table=batch.block_table[requests].long(),
         )
         means = self._walk(queries, cache).unflatten(2, (-1, run))
-        out[rows] = means.permute(1, 3, 0, 2, 4).flatten(2, 3).to(out.dtype)
+        values = means.permute(1, 3, 0, 2, 4).flatten(2, 3)  # [owners, run, num_heads, rank_v]
+        if self.v_up is not None:
+            values = apply_v_up(values.flatten(0, 1), self.v_up, shape).unflatten(0, rows.shape)
+        out[rows] = values.to(out.dtype)
 
     def _walk(self, queries: Queries, cache: torch.Tensor) -> torch.Tensor:
         """The attention of ``queries`` over their contexts: ``[num_groups, owners, queries of a group, rank_v]``."""

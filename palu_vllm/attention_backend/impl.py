@@ -34,6 +34,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         *,
         shape: AttentionShape,
         rebuild: KeyRebuild,
+        v_up: torch.Tensor | None = None,
     ) -> None:
         unsupported = {
             "ALiBi": alibi_slopes,
@@ -47,12 +48,12 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         self.num_heads, self.head_size, self.num_kv_heads = num_heads, head_size, num_kv_heads
         self.scale, self.kv_cache_dtype = scale, kv_cache_dtype
         self.shape = replace(shape, sliding_window=sliding_window)
-        self.rebuild = rebuild
+        self.rebuild, self.v_up = rebuild, v_up
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Builds the implementation, which may derive what it needs from the loaded factors."""
         path = kernel_path(self.rebuild.cos_sin.device.type)
-        self.attention = implementation(path)(self.shape, self.rebuild)
+        self.attention = implementation(path)(self.shape, self.rebuild, v_up=self.v_up)
 
     def do_kv_cache_update(
         self,
@@ -77,7 +78,9 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Fills ``output [tokens, num_heads, rank_v]`` for ``query [tokens, num_heads, head_dim]``, rotated."""
+        """Fills ``output`` for ``query [tokens, num_heads, head_dim]``, rotated; ``[tokens, num_heads, rank_v]``, with
+        ``v_up`` ``[..., head_dim]``.
+        """
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("PALU does not quantize its output.")
         if attn_metadata is None:  # vLLM measures memory before there is a cache

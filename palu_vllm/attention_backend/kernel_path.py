@@ -20,7 +20,7 @@ def kernel_path(device_type: str) -> str:
 
 
 def implementation(path: str) -> Any:
-    """The class that serves a path; built as ``cls(AttentionShape, KeyRebuild)``, see ``kernels.operands``."""
+    """The class that serves a path; built as ``cls(AttentionShape, KeyRebuild, v_up=)``, see ``kernels.operands``."""
     if path == "torch":
         from palu_vllm.attention_backend.cpu import TorchAttention
 

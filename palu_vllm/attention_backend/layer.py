@@ -24,6 +24,7 @@ class LatentAttention(Attention):
         cache_config: CacheConfig | None,
         sliding_window: int | None,
         prefix: str,
+        v_up: torch.Tensor | None = None,
     ) -> None:
         widths = (shape.rank_k, shape.rank_v) if shape.slot is None else (shape.slot.key.bytes, shape.slot.value.bytes)
         super().__init__(
@@ -38,10 +39,12 @@ class LatentAttention(Attention):
             head_size_v=widths[1],
             shape=shape,
             rebuild=rebuild,
+            v_up=v_up,
         )
         if self.use_direct_call:
             raise ValueError("PALU runs on CUDA, ROCm and CPU platforms of vLLM only.")
         self.shape = self.impl.shape
+        self.out_width = shape.rank_v if v_up is None else shape.head_dim
         if shape.slot is not None:
             self.kv_cache_torch_dtype = torch.uint8  # read by vLLM's get_kv_cache_spec only
 
@@ -49,14 +52,14 @@ class LatentAttention(Attention):
         """Stores the latents and attends to those of the whole context.
 
         Takes ``query [tokens, num_heads * head_dim]``, rotated, ``latent_k [tokens, num_groups * rank_k]`` and
-        ``latent_v [tokens, num_groups * rank_v]``; returns ``[tokens, num_heads, rank_v]``. The parent's forward
-        would cut query and key into heads of one width.
+        ``latent_v [tokens, num_groups * rank_v]``; returns ``[tokens, num_heads, rank_v]``, with ``v_up``
+        ``[..., head_dim]``. The parent's forward would cut query and key into heads of one width.
         """
         shape = self.shape
         query = query.view(-1, shape.num_heads, shape.head_dim)
         latent_k = latent_k.view(-1, shape.num_groups, shape.rank_k)
         latent_v = latent_v.view(-1, shape.num_groups, shape.rank_v)
-        output = query.new_empty(query.shape[0], shape.num_heads, shape.rank_v)
+        output = query.new_empty(query.shape[0], shape.num_heads, self.out_width)
         name = _encode_layer_name(self.layer_name)
         written = torch.ops.vllm.unified_kv_cache_update(latent_k, latent_v, name)
         torch.ops.vllm.unified_attention_with_output(

@@ -18,10 +18,13 @@ def expect_dense_rows(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"got {name} with strides {tensor.stride()}, expected a last stride of 1")
 
 
-def check_layer(shape: AttentionShape, rebuild: KeyRebuild) -> None:
-    """Raises ValueError where the sizes of a layer or its ``KeyRebuild`` contradict each other."""
+def check_layer(shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+    """Raises ValueError where the sizes of a layer or its factors contradict each other."""
     check_sizes(shape)
     group_width = shape.group_size * shape.head_dim
+    if v_up is not None:
+        expect_shape("v_up", v_up, (shape.num_groups, shape.rank_v, group_width))
+        expect_dense_rows(v_up=v_up)
     if rebuild.k_up is not None:
         expect_shape("k_up", rebuild.k_up, (shape.num_groups, shape.rank_k, group_width))
     elif shape.rank_k != group_width:
@@ -88,11 +91,16 @@ def check_store(
 
 
 def check_attend(
-    query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, shape: AttentionShape
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    batch: PagedBatch,
+    out: torch.Tensor,
+    shape: AttentionShape,
+    v_up: torch.Tensor | None = None,
 ) -> None:
     """Raises ValueError where the operands of ``attend`` contradict ``shape`` or each other."""
     expect_shape("query", query, (query.shape[0], shape.num_heads, shape.head_dim))
-    expect_shape("out", out, (out.shape[0], shape.num_heads, shape.rank_v))
+    expect_shape("out", out, (out.shape[0], shape.num_heads, shape.rank_v if v_up is None else shape.head_dim))
     expect_dense_rows(query=query, out=out, block_table=batch.block_table)
     check_cache(cache, shape.num_groups, shape.slot_width, shape.slot is not None)
     requests = batch.seq_lens.shape[0]

@@ -9,7 +9,7 @@ from palu_vllm.kernels.common import add_values, load_latent, no_values, slot_of
 from palu_vllm.kernels.decode_absorbed import absorbed_scores
 from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.decode_rebuilt import load_query_tiles, rebuilt_scores
-from palu_vllm.kernels.decode_reduce import decode_reduce_kernel, split_bounds
+from palu_vllm.kernels.decode_reduce import V_UP_COLUMNS, decode_reduce_kernel, split_bounds
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.tiling import programs_of_group
 
@@ -176,10 +176,12 @@ def decode_attention(
     rebuild: KeyRebuild,
     plan: DecodePlan,
     partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    v_up: torch.Tensor | None = None,
 ) -> None:
     """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for requests of at most ``plan.tiling.queries`` queries.
 
-    Shapes as in ``operands``; ``partials`` are contiguous float32 tensors of ``partial_shapes``, any contents.
+    Shapes as in ``operands``; ``partials`` are contiguous float32 tensors of ``partial_shapes``, any contents. With
+    ``v_up`` the values of every head instead of ``z``.
     """
     requests, num_splits, queries = partials[1].shape[:3]
     tiling = plan.tiling
@@ -193,13 +195,20 @@ def decode_attention(
         **scratch,
         seq_lens_ptr=batch.seq_lens,
         query_start_loc_ptr=batch.query_start_loc,
+        v_up_ptr=v_up,
         out_ptr=out,
         stride_out_token=out.stride(0),
         stride_out_head=out.stride(1),
+        stride_v_up_group=0 if v_up is None else v_up.stride(0),
+        stride_v_up_rank=0 if v_up is None else v_up.stride(1),
         num_splits=num_splits,
+        GROUP_SIZE=shape.group_size,
+        QUERIES_PER_KV=shape.queries_per_kv,
+        HEAD_DIM=shape.head_dim,
         RANK_V=shape.rank_v,
         SLIDING_WINDOW=shape.sliding_window,
         TILE_TOKENS=tiling.tokens,
         TILE_VALUES=triton.next_power_of_2(shape.rank_v),
+        TILE_COLUMNS=V_UP_COLUMNS,
         num_warps=4,
     )

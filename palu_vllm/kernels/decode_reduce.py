@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+V_UP_COLUMNS = 16  # of one product with v_up, all of whose ranks are in the registers of 4 warps
+
 
 @triton.jit
 def split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
@@ -18,22 +20,51 @@ def split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.const
 
 
 @triton.jit
+def store_values(
+    latent,  # [TILE_VALUES] float32
+    columns,  # [TILE_VALUES]
+    up_ptr,  # the columns of v_up of one KV head
+    stride_v_up_rank,
+    out_row_ptr,
+    HEAD_DIM: tl.constexpr,
+    RANK_V: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+):
+    """``latent @ v_up`` of one head, some columns at a time."""
+    row_ptrs = up_ptr + columns[:, None] * stride_v_up_rank
+    for start in range(0, HEAD_DIM, TILE_COLUMNS):
+        dim = start + tl.arange(0, TILE_COLUMNS)
+        # [TILE_VALUES, TILE_COLUMNS]
+        mask = (columns < RANK_V)[:, None] & (dim < HEAD_DIM)[None, :]
+        up = tl.load(row_ptrs + dim[None, :], mask=mask, other=0.0).to(tl.float32)
+        values = tl.sum(latent[:, None] * up, axis=0)
+        tl.store(out_row_ptr + dim, values.to(out_row_ptr.dtype.element_ty), mask=dim < HEAD_DIM)
+
+
+@triton.jit
 def decode_reduce_kernel(
     partial_ptr,  # [requests, num_splits, queries, num_heads, RANK_V] float32
     partial_max_ptr,  # [requests, num_splits, queries, num_heads] float32
     partial_sum_ptr,  # [requests, num_splits, queries, num_heads] float32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
-    out_ptr,  # [tokens, num_heads, RANK_V]
+    v_up_ptr,  # None, or [num_groups, RANK_V, GROUP_SIZE * HEAD_DIM]
+    out_ptr,  # [tokens, num_heads, RANK_V], with v_up [tokens, num_heads, HEAD_DIM]
     stride_out_token,
     stride_out_head,
+    stride_v_up_group,
+    stride_v_up_rank,
     num_splits,
+    GROUP_SIZE: tl.constexpr,
+    QUERIES_PER_KV: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     RANK_V: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_VALUES: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):
-    """One program: joins the splits of one query of one head of one request."""
+    """One program: joins the splits of one query of one head of one request, and multiplies them with ``v_up``."""
     request, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     num_heads, queries = tl.num_programs(1), tl.num_programs(2)
     token = tl.load(query_start_loc_ptr + request).to(tl.int64)
@@ -59,5 +90,10 @@ def decode_reduce_kernel(
             running_sum = running_sum * old + tl.load(partial_sum_ptr + partial_row) * new
             running_max = new_max
     out_row_ptr = out_ptr + (token + query) * stride_out_token + head * stride_out_head
-    normalised = (accumulated / running_sum).to(out_ptr.dtype.element_ty)
-    tl.store(out_row_ptr + columns, normalised, mask=columns < RANK_V)
+    latent = accumulated / running_sum
+    if v_up_ptr is None:
+        tl.store(out_row_ptr + columns, latent.to(out_ptr.dtype.element_ty), mask=columns < RANK_V)
+    else:
+        kv_head = (head // QUERIES_PER_KV).to(tl.int64)
+        up_ptr = v_up_ptr + kv_head // GROUP_SIZE * stride_v_up_group + kv_head % GROUP_SIZE * HEAD_DIM
+        store_values(latent, columns, up_ptr, stride_v_up_rank, out_row_ptr, HEAD_DIM, RANK_V, TILE_COLUMNS)

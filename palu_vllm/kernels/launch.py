@@ -12,7 +12,9 @@ from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.prefill import lengths_of, prefill_attention
 from palu_vllm.kernels.prefill_plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.store_latents import store_latents
-from palu_vllm.kernels.tiling import Device, decode_rows, decode_splits, group_parts, power_of_two
+from palu_vllm.kernels.tiling import Device, ceil_div, decode_rows, decode_splits, group_parts, power_of_two
+from palu_vllm.kernels.tuned import tuned_for
+from palu_vllm.kernels.value_up import reduce_multiplies, write_values
 
 DECODE_QUERIES = (1, 2, 4, 8)  # of one request; more are prefilled
 DECODE_ROWS = 32  # queries times heads of a program; more would not fit into registers
@@ -24,7 +26,8 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return STAND_IN
     properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    tuned = tuned_for(properties.name)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin, tuned)
 
 
 def compute_type(query: torch.Tensor, cache: torch.Tensor) -> torch.dtype:
@@ -48,7 +51,7 @@ class TritonAttention:
     ``allocate`` is ``new_scratch`` or a replacement that hands out memory shared between layers. ``attend`` reads
     no tensor on the host, so it can be captured in a graph. ``device`` is what tiles are chosen for where it is not
     that of the cache: compiling for another. ``workspace_bytes`` bounds the keys and values that prefill has at a time.
-    Raises ValueError where ``shape`` and ``rebuild`` contradict each other, and where an operand does not fit them.
+    Raises ValueError where ``shape``, ``rebuild`` and ``v_up`` contradict each other, and where operands do not fit.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class TritonAttention:
         allocate: Callable = new_scratch,
         device: Device | None = None,
         workspace_bytes: int = WORKSPACE_BYTES,
+        v_up: torch.Tensor | None = None,
     ) -> None:
-        check_layer(shape, rebuild)
+        check_layer(shape, rebuild, v_up)
         self.shape = shape
+        self.v_up = v_up
         self.rebuild = rebuild
         self.allocate = allocate
         self.device = device
@@ -83,24 +88,58 @@ class TritonAttention:
         store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        check_attend(query, cache, batch, out, self.shape)
+        check_attend(query, cache, batch, out, self.shape, self.v_up)
         dtype = compute_type(query, cache)
         if batch.seq_lens.shape[0] == 0:
             return
         plan = self.plan(batch.max_query_len, dtype, cache.device)
+        if self.v_up is None or (plan is not None and self.reduce_multiplies(batch, plan)):
+            self.run(query, cache, batch, out, plan, dtype.itemsize, self.v_up)
+            return
+        latents = self.latent_out(out)
+        self.run(query, cache, batch, latents, plan, dtype.itemsize)
+        write_values(latents, self.v_up, out, batch.query_start_loc, self.shape)
+
+    def reduce_multiplies(self, batch: PagedBatch, plan: DecodePlan) -> bool:
+        rows = batch.seq_lens.shape[0] * plan.tiling.queries
+        return reduce_multiplies(self.shape, rows, self.v_up.element_size())
+
+    def latent_out(self, out: torch.Tensor) -> torch.Tensor:
+        """Scratch for ``[tokens, num_heads, rank_v]`` of the dtype of ``out``."""
+        numbers = out.shape[0] * self.shape.num_heads * self.shape.rank_v
+        (scratch,) = self.allocate(((ceil_div(numbers * out.element_size(), 4),),), out.device)
+        return scratch.view(out.dtype)[:numbers].view(*out.shape[:2], self.shape.rank_v)
+
+    def run(
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        batch: PagedBatch,
+        out: torch.Tensor,
+        plan: DecodePlan | None,
+        element_size: int,
+        v_up: torch.Tensor | None = None,
+    ) -> None:
+        """Latents, or with ``v_up`` values of decoding."""
         if plan is None:
-            self.prefill(query, cache, batch, out, dtype.itemsize)
+            self.prefill(query, cache, batch, out, element_size)
         else:
-            self.decode(query, cache, batch, out, plan)
+            self.decode(query, cache, batch, out, plan, v_up)
 
     def decode(
-        self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, plan: DecodePlan
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        batch: PagedBatch,
+        out: torch.Tensor,
+        plan: DecodePlan,
+        v_up: torch.Tensor | None,
     ) -> None:
         requests, device = batch.seq_lens.shape[0], self.device or device_of(cache.device)
         num_splits = decode_splits(self.shape, plan.tiling, requests, batch.max_seq_len, device)
         shapes = partial_shapes(self.shape, requests, num_splits, plan.tiling.queries)
         partials = self.allocate(shapes, cache.device)
-        decode_attention(query, cache, batch, out, self.shape, self.rebuild, plan, partials)
+        decode_attention(query, cache, batch, out, self.shape, self.rebuild, plan, partials, v_up)
 
     def prefill(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int

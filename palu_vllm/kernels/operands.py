@@ -1,13 +1,15 @@
 """What every implementation of latent attention takes: the specification, the torch path and the Triton kernels.
 
-An implementation is built once per layer from ``AttentionShape`` and ``KeyRebuild`` and then offers
+An implementation is built once per layer from ``AttentionShape``, ``KeyRebuild`` and, for the factored value path,
+``v_up [num_groups, rank_v, group_size * head_dim]``, and then offers
 
 ``store(latent_k, latent_v, cache, slot_mapping)``
     ``latent_k [tokens, num_groups, rank_k]``, ``latent_v [tokens, num_groups, rank_v]``, ``slot_mapping [tokens]``
     int64, block * block_size + offset, negative for padding; writes ``cache``.
 ``attend(query, cache, batch, out)``
     ``query [tokens, num_heads, head_dim]``, rotated; ``out [tokens, num_heads, rank_v]``: for every query head
-    the softmax-weighted sum of the latent values of its group. Rows past the last query are left alone.
+    the softmax-weighted sum of the latent values of its group. With ``v_up`` that sum times its KV head's columns of
+    it, ``out [tokens, num_heads, head_dim]``. Rows past the last query are left alone.
 
 ``cache`` is ``[num_blocks, num_groups, block_size, slot_width]`` with any strides whose last is 1; a slot holds the
 key latent, then the value latent, as numbers or, uint8, packed as ``AttentionShape.slot`` says. Latents are never

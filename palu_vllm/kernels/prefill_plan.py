@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
 from palu_vllm.kernels.tiling import SMALLEST_TILE, Device, ceil_div, padded
+from palu_vllm.kernels.tuned import tuned_key
 
 WORKSPACE_BYTES = 64 * 2**20
 VALUES_PER_PROGRAM = 256  # columns whose sums are in the registers of 8 warps, of 128 rows
@@ -122,7 +123,8 @@ def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> 
         tiling = replace(tiling, tokens=tiling.tokens // 2)
     while tiling.rebuilding_memory(element_size) > device.shared_memory and tiling.rank > SMALLEST_TILE:
         tiling = replace(tiling, rank=tiling.rank // 2)
-    return tiling
+    tiling = replace(tiling, **device.tiles(tuned_key("prefill", shape, element_size)))
+    return replace(tiling, tokens=min(tiling.tokens, tiling.context))
 
 
 def value_columns(rank_v: int) -> tuple[int, int]:

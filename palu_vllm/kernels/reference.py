@@ -9,6 +9,7 @@ import torch
 
 from palu_vllm.kernels.checks import check_attend, check_layer, check_store
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.value_up import apply_v_up
 from palu_vllm.latent_format import SlotFormat
 from palu_vllm.packing import pack, unpack
 
@@ -122,12 +123,13 @@ def paged_attention(
     out: torch.Tensor,
     shape: AttentionShape,
     rebuild: KeyRebuild,
+    v_up: torch.Tensor | None = None,
 ) -> None:
     """Attention of every query over the latents of its request; shapes as in ``operands``, ``out`` of any dtype.
 
     Raises ValueError for shapes that do not fit each other.
     """
-    check_attend(query, cache, batch, out, shape)
+    check_attend(query, cache, batch, out, shape, v_up)
     starts = batch.query_start_loc.tolist()
     for request, seq_len in enumerate(batch.seq_lens.tolist()):
         rows = slice(starts[request], starts[request + 1])
@@ -140,19 +142,21 @@ def paged_attention(
         latent_k, latent_v = gather_latents(cache, batch.block_table[request], positions, shape)
         keys = rebuild_keys(latent_k, rebuild, shape, positions)
         mask = visible(query_positions, positions, shape.sliding_window)
-        out[rows] = latent_attention(query[rows], keys, latent_v, mask, shape).to(out.dtype)
+        values = latent_attention(query[rows], keys, latent_v, mask, shape)
+        out[rows] = (values if v_up is None else apply_v_up(values, v_up, shape)).to(out.dtype)
 
 
 class ReferenceAttention:
     """``store`` and ``attend`` of ``operands`` in float32 torch, on any device.
 
-    Raises ValueError where ``shape`` and ``rebuild`` contradict each other.
+    Raises ValueError where ``shape``, ``rebuild`` and ``v_up`` contradict each other.
     """
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
-        check_layer(shape, rebuild)
+    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+        check_layer(shape, rebuild, v_up)
         self.shape = shape
         self.rebuild = rebuild
+        self.v_up = v_up
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
@@ -160,4 +164,4 @@ class ReferenceAttention:
         store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        paged_attention(query, cache, batch, out, self.shape, self.rebuild)
+        paged_attention(query, cache, batch, out, self.shape, self.rebuild, self.v_up)

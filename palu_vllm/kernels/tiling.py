@@ -3,9 +3,10 @@
 Those of prefill are in ``prefill_plan``.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.tuned import Tuned, tuned_key
 from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
@@ -26,6 +27,11 @@ class Device:
 
     multiprocessors: int
     shared_memory: int  # bytes that one program may use
+    tuned: Tuned = ()  # tiles that were found by timing, before the formulas
+
+    def tiles(self, key: str) -> dict[str, int]:
+        """Those of ``tuned_key``, by their names in a tiling; none where nothing was timed."""
+        return next((asdict(tiles) for tuned, tiles in self.tuned if tuned == key), {})
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ def decode_tiling(
     accumulated = ACCUMULATED_NUMBERS // 2 if several and shape.slot is not None else ACCUMULATED_NUMBERS
     tiling = fitting_tiling(shape, rows, accumulated // rows, num_stages, element_size, device)
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
-    return replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
+    tiling = replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
+    return replace(tiling, **device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
 
 
 def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:

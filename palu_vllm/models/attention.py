@@ -59,6 +59,7 @@ class PaluAttention(nn.Module):
             cache_config=cache_config,
             sliding_window=_sliding_window(config, layer),
             prefix=f"{prefix}.attn",
+            v_up=self.v_up,
         )
         self.shape = self.attn.shape
 
@@ -95,21 +96,18 @@ class PaluAttention(nn.Module):
         if self.q_norm is not None:
             query = self.q_norm(query.unflatten(-1, (-1, self.shape.head_dim))).flatten(1)
         query, _ = self.rotary_emb(positions, query, None)
-        latents = self.attn(query, self.k_down(hidden_states), self.v_down(hidden_states))
-        return self.o_proj(self._values(latents).flatten(1))
+        values = self.attn(query, self.k_down(hidden_states), self.v_down(hidden_states))
+        if self.value_path == "uncompressed":
+            values = self._own_values(values)
+        return self.o_proj(values.flatten(1))
 
-    def _values(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the output projection multiplies: ``[tokens, num_heads, rank_v]`` or ``[..., head_dim]``."""
-        if self.value_path == "fused":
-            return latents
+    def _own_values(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of ``[tokens, num_heads, rank_v]``, the values of all heads of a group, each head takes its own."""
         groups, group_size = self.shape.num_groups, self.shape.group_size
         # [tokens, group, KV head in the group, query head of it, rank_v]
         latents = latents.unflatten(1, (groups, group_size, self.shape.queries_per_kv))
-        if self.v_up is None:  # the latent is the values of all heads of the group; each takes its own
-            own = latents.unflatten(-1, (group_size, self.shape.head_dim)).diagonal(dim1=2, dim2=4)
-            return own.movedim(-1, 2)
-        v_up = self.v_up.unflatten(-1, (group_size, self.shape.head_dim))
-        return torch.einsum("tghqr,grhd->tghqd", latents, v_up)
+        own = latents.unflatten(-1, (group_size, self.shape.head_dim)).diagonal(dim1=2, dim2=4)
+        return own.movedim(-1, 2)
 
 
 def _parameter(*size: int) -> nn.Parameter:
