@@ -27,7 +27,12 @@ def device_of(device: torch.device) -> Device:
         return STAND_IN
     properties = torch.cuda.get_device_properties(device)
     tuned = tuned_for(properties.name)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin, tuned)
+    return Device(
+        multiprocessors=properties.multi_processor_count,
+        shared_memory=properties.shared_memory_per_block_optin,
+        shared_operands=properties.major in (9, 10),
+        tuned=tuned,
+    )
 
 
 def compute_type(query: torch.Tensor, cache: torch.Tensor) -> torch.dtype:
@@ -76,11 +81,11 @@ class TritonAttention:
 
     def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
         """How at most ``queries`` queries per request are decoded; None where they are too many."""
-        queries = power_of_two(queries)
-        rows = decode_rows(self.shape, queries, group_parts(self.shape, queries))
+        queries, chip = power_of_two(queries), self.device or device_of(device)
+        rows = decode_rows(self.shape, queries, group_parts(self.shape, queries, chip))
         if queries > DECODE_QUERIES[-1] or (queries > 1 and rows > DECODE_ROWS):
             return None
-        return decode_plan(self.shape, self.rebuild, queries, dtype, self.device or device_of(device))
+        return decode_plan(self.shape, self.rebuild, queries, dtype, chip)
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor

@@ -14,6 +14,7 @@ from palu_vllm.kernels.tuned import tuned_key
 
 WORKSPACE_BYTES = 64 * 2**20
 VALUES_PER_PROGRAM = 256  # columns whose sums are in the registers of 8 warps, of 128 rows
+ROWS_IN_REGISTERS, TOKENS_IN_REGISTERS = 64, 32  # of programs whose operands are there, too
 REBUILT_NUMBERS = 16384  # float32 of the keys of one program, in the registers of 8 warps
 
 
@@ -109,6 +110,8 @@ def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> 
     """
     half = padded(shape.head_dim // 2)
     rows, context, tokens, rank = (128, 128, 64, 64) if element_size <= 2 else (32, 32, 32, 32)
+    if not device.shared_operands:
+        rows, tokens = min(rows, ROWS_IN_REGISTERS), min(tokens, TOKENS_IN_REGISTERS)
     values, value_tiles = value_columns(shape.rank_v)
     tiling = PrefillTiling(
         context=min(context, REBUILT_NUMBERS // (2 * half)),

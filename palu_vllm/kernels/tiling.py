@@ -15,8 +15,10 @@ ROWS_OF_ONE_QUERY = 32  # heads of one program: products of more take registers 
 ROWS_OF_SEVERAL_QUERIES = 16  # likewise, of several queries, each with a mask of its own
 DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
 NORMALISED_PAIRS = 16  # likewise, where weights and sums of squares of a key norm are there too
+NORMALISED_RANK = 64  # likewise, of packed keys for several queries
 SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
 RANK_OF_MANY_ROWS = 128  # likewise, beside the scores of more than 16 rows
+TOKENS_IN_REGISTERS = 64  # likewise, where operands pass through registers too
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
 GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
 
@@ -27,6 +29,7 @@ class Device:
 
     multiprocessors: int
     shared_memory: int  # bytes that one program may use
+    shared_operands: bool = True  # tensor cores read operands from shared memory; older ones through registers alone
     tuned: Tuned = ()  # tiles that were found by timing, before the formulas
 
     def tiles(self, key: str) -> dict[str, int]:
@@ -104,12 +107,14 @@ def decode_tiling(
     """One program has ``queries`` queries of every head of a part of a group, a power of two of rows per KV head. Where
     there are several heads and few rows, or few pairs at a time, ``k_up`` is loaded ahead.
     """
-    parts = group_parts(shape, queries)
+    parts = group_parts(shape, queries, device)
     rows = decode_rows(shape, queries, parts)
     num_stages = 2 if parts < shape.group_size and (rows == SMALLEST_TILE or has_key_norm) else 1
     several = rows > SMALLEST_TILE and queries > 1
     accumulated = ACCUMULATED_NUMBERS // 2 if several and shape.slot is not None else ACCUMULATED_NUMBERS
     tiling = fitting_tiling(shape, rows, accumulated // rows, num_stages, element_size, device)
+    if has_key_norm and queries > 1 and shape.slot is not None:
+        tiling = replace(tiling, rank=min(tiling.rank, NORMALISED_RANK))
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
     tiling = replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
     return replace(tiling, **device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
@@ -120,11 +125,11 @@ def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:
     return padded(power_of_two(shape.group_size // parts) * power_of_two(shape.queries_per_kv * queries))
 
 
-def group_parts(shape: AttentionShape, queries: int) -> int:
+def group_parts(shape: AttentionShape, queries: int, device: Device) -> int:
     """In how many equal parts the heads of a group are taken, as few as leave a program its registers. Every part loads
     the latents anew, from L2 where they run together; no key is rebuilt twice.
     """
-    most_rows = ROWS_OF_ONE_QUERY if queries == 1 else ROWS_OF_SEVERAL_QUERIES
+    most_rows = ROWS_OF_ONE_QUERY if queries == 1 and device.shared_operands else ROWS_OF_SEVERAL_QUERIES
     divisors = (parts for parts in range(1, shape.group_size) if shape.group_size % parts == 0)
     return next((parts for parts in divisors if decode_rows(shape, queries, parts) <= most_rows), shape.group_size)
 
@@ -147,6 +152,8 @@ def fitting_tiling(
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
     """
     tokens, rank = (128, 512 if rows == SMALLEST_TILE else RANK_OF_MANY_ROWS) if element_size <= 2 else (32, 32)
+    if not device.shared_operands:
+        tokens = min(tokens, TOKENS_IN_REGISTERS)
     tiling = Tiling(
         tokens=tokens,
         rank=min(padded(shape.rank_k), rank),

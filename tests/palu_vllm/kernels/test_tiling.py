@@ -63,7 +63,7 @@ def test_numbers_with_scales_of_their_own_are_loaded_in_smaller_tiles():
 @pytest.mark.parametrize("queries", [1, 2, 4, 8])
 def test_parts_of_a_group_are_equal_and_as_few_as_registers_allow(layer, queries):
     shape, most = layer.shape, ROWS_OF_ONE_QUERY if queries == 1 else ROWS_OF_SEVERAL_QUERIES
-    parts = group_parts(shape, queries)
+    parts = group_parts(shape, queries, DEVICES["h200"])
     assert shape.group_size % parts == 0
     assert decode_rows(shape, queries, parts) <= most or parts == shape.group_size
     fewer = [count for count in range(1, parts) if shape.group_size % count == 0]
