@@ -51,10 +51,10 @@ class Arm:
 
 
 PAPER = Arm("whiten", "fisher_uniform")
-DEFAULT = Arm("whiten", "uniform")
+WEIGHTED = Arm("weighted", "energy", refit=True)  # what --objective weighted does by itself
 ARMS = (
     Arm("svd", "uniform"),
-    DEFAULT,
+    Arm("whiten", "uniform"),
     Arm("weighted", "uniform"),
     Arm("svd", "uniform", refit=True),
     Arm("whiten", "uniform", refit=True),
@@ -62,7 +62,7 @@ ARMS = (
     PAPER,
     Arm("weighted", "fisher_uniform", refit=True),
     Arm("weighted", "energy"),
-    Arm("weighted", "energy", refit=True),
+    WEIGHTED,
     Arm("weighted", "sensitivity", refit=True),
     Arm("weighted", "energy", refit=True, k_cost=3.0),
     Arm("weighted", "energy", group_size=2, refit=True),
@@ -81,7 +81,7 @@ def judged(arm: Arm, ratio: float, samples: int, dtype: str, judge: Judge) -> di
         report = json.loads((out / "palu_report.json").read_text())
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     kept = ("bytes_per_token", "rank_k", "rank_v", "rebuild_work_per_token", "seconds")
-    facts = {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "default": arm == DEFAULT}
+    facts = {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "weighted": arm == WEIGHTED}
     return facts | {name: report[name] for name in kept} | judge.score(model)
 
 

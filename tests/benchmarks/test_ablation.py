@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.ablation import ARMS, DEFAULT, PAPER
+from benchmarks.ablation import ARMS, PAPER, WEIGHTED
 from benchmarks.ablation_plot import plot, table, taken_away
 from offline_compress.cli import parse_options
 from offline_compress.options import CompressOptions
@@ -12,9 +12,9 @@ from offline_compress.source import open_source
 
 def rows() -> list[dict]:
     """Two ratios, three arms each."""
-    perplexities = {PAPER: (30.0, 22.0), DEFAULT: (23.0, 21.0), ARMS[0]: (300.0, 60.0)}
+    perplexities = {PAPER: (30.0, 22.0), WEIGHTED: (23.0, 21.0), ARMS[0]: (300.0, 60.0)}
     return [
-        {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "default": arm == DEFAULT, "kl": 0.5,
+        {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "weighted": arm == WEIGHTED, "kl": 0.5,
          "perplexity": found[column], "bytes_per_token": int(6144 * ratio), "rebuild_work_per_token": 1000 + column}
         for column, ratio in enumerate((0.125, 0.25)) for arm, found in perplexities.items()
     ]  # fmt: skip
@@ -29,20 +29,16 @@ def test_every_arm_is_a_command(arm):
 
 def test_titles_tell_arms_apart():
     assert len({arm.title() for arm in ARMS}) == len(ARMS)
-    assert PAPER in ARMS and DEFAULT in ARMS
+    assert PAPER in ARMS and WEIGHTED in ARMS
 
 
-def test_the_row_called_default_is_what_the_command_does(tmp_path):
+def test_the_row_called_weighted_is_what_the_command_does(tmp_path):
     from benchmarks.demo import MODEL
 
-    options = CompressOptions(str(MODEL), tmp_path, calib_data="F")
+    options = CompressOptions(str(MODEL), tmp_path, calib_data="F", objective="weighted")
     plan = make_plan(options, open_source(str(MODEL)))
-    assert (options.objective, options.search, plan.group_size) == (
-        DEFAULT.objective,
-        DEFAULT.search,
-        DEFAULT.group_size,
-    )
-    assert plan.refits == DEFAULT.refit and plan.reorders == DEFAULT.reorder and options.k_cost == DEFAULT.k_cost
+    assert (options.search, plan.group_size) == (WEIGHTED.search, WEIGHTED.group_size)
+    assert plan.refits == WEIGHTED.refit and plan.reorders == WEIGHTED.reorder and options.k_cost == WEIGHTED.k_cost
 
 
 def test_the_table_has_every_number_and_the_share_taken_away():
