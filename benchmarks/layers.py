@@ -104,6 +104,12 @@ SERVED_LAYERS = RECOMMENDED_LAYERS | {
     "llama_3_8b_uncompressed": Layer(sizes(32, 8, 128, 4, 512, 512), compressed=False, theta=5e5),
 }
 SERVED_PACKED_LAYERS = {f"{name}_4_bits": layer.in_bits(4) for name, layer in RECOMMENDED_LAYERS.items()} | {
+    "qwen_2_7b_128_384_8_bits": RECOMMENDED_LAYERS["qwen_2_7b_128_384"].in_bits(8),
+    "qwen_2_7b_128_384_3_bits": RECOMMENDED_LAYERS["qwen_2_7b_128_384"].in_bits(3),
+    "llama_3_8b_256_256_2_bits": RECOMMENDED_LAYERS["llama_3_8b_256_256"].in_bits(2),
+    "llama_3_8b_128_384_three_tiers": RECOMMENDED_LAYERS["llama_3_8b_128_384"].packed(
+        [(0.125, 8), (0.375, 4), (0.5, 3)], [(0.25, 8), (0.75, 4)], "bfloat16"
+    ),
     "llama_3_8b_256_256_tiers": SERVED_LAYERS["llama_3_8b_256_256"].packed(
         [(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)], "bfloat16"
     ),
@@ -111,6 +117,7 @@ SERVED_PACKED_LAYERS = {f"{name}_4_bits": layer.in_bits(4) for name, layer in RE
 SERVED_PACKED_LAYERS |= {
     f"{name}_groups{'_symmetric' * symmetric}": SERVED_PACKED_LAYERS[name].grouped(32, symmetric)
     for name in list(SERVED_PACKED_LAYERS)
+    if name.endswith(("_4_bits", "tiers"))
     for symmetric in (False, True)
 }
 WITHOUT_FREQUENCIES = {  # only to be compiled: no rotary pair can be absorbed

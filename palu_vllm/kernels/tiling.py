@@ -9,7 +9,7 @@ from palu_vllm.kernels.operands import AttentionShape
 from palu_vllm.kernels.tuned import Tuned, tuned_key
 from palu_vllm.latent_format import SlotFormat
 
-SMALLEST_TILE = 16  # of any dimension of a product on tensor cores
+SMALLEST_TILE, LARGE_TILE = 16, 512  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
 ROWS_OF_ONE_QUERY = 32  # heads of one program: products of more take registers that are needed for values
 ROWS_OF_SEVERAL_QUERIES = 16  # likewise, of several queries, each with a mask of its own
@@ -20,7 +20,9 @@ SMALL_VALUES = 64  # of one product: they pass through registers, and more would
 RANK_OF_MANY_ROWS = 128  # likewise, beside the scores of more than 16 rows
 TOKENS_IN_REGISTERS = 64  # likewise, where operands pass through registers too
 PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
-GROUPED_TOKENS = 64  # likewise, where every number is loaded with a scale of its own
+CROWDED_TOKENS, CROWDED_RANK = 64, 64  # likewise, where packed latents meet many rows or come in three tiers or more
+GROUPED_TOKENS, GROUPED_RANK = 64, 32  # likewise, where every number is loaded with a scale of its own
+GROUPED_TIERS_TOKENS, GROUPED_TIERS_RANK = 32, 16  # likewise, where such numbers come in three tiers or more
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,29 @@ def decode_tiling(
     parts = group_parts(shape, queries, device)
     rows = decode_rows(shape, queries, parts)
     num_stages = 2 if parts < shape.group_size and (rows == SMALLEST_TILE or has_key_norm) else 1
-    several = rows > SMALLEST_TILE and queries > 1
-    accumulated = ACCUMULATED_NUMBERS // 2 if several and shape.slot is not None else ACCUMULATED_NUMBERS
-    tiling = fitting_tiling(shape, rows, accumulated // rows, num_stages, element_size, device)
+    values = accumulated_numbers(shape.slot, rows, queries) // rows
+    tiling = fitting_tiling(shape, rows, values, num_stages, element_size, device)
     if has_key_norm and queries > 1 and shape.slot is not None:
         tiling = replace(tiling, rank=min(tiling.rank, NORMALISED_RANK))
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
     tiling = replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
     return replace(tiling, **device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
+
+
+def accumulated_numbers(slot: SlotFormat | None, rows: int, queries: int) -> int:
+    """Sums of latent values that the registers of one decoding program hold; fewer beside what unpacking takes."""
+    if slot is None:
+        return ACCUMULATED_NUMBERS
+    if slot.has_groups and tier_count(slot) > 2:
+        return ACCUMULATED_NUMBERS // 4
+    return (
+        ACCUMULATED_NUMBERS // 2 if rows > SMALLEST_TILE and (queries > 1 or slot.has_groups) else ACCUMULATED_NUMBERS
+    )
+
+
+def tier_count(slot: SlotFormat) -> int:
+    """Of keys or of values, whichever have more."""
+    return max(len(slot.key.runs), len(slot.value.runs))
 
 
 def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:
@@ -151,7 +168,7 @@ def fitting_tiling(
 
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
     """
-    tokens, rank = (128, 512 if rows == SMALLEST_TILE else RANK_OF_MANY_ROWS) if element_size <= 2 else (32, 32)
+    tokens, rank = (128, LARGE_TILE if rows == SMALLEST_TILE else RANK_OF_MANY_ROWS) if element_size <= 2 else (32, 32)
     if not device.shared_operands:
         tokens = min(tokens, TOKENS_IN_REGISTERS)
     tiling = Tiling(
@@ -170,13 +187,37 @@ def fitting_tiling(
 
 def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat | None) -> Tiling:
     """As many programs, each with several products with values."""
-    if slot is not None and len(slot.key.runs) > 1 and tiling.rank > PACKED_RANK:
-        tiling = replace(tiling, rank=PACKED_RANK, num_stages=1)
-    if slot is not None and slot.has_groups:
-        tiling = replace(tiling, tokens=min(tiling.tokens, GROUPED_TOKENS), num_stages=1)
+    if slot is not None:
+        tiling = with_packed_latents(tiling, slot)
     programs = ceil_div(rank_v, tiling.values)
     values = min(tiling.values, SMALL_VALUES)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
+
+
+def with_packed_latents(tiling: Tiling, slot: SlotFormat) -> Tiling:
+    """Tiles that leave unpacking its registers. Only a single tile of ranks is loaded ahead."""
+    tokens, rank = packed_tile(slot, tiling.rows > SMALLEST_TILE, tiling.rank > PACKED_RANK)
+    return replace(
+        tiling,
+        tokens=min(tiling.tokens, tokens),
+        rank=min(tiling.rank, rank),
+        num_stages=1 if rank < tiling.rank or slot.has_groups else tiling.num_stages,
+    )
+
+
+def packed_tile(slot: SlotFormat, many_rows: bool, many_ranks: bool) -> tuple[int, int]:
+    """The most tokens and ranks that are unpacked together. Ranks are cut only where they are many or meet many rows,
+    because what lies past the first tile of ranks is unpacked again for every head.
+    """
+    many_tiers = tier_count(slot) > 2
+    if slot.has_groups and many_tiers:
+        return GROUPED_TIERS_TOKENS, GROUPED_TIERS_RANK
+    tokens, rank = LARGE_TILE, PACKED_RANK if len(slot.key.runs) > 1 else LARGE_TILE
+    if slot.has_groups:
+        tokens, rank = GROUPED_TOKENS, GROUPED_RANK
+    elif many_rows or many_tiers:
+        tokens, rank = CROWDED_TOKENS, CROWDED_RANK
+    return tokens, rank if many_rows or many_ranks else LARGE_TILE
 
 
 def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:

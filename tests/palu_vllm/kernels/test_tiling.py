@@ -51,12 +51,34 @@ def test_packing_changes_the_products_but_neither_the_number_of_programs_nor_wha
     assert ceil_div(rank_v, tiling.values_per_program) == ceil_div(rank_v, plain.values_per_program)
 
 
-def test_numbers_with_scales_of_their_own_are_loaded_in_smaller_tiles():
-    packed = SERVED_LAYERS["llama_3_8b_256_256"].packed([(1.0, 4)], [(1.0, 4)])
-    grouped = packed.grouped(32)
-    whole, cut = (decode_tiling(each.shape, 2, H200) for each in (packed, grouped))
-    assert replace(cut, tokens=whole.tokens, num_stages=whole.num_stages) == whole
-    assert cut.tokens == whole.tokens // 2 and cut.num_stages == 1
+TWO_TIERS, THREE_TIERS = [(0.25, 8), (0.75, 4)], [(0.25, 8), (0.25, 4), (0.5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "group_size", "tile"),
+    [
+        ([(1.0, 4)], 0, (128, 256)),
+        (TWO_TIERS, 0, (128, 128)),
+        (THREE_TIERS, 0, (64, 64)),
+        ([(1.0, 4)], 32, (64, 32)),
+        (TWO_TIERS, 32, (64, 32)),
+        (THREE_TIERS, 32, (32, 16)),
+    ],
+)
+def test_the_more_unpacking_holds_the_smaller_are_its_tiles(tiers, group_size, tile):
+    packed = SERVED_LAYERS["llama_3_8b_256_256"].packed(tiers, tiers, "bfloat16")
+    layer = packed.grouped(group_size) if group_size else packed
+    tiling = decode_tiling(layer.shape, 2, H200)
+    assert (tiling.tokens, tiling.rank) == tile
+    assert tiling.num_stages == 1 or tiling.rank == layer.shape.rank_k
+
+
+def test_a_single_tile_of_ranks_is_cut_only_for_many_rows():
+    few, many = (SERVED_LAYERS[name].packed([(1.0, 4)], [(1.0, 4)], "bfloat16").grouped(32).shape
+                 for name in ("llama_3_8b_128_384", "qwen_2_7b_128_384"))  # fmt: skip
+    assert few.rank_k == many.rank_k
+    assert decode_tiling(few, 2, H200).rank == few.rank_k
+    assert decode_tiling(many, 2, H200).rank < many.rank_k
 
 
 @every_layer
