@@ -18,7 +18,7 @@ from benchmarks.provenance import ROOT, provenance
 RESULT = ROOT / "benchmarks" / "results" / "rank_ratios.json"
 PLOT = ROOT / "docs" / "images" / "rank_ratios.png"
 RATIOS = (1.0, 0.75, 0.5, 0.25)
-OBJECTIVES = ("svd", "whiten")
+OBJECTIVES = ("svd", "whiten", "weighted")
 
 
 def run_json(module: str, *arguments: str) -> dict:
@@ -36,11 +36,12 @@ def score(model: Path, context: int) -> dict:
             "returning_loss_ratio": looked_back["returning_loss_ratio"]}  # fmt: skip
 
 
-def compressed_row(ratio: float, objective: str, search: str, context: int) -> dict:
+def compressed_row(ratio: float, objective: str, search: str | None, context: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="palu-ratio-") as scratch:
         out = Path(scratch) / "compressed"
         command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(ratio),
-                   "--objective", objective, "--search", search, "--calib-data", str(CALIBRATION)]  # fmt: skip
+                   "--objective", objective, "--calib-data", str(CALIBRATION)]  # fmt: skip
+        command += ["--search", search] if search else []
         subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         report = json.loads((out / "palu_report.json").read_text())
         return {"ratio": ratio, "objective": objective, "bytes_per_token": report["bytes_per_token"],
@@ -54,7 +55,7 @@ def plot(rows: list[dict], dense: dict, target: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4), dpi=150)
-    for objective, marker in zip(OBJECTIVES, "sow", strict=False):
+    for objective, marker in zip(OBJECTIVES, "sov", strict=True):
         points = [(row["ratio"], row["perplexity"]) for row in rows if row["objective"] == objective]
         axes.plot(*zip(*points, strict=True), marker=marker, label=f"palu, {objective}")
     axes.axhline(dense["perplexity"], color="gray", linestyle="--", label="dense")
@@ -74,21 +75,21 @@ def plot(rows: list[dict], dense: dict, target: Path) -> None:
 def markdown(rows: list[dict], dense: dict) -> str:
     """The README's table."""
     lines = [
-        "| kept | KV bytes per token | perplexity, svd | perplexity, whiten | recall, svd | recall, whiten |",
-        "|---|---|---|---|---|---|",
-        f"| dense | {rows[0]['dense_bytes_per_token']} | {dense['perplexity']:.2f} | | {dense['recall']:.0%} | |",
+        f"| kept | KV bytes per token | perplexity: {' | '.join(OBJECTIVES)} | recall: {' | '.join(OBJECTIVES)} |",
+        "|---" * (2 + 2 * len(OBJECTIVES)) + "|",
+        f"| dense | {rows[0]['dense_bytes_per_token']} | {dense['perplexity']:.2f} | | | {dense['recall']:.0%} | | |",
     ]
     for ratio in RATIOS:
-        pair = [next(r for r in rows if (r["ratio"], r["objective"]) == (ratio, name)) for name in OBJECTIVES]
-        cells = [f"{row['perplexity']:.2f}" for row in pair] + [f"{row['recall']:.0%}" for row in pair]
-        lines.append(f"| {ratio:.0%} | {pair[1]['bytes_per_token']} | {' | '.join(cells)} |")
+        kept = [next(r for r in rows if (r["ratio"], r["objective"]) == (ratio, name)) for name in OBJECTIVES]
+        cells = [f"{row['perplexity']:.2f}" for row in kept] + [f"{row['recall']:.0%}" for row in kept]
+        lines.append(f"| {ratio:.0%} | {kept[0]['bytes_per_token']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_ratios", description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--search", default="uniform", help="as palu-compress --search")
+    parser.add_argument("--search", help="as palu-compress --search (default: that of the objective)")
     options = parser.parse_args()
     dense, rows = score(MODEL, options.context), []
     for ratio in RATIOS:

@@ -43,7 +43,7 @@ class CompressOptions:
     out: Path
     rank_ratio: float = DEFAULT_RATIO
     group_size: int | None = None
-    objective: str = "whiten"
+    objective: str = "weighted"
     search: str | None = None
     value_path: str = "fused"
     calib_data: str | None = None
