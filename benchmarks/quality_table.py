@@ -84,12 +84,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=HELD_OUT)
     parser.add_argument("--calib-data", type=Path, default=CALIBRATION)
     parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--rows", type=int, default=24, help="rows of text to score, spread evenly over it")
+    parser.add_argument("--rows", type=int, default=16, help="rows of text to score, spread evenly over it")
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
     parser.add_argument(
         "--budgets", type=float, nargs="*", default=BUDGETS, help="as palu-compress --target-compression"
     )
-    parser.add_argument("--calib-samples", type=int, default=48, help="as palu-compress --calib-samples")
+    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: that of the README)")
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()

@@ -88,8 +88,9 @@ def measure(options: argparse.Namespace) -> dict:
             "--rank-ratio",
             str(options.rank_ratio),
         ]
-        ranks = ["--search", options.search, "--calib-data", str(CALIBRATION)]
-        subprocess.run([*compress, *ranks], check=True, capture_output=True)
+        ranks = ["--search", options.search] if options.search else []
+        subprocess.run([*compress, *ranks, "--calib-data", str(CALIBRATION)], check=True, capture_output=True)
+        report = json.loads((out / "palu_report.json").read_text())
         palu = ["--dtype", options.dtype, "--attention-backend", "palu"]
         packed = ["--additional-config", json.dumps({"palu": {"latent_bits": options.latent_bits}})]
         arms = {
@@ -108,7 +109,8 @@ def measure(options: argparse.Namespace) -> dict:
         "milliseconds_per_token": {name: round(1000 * value, 2) for name, value in medians.items()},
         "repeats_ms": {name: [round(1000 * v, 2) for v in values] for name, values in seconds.items()},
         "context": options.context, "batch": options.batch, "rank_ratio": options.rank_ratio,
-        "search": options.search, "latent_bits": options.latent_bits, "dtype": options.dtype,
+        "objective": report["objective"], "search": report["search"],
+        "rebuild_work_per_token": report["rebuild_work_per_token"], "latent_bits": options.latent_bits, "dtype": options.dtype,
         "attention_layer": rebuild_share(options.context, options.batch),
         "provenance": provenance(),
     }  # fmt: skip
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rank-ratio", type=float, default=0.5)
-    parser.add_argument("--search", default="fisher_uniform", help="as palu-compress --search")
+    parser.add_argument("--search", help="as palu-compress --search (default: its own)")
     parser.add_argument("--latent-bits", type=int, default=4, help="of the packed server")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: that of the README)")

@@ -90,4 +90,7 @@ def _hub_documents(data: str) -> Iterator[str]:
             if row.get(TEXT_FIELD):
                 yield row[TEXT_FIELD]
     except (OSError, ValueError, RuntimeError) as error:
-        raise CompressionError(f"the hub does not give the dataset {data} ({error}); give a local file.") from error
+        reason = str(error).splitlines()[0]
+        raise CompressionError(
+            f"calibration data {data} is not a file, and the hub gives no such dataset ({reason}); give a local file."
+        ) from error

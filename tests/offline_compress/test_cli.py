@@ -33,8 +33,9 @@ def test_all_names():
 
 
 def test_the_default_search_follows_from_the_objective():
-    assert parse("M OUT --objective weighted").search == "energy"
-    assert parse("M OUT").search == parse("M OUT --objective svd").search == "uniform"
+    assert parse("M OUT").objective == "weighted"
+    assert parse("M OUT").search == parse("M OUT --objective weighted").search == "energy"
+    assert parse("M OUT --objective whiten").search == parse("M OUT --objective svd").search == "uniform"
     assert parse("M OUT --target-compression 4").search == "uniform"
 
 
