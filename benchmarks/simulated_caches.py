@@ -73,13 +73,35 @@ class Kivi:
         return rounded(values.unflatten(-1, (-1, GROUP)), self.bits).flatten(-2)
 
 
-ARMS = (*(PerTokenHead(bits) for bits in (8, 4, 3, 2)), *(Kivi(bits) for bits in (4, 3, 2)))
+@dataclass(frozen=True)
+class Fp8:
+    """Numbers cast to 8-bit floats, without scales, as vLLM's ``fp8`` caches are by default."""
+
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} (simulated)"
+
+    def bytes_per_token(self, geometry: AttentionGeometry) -> float:
+        return 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim
+
+    def keys(self, keys: torch.Tensor) -> torch.Tensor:
+        """Rotated keys ``[batch, heads, tokens, head_dim]`` as they would be read."""
+        return keys.to(self.dtype).to(keys.dtype)
+
+    def values(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.dtype).to(values.dtype)
+
+
+FP8 = (Fp8(torch.float8_e4m3fn), Fp8(torch.float8_e5m2))
+ARMS = (*FP8, *(PerTokenHead(bits) for bits in (8, 4, 3, 2)), *(Kivi(bits) for bits in (4, 3, 2)))
 
 
 class SimulatedCache(DynamicCache):
     """A cache that gives back what ``arm`` would, for one forward pass over a whole row."""
 
-    def __init__(self, arm: PerTokenHead | Kivi) -> None:
+    def __init__(self, arm: Fp8 | PerTokenHead | Kivi) -> None:
         super().__init__()
         self.arm = arm
 

@@ -88,9 +88,10 @@ def test_tables_and_plot(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_every_ratio_has_all_bits_with_and_without_rotation():
+def test_every_ratio_has_all_bits_and_one_has_them_without_rotation_too():
     arms = [arm for arm, _ in settings([0.5, 0.25], [6.0])]
-    assert sum(arm.get("ratio") == 0.25 for arm in arms) == 1 + 4 * 2 + 3
+    assert sum(arm.get("ratio") == 0.25 for arm in arms) == 1 + 4 + 3
+    assert sum(arm.get("ratio") == 0.5 for arm in arms) == 1 + 4 * 2 + 3
     assert arms[-1] == {"arm": "palu", "budget": 6.0}
     assert len({json.dumps(arm) for arm in arms}) == len(arms)
 
