@@ -91,7 +91,8 @@ def test_it_cannot_be_changed():
         ({"rank_k": [8] * 3, "rank_v": [8] * 3}, "ranks for 3 layers, the model has 2"),
         ({"rank_v": [12, 33]}, "rank 33 is above the full rank 32 of a group"),
         ({"group_size_k": 0, "group_size_v": 0}, "not valid at group_size_k"),
-        ({"group_size_v": 1}, "group_size_k 2 and group_size_v 1 differ; expected equal"),
+        ({"group_size_v": 3}, "neither of group_size_k 2 and group_size_v 3 divides the other"),
+        ({"group_size_v": 1}, "rank 24 is above the full rank 16 of a group"),
         ({"group_size_k": 3, "group_size_v": 3}, "group size 3 does not divide 4 key-value heads"),
         ({"tiers_k": []}, "not valid at tiers_k: List should have at least 1 item"),
         ({"tiers_k": [{"share": 1.0, "bits": 5}]}, "have bits other than 16, 8, 4, 3, 2"),
@@ -161,7 +162,7 @@ def test_bytes_per_token(dtype, size):
 def test_layer_shapes():
     geometry = AttentionGeometry.from_hf_config(MODEL)
     compressed, whole = (LayerShape.of(read(), geometry, layer) for layer in range(2))
-    assert (compressed.num_groups, compressed.group_width, compressed.has_k_up) == (2, 32, True)
+    assert (compressed.num_groups, compressed.full_rank_k, compressed.has_k_up) == (2, 32, True)
     assert (compressed.value_path, compressed.output_width) == ("fused", 8 * 12)
     assert (whole.value_path, whole.has_k_up, whole.output_width) == ("uncompressed", False, 8 * 16)
     assert LayerShape.of(read(value_path="factored"), geometry, 0).output_width == 8 * 16
