@@ -112,7 +112,7 @@ def _write_key(
     if not shape.has_k_up:
         put("k_down.weight", [weight])
         return Outcome(0.0, search(weight, None))
-    factors = factorize(weight, shape.num_groups, shape.rank_k)
+    factors = factorize(weight, shape.num_groups_k, shape.rank_k)
     put("k_down.weight", [factors.down])
     put("k_up", [factors.up])
     return Outcome(factors.relative_error, search(factors.down, factors.up))
@@ -133,7 +133,7 @@ def _write_value(
         put("v_down.weight", [value])
         put("o_proj.weight", [output])
         return Outcome(0.0, search(value, None))
-    factors = factorize(read(VALUE), shape.num_groups, shape.rank_v)
+    factors = factorize(read(VALUE), shape.num_groups_v, shape.rank_v)
     put("v_down.weight", [factors.down])
     if shape.value_path == "factored":
         put("v_up", [factors.up])

@@ -70,6 +70,21 @@ def test_groups_symmetric_codes_and_clip_ratios_are_in_the_formats():
     assert palu.slot_format(1, "float16").bytes == 2 * (2 * 2 + 16)
 
 
+@pytest.mark.parametrize(("sizes", "rank_k"), [((2, 4), [8, 32]), ((1, 4), [8, 16]), ((4, 1), [8, 64])])
+def test_groups_of_k_and_v_apart(sizes, rank_k):
+    geometry = AttentionGeometry.from_hf_config(MODEL)
+    groups = [4 // size for size in sizes]
+    changes = {"group_size_k": sizes[0], "group_size_v": sizes[1], "rank_k": rank_k, "rank_v": [12, 16]}
+    palu = read(**changes)
+    assert palu.bytes_per_token(geometry, "float16") == 2 * (groups[0] * sum(rank_k) + groups[1] * (12 + 16))
+    assert (palu.group_size, palu.num_groups(geometry)) == (4, 1)
+    assert palu.group_sizes == f"group size {sizes[0]} in K and {sizes[1]} in V"
+    first, second = (LayerShape.of(palu, geometry, layer) for layer in range(2))
+    assert (first.num_groups_k, first.num_groups_v) == (first.key_latents, first.value_latents) == tuple(groups)
+    assert (first.has_k_up, second.has_k_up) == (True, False)
+    assert second.value_path == ("uncompressed" if sizes[1] == 1 else "fused")
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(ValidationError):
         read().seed = 1
@@ -92,7 +107,7 @@ def test_it_cannot_be_changed():
         ({"rank_v": [12, 33]}, "rank 33 is above the full rank 32 of a group"),
         ({"group_size_k": 0, "group_size_v": 0}, "not valid at group_size_k"),
         ({"group_size_v": 3}, "neither of group_size_k 2 and group_size_v 3 divides the other"),
-        ({"group_size_v": 1}, "rank 24 is above the full rank 16 of a group"),
+        ({"group_size_v": 1}, "rank 32 is above the full rank 16 of a group"),
         ({"group_size_k": 3, "group_size_v": 3}, "group size 3 does not divide 4 key-value heads"),
         ({"tiers_k": []}, "not valid at tiers_k: List should have at least 1 item"),
         ({"tiers_k": [{"share": 1.0, "bits": 5}]}, "have bits other than 16, 8, 4, 3, 2"),
