@@ -15,7 +15,8 @@ from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, proj
 from offline_compress.objective import Objective
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.source import SourceModel
-from palu_vllm.config import LayerShape, PaluConfig
+from palu_vllm.config import PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
 

@@ -27,7 +27,8 @@ from offline_compress.staging import check_target, staged_directory
 from offline_compress.storage_choice import choose_storage
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
-from palu_vllm.config import LayerShape, PaluConfig
+from palu_vllm.config import PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 
 def compress(

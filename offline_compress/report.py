@@ -13,7 +13,8 @@ from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
 from offline_compress.provenance import provenance
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import AttentionGeometry, PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 REPORT = "palu_report.json"
 ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}

@@ -31,7 +31,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, positive
+from palu_vllm.config import AttentionGeometry, PaluConfig, positive
+from palu_vllm.layer_shape import LayerShape
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

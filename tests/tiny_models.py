@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from palu_vllm import __version__
 from palu_vllm.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
-from palu_vllm.config import FAMILIES, AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import FAMILIES, AttentionGeometry, PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 SIZES = {
     "hidden_size": 256,

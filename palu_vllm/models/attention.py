@@ -15,8 +15,9 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import AttentionGeometry, PaluConfig
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.layer_shape import LayerShape
 
 
 class PaluAttention(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
-from palu_vllm.config import LayerShape
+from palu_vllm.layer_shape import LayerShape
 
 
 def layer_of(directory: Path, layer: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
+from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.latent_format import LatentFormat, Tier
 
 MODEL = {
@@ -79,10 +79,6 @@ def test_groups_of_k_and_v_apart(sizes, rank_k):
     assert palu.bytes_per_token(geometry, "float16") == 2 * (groups[0] * sum(rank_k) + groups[1] * (12 + 16))
     assert (palu.group_size, palu.num_groups(geometry)) == (4, 1)
     assert palu.group_sizes == f"group size {sizes[0]} in K and {sizes[1]} in V"
-    first, second = (LayerShape.of(palu, geometry, layer) for layer in range(2))
-    assert (first.num_groups_k, first.num_groups_v) == (first.key_latents, first.value_latents) == tuple(groups)
-    assert (first.has_k_up, second.has_k_up) == (True, False)
-    assert second.value_path == ("uncompressed" if sizes[1] == 1 else "fused")
 
 
 def test_it_cannot_be_changed():
@@ -172,15 +168,6 @@ def test_bytes_per_token(dtype, size):
     geometry = AttentionGeometry.from_hf_config(MODEL)
     assert geometry.dense_bytes_per_token(dtype) == 2 * 2 * 4 * 16 * size
     assert read().bytes_per_token(geometry, dtype) == 2 * (8 + 32 + 12 + 32) * size
-
-
-def test_layer_shapes():
-    geometry = AttentionGeometry.from_hf_config(MODEL)
-    compressed, whole = (LayerShape.of(read(), geometry, layer) for layer in range(2))
-    assert (compressed.num_groups, compressed.full_rank_k, compressed.has_k_up) == (2, 32, True)
-    assert (compressed.value_path, compressed.output_width) == ("fused", 8 * 12)
-    assert (whole.value_path, whole.has_k_up, whole.output_width) == ("uncompressed", False, 8 * 16)
-    assert LayerShape.of(read(value_path="factored"), geometry, 0).output_width == 8 * 16
 
 
 @pytest.mark.parametrize(
