@@ -79,7 +79,7 @@ def test_a_reordered_source_moves_heads_together(dense):
     [
         ("llama", {"attention_bias": True}, {"group_size": 2, "rank_ratio": 0.25}),
         ("qwen2", {}, {"group_size": 2, "rank_ratio": 0.25}),
-        ("qwen2", {}, {"group_size_k": 4, "group_size_v": 2, "rank_ratio": 0.375}),
+        ("qwen2", {}, {"group_size_k": 4, "group_size_v": 2, "rank_ratio": 0.1875}),
     ],
 )
 def test_reordering_changes_nothing_where_nothing_is_lost(tmp_path, text, family, overrides, groups):
