@@ -25,6 +25,8 @@ NAMES = [
     "3_bits_bias",
     "keys_16_values_4_bits",
     "partial_rotary_bias_head_dim_80",
+    "two_keys_per_slot",
+    "two_values_per_slot_bias",
 ]
 COMPRESSED = {name: replace(ALL_LAYERS[name], theta=5e5) for name in NAMES}
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
