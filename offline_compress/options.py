@@ -44,8 +44,6 @@ class CompressOptions:
     out: Path
     rank_ratio: float = DEFAULT_RATIO
     group_size: int | None = None
-    group_size_k: int | None = None
-    group_size_v: int | None = None
     objective: str = "whiten"
     search: str | None = None
     value_path: str = "fused"
@@ -71,6 +69,8 @@ class CompressOptions:
     refit: bool | None = None
     reorder_heads: bool = False
     k_cost: float = 0.0
+    group_size_k: int | None = None
+    group_size_v: int | None = None
 
     def __post_init__(self) -> None:
         if self.search is None:
