@@ -34,18 +34,23 @@ class Arm:
 
     objective: str
     search: str
-    group_size: int = 4
+    group_size: int = 4  # of K and V: all KV heads of the shipped model, J-LRD
     refit: bool = False
     reorder: bool = False
     k_cost: float = 0.0
+    group_size_v: int | None = None  # of V, where it differs
 
     def flags(self) -> list[str]:
         flags = ["--objective", self.objective, "--search", self.search, "--group-size", str(self.group_size)]
         flags += ["--refit" if self.refit else "--no-refit", *(["--reorder-heads"] if self.reorder else [])]
+        flags += ["--group-size-v", str(self.group_size_v)] if self.group_size_v else []
         return [*flags, "--k-cost", str(self.k_cost)] if self.k_cost else flags
 
     def title(self) -> str:
-        extras = [f"group {self.group_size}"] + ["refit"] * self.refit + ["reordered"] * self.reorder
+        groups = (
+            f"group {self.group_size}" if self.group_size_v is None else f"K {self.group_size} V {self.group_size_v}"
+        )
+        extras = [groups] + ["refit"] * self.refit + ["reordered"] * self.reorder
         extras += [f"key cost {self.k_cost:g}"] if self.k_cost else []
         return f"{self.objective}, {self.search}, {', '.join(extras)}"
 
@@ -68,6 +73,9 @@ ARMS = (
     Arm("weighted", "energy", group_size=2, refit=True),
     Arm("weighted", "energy", group_size=2, refit=True, reorder=True),
     Arm("weighted", "energy", group_size=1, refit=True),
+    Arm("weighted", "energy", group_size=2, group_size_v=4, refit=True),
+    Arm("weighted", "energy", group_size=1, group_size_v=4, refit=True),
+    Arm("weighted", "energy", group_size=4, group_size_v=2, refit=True),
 )
 
 

@@ -99,7 +99,7 @@ def store_and_attend(layer: Layer, query_len: int, device: Device, requests: int
     shape, block_size = layer.shape, 16
     tokens = requests * query_len
     rebuild = KeyRebuild(
-        k_up=meta(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) if layer.compressed else None,
+        k_up=meta(shape.num_groups_k, shape.rank_k, shape.group_size_k * shape.head_dim) if layer.compressed else None,
         k_bias=meta(shape.num_kv_heads * shape.head_dim) if layer.has_bias else None,
         cos_sin=layer.rotations(8192),
         k_norm=meta(shape.head_dim) if layer.has_key_norm else None,
@@ -113,8 +113,8 @@ def store_and_attend(layer: Layer, query_len: int, device: Device, requests: int
     )
     dtype = torch.bfloat16 if shape.slot is None else torch.uint8
     cache = meta(100, block_size, shape.num_groups, shape.slot_width, dtype=dtype).transpose(1, 2)
-    latents = meta(tokens, shape.num_groups, shape.rank_k), meta(tokens, shape.num_groups, shape.rank_v)
-    v_up = meta(shape.num_groups, shape.rank_v, shape.group_size * shape.head_dim) if factored else None
+    latents = meta(tokens, shape.num_groups, shape.numbers_k), meta(tokens, shape.num_groups, shape.numbers_v)
+    v_up = meta(shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim) if factored else None
     attention = TritonAttention(shape, rebuild, device=device, v_up=v_up)
     attention.store(*latents, cache, meta(tokens, dtype=torch.int64))
     out = meta(tokens, shape.num_heads, shape.head_dim if factored else shape.rank_v)

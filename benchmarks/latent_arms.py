@@ -19,7 +19,7 @@ class Palu(Arm):
     def __init__(self, case: Case, bits: int = 16) -> None:
         self.case, self.layer = case, case.layer.in_bits(bits)
         self.shape = shape = self.layer.shape
-        k_up = case.random(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) / shape.rank_k**0.5
+        k_up = case.random(shape.num_groups_k, shape.rank_k, shape.group_size_k * shape.head_dim) / shape.rank_k**0.5
         bias = case.random(shape.num_kv_heads * shape.head_dim) if self.layer.has_bias else None
         norm = 1 + case.random(shape.head_dim) / 2 if self.layer.has_key_norm else None
         self.rebuild = KeyRebuild(k_up, bias, case.rotations, norm)
@@ -28,7 +28,7 @@ class Palu(Arm):
         sizes = (case.num_blocks, case.block_size, shape.num_groups, shape.slot_width)
         self.cache = torch.empty(sizes, dtype=dtype, device=case.device).transpose(1, 2)
         self.out = torch.empty(case.batch.requests, shape.num_heads, shape.rank_v, dtype=case.dtype, device=case.device)
-        widths = shape.num_groups * shape.rank_k, shape.num_groups * shape.rank_v
+        widths = shape.num_groups_k * shape.rank_k, shape.num_groups_v * shape.rank_v
         self.projections = ((shape.num_heads * shape.head_dim,), *((width,) for width in widths))
         for positions in case.chunks():
             self.slots = case.slots(positions)

@@ -20,6 +20,10 @@ class Layer:
     theta: float = 10000.0  # base of the rotary frequencies
     has_key_norm: bool = False
 
+    def with_latents(self, key_latents: int = 1, value_latents: int = 1) -> "Layer":
+        """The same layer with that many groups of K and of V in a group; ranks are those of one of them."""
+        return replace(self, shape=replace(self.shape, key_latents=key_latents, value_latents=value_latents))
+
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
 

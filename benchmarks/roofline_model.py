@@ -83,7 +83,12 @@ def latents_and_rebuild(shape: AttentionShape, batch: Batch, absorbing: Absorbin
 
 
 def slot_bytes(shape: AttentionShape) -> int:
-    return shape.slot_width * (NUMBER if shape.slot is None else 1)
+    return shape.slot_width * element_bytes(shape)
+
+
+def element_bytes(shape: AttentionShape) -> int:
+    """Of the cache."""
+    return NUMBER if shape.slot is None else 1
 
 
 def dense_work(shape: AttentionShape, batch: Batch) -> Work:
@@ -99,20 +104,18 @@ def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, tiling: Tiling) -
     tokens reads all of ``k_up``: the columns of fast pairs to rebuild keys, those of slow ones to absorb them.
     """
     splits = decode_splits(shape, tiling, batch.requests, batch.context, gpu.device)
-    parts = batch.tokens * shape.num_groups * tiling.parts  # of the heads of a group, which all read its latents
+    parts = batch.tokens * shape.num_groups * tiling.parts  # of the heads of a group, each reads a latent of K and of V
     programs = ceil_div(shape.rank_v, tiling.values_per_program)  # of each part of the heads
     tiles = batch.requests * ceil_div(batch.context, tiling.tokens)
     computed = programs * tiles * tiling.tokens * shape.num_groups  # tokens of a group, padding included
 
     rows = tiling.parts * tiling.rows
-    key = shape.rank_k * NUMBER if shape.slot is None else shape.slot.key.bytes
-    k_up = shape.num_groups * shape.rank_k * shape.group_size * shape.head_dim * NUMBER
+    key, value = (width * element_bytes(shape) for width in (shape.key_width, shape.value_width))
+    k_up = shape.num_groups_k * shape.rank_k * shape.group_size_k * shape.head_dim * NUMBER
     table = 2 * tiling.half * FLOAT  # cosines and sines of the pairs whose keys are rebuilt
     partials = 2 * batch.requests * splits * shape.num_heads * (shape.rank_v + 2) * FLOAT
     return Work(
         memory_bytes=batch.tokens * shape.num_groups * slot_bytes(shape) + k_up + batch.context * table,
-        l2_bytes=parts * (slot_bytes(shape) + (programs - 1) * key + programs * table)
-        + programs * tiles * k_up
-        + partials,
+        l2_bytes=parts * (value + programs * (key + table)) + programs * tiles * k_up + partials,
         flops=FLOP * computed * (shape.rank_k * columns(shape, tiling) + rows * tiling.values_per_program),
     )

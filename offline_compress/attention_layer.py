@@ -15,7 +15,8 @@ from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, proj
 from offline_compress.objective import Objective
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.source import SourceModel
-from palu_vllm.config import LayerShape, PaluConfig
+from palu_vllm.config import PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
 
@@ -112,7 +113,7 @@ def _write_key(
     if not shape.has_k_up:
         put("k_down.weight", [weight])
         return Outcome(0.0, search(weight, None))
-    factors = factorize(weight, shape.num_groups, shape.rank_k)
+    factors = factorize(weight, shape.num_groups_k, shape.rank_k)
     put("k_down.weight", [factors.down])
     put("k_up", [factors.up])
     return Outcome(factors.relative_error, search(factors.down, factors.up))
@@ -133,7 +134,7 @@ def _write_value(
         put("v_down.weight", [value])
         put("o_proj.weight", [output])
         return Outcome(0.0, search(value, None))
-    factors = factorize(read(VALUE), shape.num_groups, shape.rank_v)
+    factors = factorize(read(VALUE), shape.num_groups_v, shape.rank_v)
     put("v_down.weight", [factors.down])
     if shape.value_path == "factored":
         put("v_up", [factors.up])

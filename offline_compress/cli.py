@@ -72,6 +72,10 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
         "--group-size", "--head_group_size", type=int, metavar="N",
         help="adjacent KV heads that share one decomposition (default: the largest divisor of their number up to 4)",
     )  # fmt: skip
+    group.add_argument("--group-size-k", type=int, metavar="N", help="of K only")
+    group.add_argument(
+        "--group-size-v", type=int, metavar="N", help="of V only; one of both sizes must divide the other"
+    )
     group.add_argument(
         "--objective", "--decompose_method", choices=OBJECTIVES, default=defaults.objective,
         help="what is kept best: the weights, the keys and values of the calibration data (the paper), or what its "

@@ -2,9 +2,11 @@
 
 The error of a projection at a rank is its discarded energy, the sum of the squared singular values that the objective
 cuts off. With ``--objective weighted`` those of K and V of all layers are one quantity, the squared change of what
-attention adds to the residual stream. Energies fall convexly with rank and every tile costs the same, so that giving
-each tile to the projection that saves most with it is exact. ``sensitivity`` multiplies each projection's energies by
-a measured number first (``sensitivity.py``). With a key cost c a rank of K must save 1 + c times what one of V saves.
+attention adds to the residual stream. Energies fall convexly with rank, so that giving each tile to the projection that
+saves most per number of the cache is exact where every tile costs the same. Where K and V are grouped differently a
+tile of the one costs more, and what is left when no more of them fits goes to the other. ``sensitivity`` multiplies
+each projection's energies by a measured number first (``sensitivity.py``). With a key cost c a number of K must save
+1 + c times what one of V saves.
 """
 
 from collections import Counter
@@ -22,7 +24,7 @@ from offline_compress.model_access import KEY, VALUE
 from offline_compress.objective import Objective
 from offline_compress.plan import Plan
 from offline_compress.progress import OnEvent
-from offline_compress.rank_allocation import budget, rank_tile
+from offline_compress.rank_allocation import budget, rank_tile, units_and_steps
 from offline_compress.sensitivity import TruncationProbes, sensitivities, truncation_probes
 
 
@@ -46,22 +48,26 @@ class RankSearch:
         }
 
 
-def ranks_by_energy(energies: Sequence[torch.Tensor], full_rank: int, ratio: float) -> list[int]:
-    """The rank of every matrix: least sum of ``energies[matrix][rank]``, as many ranks in all as the ratio says.
+def ranks_by_energy(energies: Sequence[torch.Tensor], full_ranks: Sequence[int], ratio: float) -> list[int]:
+    """The rank of every matrix: least sum of ``energies[matrix][rank]``, as much cache in all as the ratio says.
 
     Ranks are multiples of the tile, at least one tile each. Ranks that would save nothing are not given out.
     """
-    tile = rank_tile(full_rank)
-    saved = [-energy[tile::tile].diff() for energy in energies]
+    tiles = [rank_tile(full) for full in full_ranks]
+    _, costs = units_and_steps(full_ranks)
+    saved = [-energy[tile::tile].diff() / cost for energy, tile, cost in zip(energies, tiles, costs, strict=True)]
     steps = sorted(
         (-gain, number, matrix)
         for matrix, gains in enumerate(saved)
         for number, gain in enumerate(gains.tolist())
         if gain > 0
     )
-    left = budget(len(energies), full_rank, ratio) - len(energies)
-    taken = Counter(matrix for _, _, matrix in steps[:left])
-    return [tile * (1 + taken[matrix]) for matrix in range(len(energies))]
+    left, taken = budget(full_ranks, ratio) - sum(costs), Counter()
+    for _, _, matrix in steps:
+        if costs[matrix] <= left:
+            left -= costs[matrix]
+            taken[matrix] += 1
+    return [tile * (1 + taken[matrix]) for matrix, tile in enumerate(tiles)]
 
 
 def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_event: OnEvent) -> RankSearch:
@@ -78,7 +84,7 @@ def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_even
         energy * sensitivity / (1 if index % 2 else 1 + plan.options.k_cost)
         for index, (energy, sensitivity) in enumerate(zip(energies, measured, strict=True))
     ]
-    ranks = ranks_by_energy(weighed, plan.full_rank, plan.options.rank_ratio)
+    ranks = ranks_by_energy(weighed, plan.full_ranks, plan.options.rank_ratio)
     return RankSearch((ranks[0::2], ranks[1::2]), tuple(energies), tuple(measured))
 
 
@@ -91,17 +97,18 @@ def _sensitivities(plan: Plan, probes: TruncationProbes, energies: list[torch.Te
 def _energies(view: LayerView, layer: int, probes: TruncationProbes | None) -> list[torch.Tensor]:
     """Of K and of V; brings the probes behind the layer."""
     weights = [view.weight(layer, name) for name in (KEY, VALUE)]
-    groups = view.plan.num_groups
+    groups = [side.num_groups for side in (view.plan.key, view.plan.value)]
     if probes is not None:
         ranks = [side[layer] for side in view.plan.uniform_ranks()]
-        cut = [_truncated(view, *each) for each in zip(weights, view.objectives, ranks, strict=True)]
+        cut = [_truncated(view, *each) for each in zip(weights, view.objectives, groups, ranks, strict=True)]
         probes.add(layer, *cut)
-    return [one.discarded_energy(weight, groups) for weight, one in zip(weights, view.objectives, strict=True)]
+    sides = zip(view.objectives, weights, groups, strict=True)
+    return [objective.discarded_energy(weight, count) for objective, weight, count in sides]
 
 
-def _truncated(view: LayerView, weight: torch.Tensor, objective: Objective, rank: int) -> torch.Tensor:
+def _truncated(view: LayerView, weight: torch.Tensor, objective: Objective, num_groups: int, rank: int) -> torch.Tensor:
     """``weight`` at ``rank``, its heads in the model's own order, float32."""
-    factors = objective.factors(weight, view.plan.num_groups, rank)
-    rebuilt = (factors.up.mT @ factors.down.unflatten(0, (view.plan.num_groups, -1))).flatten(0, 1)
+    factors = objective.factors(weight, num_groups, rank)
+    rebuilt = (factors.up.mT @ factors.down.unflatten(0, (num_groups, -1))).flatten(0, 1)
     own_order = sorted(range(len(view.order)), key=view.order.__getitem__)
     return permuted(rebuilt.float(), own_order)

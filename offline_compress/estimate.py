@@ -1,6 +1,7 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
 from offline_compress.fuse_output import FUSED_ROWS
+from offline_compress.grouping import Grouping
 from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
@@ -30,7 +31,8 @@ def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
     """The most that one layer needs beyond the interpreter: running it on a sample, or decomposing it afterwards."""
     moment = FLOAT64 * plan.geometry.hidden_size**2 if samples else 0
     running = _sample_work(plan) if samples else 0
-    decomposing = max(_decomposition_work(plan, rank) for rank in (*palu.rank_k, *palu.rank_v))
+    sides = ((plan.key, palu.rank_k), (plan.value, palu.rank_v))
+    decomposing = max(_decomposition_work(plan, side, max(ranks)) for side, ranks in sides)
     probing = _probe_work(plan) if plan.options.has_budget else 0
     reading = _reading_work(plan) if plan.needs_probes else 0
     kept = plan.kept_samples * FLOAT32 * min(plan.seqlen, KEPT_TOKENS) * plan.geometry.hidden_size
@@ -53,14 +55,15 @@ def _sample_work(plan: Plan) -> int:
     return max(FLOAT32 * plan.seqlen * max(attention, gate), FLOAT32 * plan.seqlen * down + widened)
 
 
-def _decomposition_work(plan: Plan, rank: int) -> int:
+def _decomposition_work(plan: Plan, side: Grouping, rank: int) -> int:
     """A projection as stored, both factors in float64, and either the eigenvectors of a group or writing the result."""
-    hidden, full, groups = plan.geometry.hidden_size, plan.full_rank, plan.num_groups
+    hidden, full, groups = plan.geometry.hidden_size, side.full_rank, side.num_groups
     group_factors = FLOAT64 * rank * (hidden + full)
     # the matrix itself and twice its size for LAPACK
     eigenvectors = 3 * FLOAT64 * full**2
     if plan.needs_weights:  # those of all groups for K and V, their roots and products
-        eigenvectors += (2 * groups + 5) * FLOAT64 * full**2
+        weights = sum(one.num_groups * one.full_rank**2 for one in (plan.key, plan.value))
+        eigenvectors += FLOAT64 * (weights + 5 * full**2)
     written = 3 * DTYPE_BYTES[plan.dtype] * max(groups * rank * hidden, FUSED_ROWS * plan.geometry.num_heads * rank)
     dense = _stored_bytes(plan) * hidden * max(groups * full, plan.geometry.num_heads * plan.geometry.head_dim)
     return dense + max((groups - 1) * group_factors + eigenvectors, groups * group_factors + written)
@@ -72,9 +75,11 @@ def _probe_work(plan: Plan) -> int:
     weights = FLOAT32 * geometry.num_heads * tokens**2
     heads = 2 * FLOAT32 * tokens * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
     samples = PROBED_SAMPLES * (weights + heads + FLOAT32 * tokens * geometry.hidden_size)
-    full_rank = (FLOAT64 + FLOAT32) * plan.num_groups * plan.full_rank * (geometry.hidden_size + plan.full_rank)
-    candidate = 2 * weights + 3 * FLOAT32 * tokens * plan.num_groups * plan.full_rank
-    return samples + max(_decomposition_work(plan, plan.full_rank), full_rank + candidate)
+    width, widest = geometry.num_kv_heads * geometry.head_dim, max(plan.full_ranks)
+    full_rank = (FLOAT64 + FLOAT32) * width * (geometry.hidden_size + widest)
+    candidate = 2 * weights + 3 * FLOAT32 * tokens * width
+    decomposing = max(_decomposition_work(plan, side, side.full_rank) for side in (plan.key, plan.value))
+    return samples + max(decomposing, full_rank + candidate)
 
 
 def _stored_bytes(plan: Plan) -> int:

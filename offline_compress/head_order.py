@@ -4,7 +4,8 @@ Which heads share a decomposition is a choice: a permutation of KV heads, their 
 of what a layer computes when the rows of the query, key and value projections and the columns of the output projection
 move together. Similar is what linear CKA says of two heads' outputs on the calibration data, ``|W_a H W_b^T|^2 /
 (|W_a H W_a^T| |W_b H W_b^T|)`` (Kornblith et al., 2019, not centred), mean of keys and values; ReCalKV (2025) reorders
-heads by it too.
+heads by it too. Where K and V are grouped differently, the larger groups are found first and the smaller ones within
+them, each by the similarity of its own side.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,15 @@ def grouped_order(similar: torch.Tensor, group_size: int) -> list[int]:
         left = [head for head in left if head not in group]
         groups.append(sorted(group))
     return [head for group in sorted(groups) for head in group]
+
+
+def nested_order(coarse: torch.Tensor, large: int, fine: torch.Tensor, small: int) -> list[int]:
+    """Heads in groups of ``large`` by the similarity ``coarse``, within them in groups of ``small`` by ``fine``."""
+    outer, order = grouped_order(coarse, large), []
+    for start in range(0, len(outer), large):
+        group = outer[start : start + large]
+        order += [group[i] for i in grouped_order(fine[group][:, group], small)]
+    return order
 
 
 def permuted(rows: torch.Tensor, order: list[int], dim: int = 0) -> torch.Tensor:
@@ -83,6 +93,10 @@ def ordered_plan(plan: Plan, layer: int, moment: torch.Tensor | None) -> tuple[P
     heads = plan.geometry.num_kv_heads
     if not plan.reorders:
         return plan, list(range(heads))
-    similar = sum(similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
-    order = grouped_order(similar, plan.group_size)
+    keys, values = (similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
+    if plan.key.size == plan.value.size:
+        order = grouped_order(keys + values, plan.key.size)
+    else:
+        (small, fine), (large, coarse) = sorted(((plan.key.size, keys), (plan.value.size, values)), key=lambda x: x[0])
+        order = nested_order(coarse, large, fine, small)
     return replace(plan, source=ReorderedSource.of(plan.source, order)), order

@@ -38,12 +38,12 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     finished = _before_rotation(plan, layer, KEY)
     tables = []
-    sides = zip((KEY, VALUE), (grid.keys(), grid.values()), (read_keys, read_values), objectives, strict=True)
-    for name, storages, read, objective in sides:
+    sides = zip((KEY, VALUE), (grid.key, grid.value), (read_keys, read_values), objectives, strict=True)
+    for name, side, read, objective in sides:
         weight = _weight(plan, layer, name)
-        factors = objective.factors(weight, plan.num_groups, plan.full_rank)
-        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, grid.ranks[:-1])
-        found = []
+        factors = objective.factors(weight, side.groups.num_groups, side.groups.full_rank)
+        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, side.ranks[:-1])
+        found, storages = [], side.storages()
         for probe, inputs in samples:
             projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
             error = partial(_key_error, probe, finished) if name == KEY else probe.value_error

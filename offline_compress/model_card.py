@@ -19,7 +19,7 @@ Compressed by palu-compress: keys and values are cached as low-rank latents
 | KV cache per token | {bytes_per_token} bytes instead of {dense_bytes_per_token} ({dtype}) |
 | kept rank | {rank_ratio_realised:.4f}{nominal} |
 | bits of latents | keys {bits_k}, values {bits_v} |
-| group size | {group_size} KV heads |
+| group size | {group_sizes} |
 | objective, rank search | {objective}, {search} |
 | value path | {value_path} |
 | calibration | {calibration} |
@@ -41,12 +41,17 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
         **report,
         model=report["provenance"]["model"],
         nominal="" if report["rank_ratio_nominal"] is None else f", nominal {report['rank_ratio_nominal']:g}",
+        group_sizes=_group_sizes(report["group_size_k"], report["group_size_v"]),
         bits_k=_bits(report["tiers_k"]),
         bits_v=_bits(report["tiers_v"]),
         ranks_k=", ".join(map(str, report["rank_k"])),
         ranks_v=", ".join(map(str, report["rank_v"])),
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def _group_sizes(size_k: int, size_v: int) -> str:
+    return f"{size_k} KV heads" if size_k == size_v else f"{size_k} KV heads in K, {size_v} in V"
 
 
 def _bits(tiers: list[dict[str, Any]]) -> str:

@@ -57,10 +57,10 @@ def layer_objectives(plan: Plan, layer: int, moment: torch.Tensor | None, probes
     if not plan.needs_weights:
         return LayerObjectives(Objective(moment), Objective(moment))
     per_head = key_weights(probe for probe, _ in probes)
-    key = torch.stack([torch.block_diag(*heads) for heads in per_head.split(plan.group_size)])
+    key = torch.stack([torch.block_diag(*heads) for heads in per_head.split(plan.key.size)])
     output = plan.source.tensor(projection(layer, OUTPUT)).to(plan.device)
     value = value_weights(
-        shared_reading(probe for probe, _ in probes), output, plan.geometry.num_kv_heads, plan.num_groups
+        shared_reading(probe for probe, _ in probes), output, plan.geometry.num_kv_heads, plan.value.num_groups
     )
     if not (torch.isfinite(key).all() and torch.isfinite(value).all()):
         raise CompressionError(f"layer {layer}: its attention is not finite; check the model or use --objective svd.")

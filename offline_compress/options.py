@@ -26,7 +26,8 @@ class CompressionError(ValueError):
 class CompressOptions:
     """The choices of one compression. Raises CompressionError for a value that makes no sense.
 
-    ``group_size`` None is the largest divisor of the number of KV heads up to 4; ``calib_seqlen`` None is 1024 tokens
+    ``group_size`` None is the largest divisor of the number of KV heads up to 4, ``group_size_k`` and ``group_size_v``
+    stand for one of K and V; ``calib_seqlen`` None is 1024 tokens
     or the model's context if that is shorter. ``whiten_samples`` and ``fisher_samples`` are upper limits: a
     calibration text that holds fewer whole samples gives as many as it has. ``latent_bits`` or ``tiers``, pairs of
     ``(share of a latent, bits)``, leading numbers first, say how latents are quantized in the cache, ``latent_bits_k``
@@ -68,6 +69,8 @@ class CompressOptions:
     refit: bool | None = None
     reorder_heads: bool = False
     k_cost: float = 0.0
+    group_size_k: int | None = None
+    group_size_v: int | None = None
 
     def __post_init__(self) -> None:
         if self.search is None:
@@ -157,6 +160,8 @@ class CompressOptions:
     def _check_counts(self) -> None:
         counts = {
             "group size": self.group_size,
+            "group size of K": self.group_size_k,
+            "group size of V": self.group_size_v,
             "number of whitening samples": self.whiten_samples,
             "number of Fisher samples": self.fisher_samples,
         }

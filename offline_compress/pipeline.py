@@ -27,7 +27,8 @@ from offline_compress.staging import check_target, staged_directory
 from offline_compress.storage_choice import choose_storage
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from palu_vllm.checkpoint import attention_prefix
-from palu_vllm.config import LayerShape, PaluConfig
+from palu_vllm.config import PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 
 def compress(
@@ -118,7 +119,8 @@ def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[lis
         information = fisher_information(logits_of, weights, tokens.to(plan.device), on_sample)
     except ValueError as error:
         raise CompressionError(f"{error}; use --search uniform or other calibration data.") from error
-    return [group_importance(values, plan.num_groups) for values in information]
+    groups = [plan.key.num_groups, plan.value.num_groups] * plan.geometry.num_layers
+    return [group_importance(values, count) for values, count in zip(information, groups, strict=True)]
 
 
 def _with_clip_ratios(palu: PaluConfig, layers: list[LayerOutcome]) -> PaluConfig:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from offline_compress.grouping import Grouping, groupings
 from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
 from offline_compress.options import (
-    DEFAULT_GROUP_SIZE,
     DEFAULT_SEQLEN,
     ENERGY_SEARCHES,
     FISHER_SEARCHES,
@@ -16,7 +16,7 @@ from offline_compress.options import (
     CompressOptions,
 )
 from offline_compress.provenance import tool_version
-from offline_compress.rank_allocation import allocate_ranks, budget, rank_tile
+from offline_compress.rank_allocation import allocate_ranks, keeps_all
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
@@ -34,7 +34,8 @@ class Plan:
     options: CompressOptions
     source: SourceModel
     config: PreTrainedConfig
-    group_size: int
+    key: Grouping
+    value: Grouping
     seqlen: int
     dtype: str
     device: torch.device
@@ -45,12 +46,9 @@ class Plan:
         return self.source.geometry
 
     @property
-    def full_rank(self) -> int:
-        return self.group_size * self.geometry.head_dim
-
-    @property
-    def num_groups(self) -> int:
-        return self.geometry.num_kv_heads // self.group_size
+    def full_ranks(self) -> list[int]:
+        """Of K0, V0, K1, V1, ..."""
+        return [self.key.full_rank, self.value.full_rank] * self.geometry.num_layers
 
     @property
     def budget_bytes(self) -> int | None:
@@ -65,9 +63,7 @@ class Plan:
         """Whether ranks may be below full rank; if not, nothing is decomposed and no data is needed."""
         if self.options.has_budget:
             return True
-        matrices = 2 * self.geometry.num_layers
-        kept = budget(matrices, self.full_rank, self.options.rank_ratio)
-        return kept * rank_tile(self.full_rank) < matrices * self.full_rank
+        return not keeps_all(self.full_ranks, self.options.rank_ratio)
 
     @property
     def needs_whitening(self) -> bool:
@@ -86,7 +82,8 @@ class Plan:
     @property
     def reorders(self) -> bool:
         """Whether heads change places: not where all or none share a group."""
-        return self.truncates and self.options.reorder_heads and 1 < self.group_size < self.geometry.num_kv_heads
+        matters = any(1 < side.size < self.geometry.num_kv_heads for side in (self.key, self.value))
+        return self.truncates and self.options.reorder_heads and matters
 
     @property
     def needs_fisher(self) -> bool:
@@ -149,11 +146,11 @@ class Plan:
 
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
-        ranks = allocate_ranks(search, importance, self.full_rank, self.options.rank_ratio)
+        ranks = allocate_ranks(search, importance, self.full_ranks, self.options.rank_ratio)
         return ranks[0::2], ranks[1::2]
 
     def uniform_ranks(self) -> tuple[list[int], list[int]]:
-        return self.ranks("uniform", [[1.0] * self.num_groups] * (2 * self.geometry.num_layers))
+        return self.ranks("uniform", [[1.0]] * (2 * self.geometry.num_layers))
 
     def palu_config(
         self, ranks: tuple[Sequence[int], Sequence[int]], calibration: str, tiers: tuple[Shares, Shares] | None = None
@@ -163,8 +160,8 @@ class Plan:
         fused = PaluConfig(
             base_model=self.source.name,
             base_revision=self.source.revision,
-            group_size_k=self.group_size,
-            group_size_v=self.group_size,
+            group_size_k=self.key.size,
+            group_size_v=self.value.size,
             rank_k=list(ranks[0]),
             rank_v=list(ranks[1]),
             tiers_k=[TierShare(share=share, bits=bits) for share, bits in tiers_k],
@@ -206,13 +203,14 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
     """Joins options and model. Raises CompressionError where they do not fit each other."""
     config = hf_config(source.config)
     check_shapes(source, config)
-    group_size, notes = _group_size(options.group_size, source.geometry.num_kv_heads)
+    key, value, notes = groupings(options, source.geometry)
     dtype = source.dtype if options.dtype == "auto" else options.dtype
     plan = Plan(
         options,
         source,
         config,
-        group_size,
+        key,
+        value,
         _seqlen(options.calib_seqlen, config),
         dtype,
         _device(options.device),
@@ -226,20 +224,6 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
             "a text, jsonl or parquet file or a hub dataset id (or use --objective svd --search uniform)."
         )
     return plan
-
-
-def _group_size(wanted: int | None, num_kv_heads: int) -> tuple[int, tuple[str, ...]]:
-    divisors = [size for size in range(1, num_kv_heads + 1) if num_kv_heads % size == 0]
-    if wanted is None:
-        size = max(size for size in divisors if size <= DEFAULT_GROUP_SIZE)
-        note = f"group size {size}, because {DEFAULT_GROUP_SIZE} does not divide {num_kv_heads} key-value heads"
-        return size, () if size == DEFAULT_GROUP_SIZE else (note,)
-    if wanted not in divisors:
-        raise CompressionError(
-            f"group size {wanted} does not divide the {num_kv_heads} key-value heads; "
-            f"expected one of {', '.join(map(str, divisors))}."
-        )
-    return wanted, ()
 
 
 def _seqlen(wanted: int | None, config: PreTrainedConfig) -> int:

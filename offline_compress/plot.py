@@ -23,7 +23,8 @@ def write_plot(report: dict[str, Any], directory: Path) -> None:
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    ranks.axhline(report["full_rank"], linestyle="--", color="grey", label="full rank")
+    for full in sorted({report["full_rank_k"], report["full_rank_v"]}):
+        ranks.axhline(full, linestyle="--", color="grey", label=f"full rank {full}")
     ranks.legend()
     errors.set_xlabel("layer")
     figure.savefig(directory / PLOT, dpi=120, metadata={"Software": None})

@@ -1,13 +1,16 @@
 """How many ranks each projection keeps: pure functions on numbers.
 
 A matrix is one ``k_proj`` or ``v_proj``; all groups of a matrix get equal rank, because the checkpoint has one rank per
-layer for K and one for V. Ranks are multiples of a tile, at least one tile, at most full rank, and their sum is the
-nearest multiple of the tile to ``ratio`` times the sum of the full ranks: nothing drifts by rounding.
+layer for K and one for V. Ranks are multiples of a tile, at least one tile, at most full rank. What is shared out is
+the cache: a matrix pays a tile of ranks in each of its groups, and all matrices have equally many numbers per token at
+full rank. These are counted in units of the smallest step that a matrix can make, and their sum is the nearest to
+``ratio`` times that of the full ranks: nothing drifts by rounding. (Only where all matrices of the smallest step are
+full can less than a step of the others be left over.)
 
-``uniform``         every matrix the same.
+``uniform``         every matrix the same share of its full rank.
 ``fisher_uniform``  in proportion to the mean Fisher information of the whole matrix (the paper's default).
 ``fisher``          in proportion to the mean Fisher information of each group, with floor and cap applied per group;
-                    the matrix then gets the mean over its groups. It differs from ``fisher_uniform`` where single
+                    the matrix then gets the sum over its groups. It differs from ``fisher_uniform`` where single
                     groups reach the floor or the cap. (The reference keeps a rank per group; this format has none.)
 """
 
@@ -22,70 +25,92 @@ def rank_tile(full_rank: int) -> int:
     return math.gcd(RANK_TILE, full_rank)
 
 
-def proportional_shares(weights: Sequence[float], lowest: float, highest: float, total: float) -> list[float]:
+def units_and_steps(full_ranks: Sequence[int]) -> tuple[int, list[int]]:
+    """The cache of a whole matrix in units, and how many of them a tile of ranks of every matrix takes."""
+    tiles = [full // rank_tile(full) for full in full_ranks]
+    units = math.lcm(*tiles)
+    return units, [units // count for count in tiles]
+
+
+def proportional_shares(
+    weights: Sequence[float], lowest: Sequence[float], highest: Sequence[float], total: float
+) -> list[float]:
     """``clip(scale * weight, lowest, highest)`` with the scale for which the sum is ``total``.
 
-    Needs ``lowest * n <= total <= highest * n``. Weights of zero count as a billionth of the largest.
+    Needs ``sum(lowest) <= total <= sum(highest)``. Weights of zero count as a billionth of the largest.
     """
     top = max(weights)
     floor = [max(weight / top, 1e-9) if top else 1.0 for weight in weights]
 
     def shares(scale: float) -> list[float]:
-        return [min(max(scale * weight, lowest), highest) for weight in floor]
+        return [min(max(scale * w, low), high) for w, low, high in zip(floor, lowest, highest, strict=True)]
 
-    low, high = 0.0, highest * 1e9
+    low, high = 0.0, max(highest) * 1e9
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if math.fsum(shares(middle)) < total else (low, middle)
     return shares(high)
 
 
-def largest_remainder(shares: Sequence[float], highest: int, total: int) -> list[int]:
-    """Whole numbers near ``shares`` whose sum is ``total``; what is left after flooring goes to the largest remainders.
+def largest_remainder(shares: Sequence[float], steps: Sequence[int], highest: int, total: int) -> list[int]:
+    """Multiples of ``steps`` near ``shares`` whose sum is ``total``; what is left after flooring goes to the largest
+    remainders whose step still fits.
 
     Equal remainders are served by larger share, then by position.
     """
-    whole = [min(math.floor(share + 1e-9), highest) for share in shares]
-    while sum(whole) < total:
-        open_entries = [i for i, units in enumerate(whole) if units < highest]
-        order = sorted(open_entries, key=lambda i: (whole[i] - shares[i], -shares[i], i))
-        for i in order[: total - sum(whole)]:
-            whole[i] += 1
-    return whole
+    kept = [min(math.floor(share / step + 1e-9) * step, highest) for share, step in zip(shares, steps, strict=True)]
+    while True:
+        left = total - sum(kept)
+        fitting = [i for i, step in enumerate(steps) if step <= left and kept[i] + step <= highest]
+        if not fitting:
+            return kept
+        chosen = min(fitting, key=lambda i: (kept[i] - shares[i], -shares[i], i))
+        kept[chosen] += steps[chosen]
 
 
-def budget(num_matrices: int, full_rank: int, ratio: float) -> int:
-    """The sum of all ranks, in tiles: nearest to the ratio, at least one tile for each matrix."""
-    units = full_rank // rank_tile(full_rank)
-    return max(num_matrices, math.floor(ratio * num_matrices * units + 0.5))
+def budget(full_ranks: Sequence[int], ratio: float) -> int:
+    """The units that all matrices may keep: nearest to the ratio, at least one tile for each matrix."""
+    units, steps = units_and_steps(full_ranks)
+    return max(sum(steps), math.floor(ratio * len(steps) * units + 0.5))
 
 
-def _equal(importance: Sequence[Sequence[float]], units: int, total: int) -> list[float]:
-    return proportional_shares([1.0] * len(importance), 1, units, total)
+def keeps_all(full_ranks: Sequence[int], ratio: float) -> bool:
+    """Whether every matrix keeps its full rank."""
+    return budget(full_ranks, ratio) == len(full_ranks) * units_and_steps(full_ranks)[0]
 
 
-def _by_matrix(importance: Sequence[Sequence[float]], units: int, total: int) -> list[float]:
+Importance = Sequence[Sequence[float]]  # of the groups of every matrix
+
+
+def _equal(importance: Importance, steps: Sequence[int], units: int, total: int) -> list[float]:
+    return proportional_shares([1.0] * len(steps), steps, [units] * len(steps), total)
+
+
+def _by_matrix(importance: Importance, steps: Sequence[int], units: int, total: int) -> list[float]:
     means = [math.fsum(groups) / len(groups) for groups in importance]
-    return proportional_shares(means, 1, units, total)
+    return proportional_shares(means, steps, [units] * len(steps), total)
 
 
-def _by_group(importance: Sequence[Sequence[float]], units: int, total: int) -> list[float]:
-    num_groups = len(importance[0])
-    flat = proportional_shares([f for groups in importance for f in groups], 1, units, total * num_groups)
-    return [math.fsum(flat[i : i + num_groups]) / num_groups for i in range(0, len(flat), num_groups)]
+def _by_group(importance: Importance, steps: Sequence[int], units: int, total: int) -> list[float]:
+    sizes = [len(groups) for groups in importance]
+    weights = [value / len(groups) for groups in importance for value in groups]
+    lowest = [step / size for step, size in zip(steps, sizes, strict=True) for _ in range(size)]
+    flat = iter(proportional_shares(weights, lowest, [units / size for size in sizes for _ in range(size)], total))
+    return [math.fsum(next(flat) for _ in range(size)) for size in sizes]
 
 
-SHARES: dict[str, Callable[[Sequence[Sequence[float]], int, int], list[float]]] = {
+SHARES: dict[str, Callable[[Importance, Sequence[int], int, int], list[float]]] = {
     "uniform": _equal,
     "fisher_uniform": _by_matrix,
     "fisher": _by_group,
 }
 
 
-def allocate_ranks(search: str, importance: Sequence[Sequence[float]], full_rank: int, ratio: float) -> list[int]:
+def allocate_ranks(search: str, importance: Importance, full_ranks: Sequence[int], ratio: float) -> list[int]:
     """The rank of every matrix, from ``importance[matrix][group]``. Raises ValueError for importance not finite."""
     if not all(math.isfinite(value) and value >= 0 for groups in importance for value in groups):
         raise ValueError("the importance of a projection is negative or not finite")
-    tile = rank_tile(full_rank)
-    units, total = full_rank // tile, budget(len(importance), full_rank, ratio)
-    return [tile * n for n in largest_remainder(SHARES[search](importance, units, total), units, total)]
+    units, steps = units_and_steps(full_ranks)
+    total = budget(full_ranks, ratio)
+    kept = largest_remainder(SHARES[search](importance, steps, units, total), steps, units, total)
+    return [full * share // units for full, share in zip(full_ranks, kept, strict=True)]

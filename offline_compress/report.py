@@ -13,7 +13,8 @@ from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
 from offline_compress.provenance import provenance
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import AttentionGeometry, PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 REPORT = "palu_report.json"
 ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}
@@ -28,7 +29,7 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "bytes_per_token": kept,
         "compression": dense / kept,
         "rank_ratio_nominal": None if plan.options.has_budget else plan.options.rank_ratio,
-        "rank_ratio_realised": sum(palu.rank_k + palu.rank_v) / (2 * plan.geometry.num_layers * plan.full_rank),
+        "rank_ratio_realised": _kept_ratio(plan, palu),
         "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
         "tiers_v": [tier.model_dump() for tier in palu.tiers_v],
         "hadamard": palu.hadamard,
@@ -36,8 +37,10 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "latent_symmetric": palu.latent_symmetric,
         "clip_k": palu.clip_k,
         "clip_v": palu.clip_v,
-        "group_size": plan.group_size,
-        "full_rank": plan.full_rank,
+        "group_size_k": palu.group_size_k,
+        "group_size_v": palu.group_size_v,
+        "full_rank_k": plan.key.full_rank,
+        "full_rank_v": plan.value.full_rank,
         "rank_k": palu.rank_k,
         "rank_v": palu.rank_v,
         "value_path": palu.value_path,
@@ -52,6 +55,12 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "calibration": palu.calibration,
         "seed": palu.seed,
     }
+
+
+def _kept_ratio(plan: Plan, palu: PaluConfig) -> float:
+    """Numbers of latents over numbers of keys and values; equally many of both sides."""
+    kept = sum(palu.rank_k) / plan.key.full_rank + sum(palu.rank_v) / plan.value.full_rank
+    return kept / (2 * plan.geometry.num_layers)
 
 
 def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:

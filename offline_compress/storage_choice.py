@@ -20,7 +20,7 @@ from offline_compress.plan import Plan
 from offline_compress.progress import OnEvent
 from offline_compress.statistics import layer_statistics
 from offline_compress.storage_errors import PLAIN_BITS
-from offline_compress.storage_grid import Grid
+from offline_compress.storage_grid import Grid, SideGrid
 from palu_vllm.latent_format import HEADER_BYTES, Shares
 
 SHOWN = 5  # of the choices that were considered
@@ -65,8 +65,8 @@ def choose_storage(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: On
         layers.append(layer_errors(plan, runner, grid, len(layers), statistics))
         on_event({"event": "probe", "number": len(layers) - 1, "of": plan.geometry.num_layers})
     found = choices(
-        _curves(grid, grid.tiers_k, [layer.key for layer in layers]),
-        _curves(grid, grid.tiers_v, [layer.value for layer in layers]),
+        _curves(grid.key, [layer.key for layer in layers]),
+        _curves(grid.value, [layer.value for layer in layers]),
         plan.budget_bytes,
     )
     return StorageChoice(plan.budget_bytes, tuple(found), _plain(plan, layers))
@@ -77,10 +77,10 @@ def _as_lists(fields: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def _curves(grid: Grid, tiers: Sequence[Shares], errors: Sequence[torch.Tensor]) -> dict[Shares, list[Curve]]:
+def _curves(grid: SideGrid, errors: Sequence[torch.Tensor]) -> dict[Shares, list[Curve]]:
     """For each tiers the curves of all layers from their tables ``[ranks, tiers]``."""
     found = {}
-    for column, shares in enumerate(tiers):
+    for column, shares in enumerate(grid.tiers):
         sizes = tuple(grid.bytes(rank, shares) for rank in grid.ranks)
         found[shares] = [Curve(grid.ranks, sizes, tuple(table[:, column].tolist())) for table in errors]
     return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from offline_compress.grouping import Grouping
 from offline_compress.hadamard import rotation_of_tiers, spreading_matrix
 from offline_compress.plan import Plan
 from offline_compress.rank_allocation import rank_tile
@@ -26,49 +27,62 @@ TIERS: tuple[Shares, ...] = (
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Ranks and tiers, the same for every layer."""
+class SideGrid:
+    """Ranks and tiers of K or of V, the same for every layer."""
 
     plan: Plan
-    ranks: tuple[int, ...]
-    tiers_k: tuple[Shares, ...]
-    tiers_v: tuple[Shares, ...]
+    groups: Grouping
+    tiers: tuple[Shares, ...]
+    rotates_whole: bool
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return candidate_ranks(self.groups.full_rank, rank_tile(self.groups.full_rank))
+
+    def storages(self) -> list[list[Storage]]:
+        """``[ranks][tiers]``."""
+        return [[self._storage(rank, shares) for shares in self.tiers] for rank in self.ranks]
+
+    def _storage(self, rank: int, shares: Shares) -> Storage:
+        rotation = None
+        if self.plan.rotates([shares]):
+            whole = rank == self.groups.full_rank
+            rotation = self._rotation_of_whole() if whole else rotation_of_tiers(cut_into_tiers(rank, shares))
+        return Storage(self.plan.latent_format(rank, shares), rotation, self.plan.searches_clip)
+
+    def _rotation_of_whole(self) -> torch.Tensor | None:
+        head = spreading_matrix(self.plan.geometry.head_dim)
+        return torch.block_diag(*[head] * self.groups.size) if self.rotates_whole else None
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Of one layer."""
+        return min(self.bytes(self.ranks[0], shares) for shares in self.tiers)
+
+    def bytes(self, rank: int, shares: Shares) -> int:
+        """Of one layer and token."""
+        return self.groups.num_groups * self.plan.latent_format(rank, shares).bytes
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Keys of full rank are not rotated: they are stored as rotary pairs. Values of full rank are, head by head."""
+
+    key: SideGrid
+    value: SideGrid
 
     @classmethod
     def of(cls, plan: Plan) -> "Grid":
-        """All of them, or only the tiers that were asked for."""
+        """All tiers, or only those that were asked for."""
         options = plan.options
         tiers_k = (options.shares_k,) if options.fixes_tiers_k else TIERS
         tiers_v = (options.shares_v,) if options.fixes_tiers_v else TIERS
-        return cls(plan, candidate_ranks(plan.full_rank, rank_tile(plan.full_rank)), tiers_k, tiers_v)
-
-    def keys(self) -> list[list[Storage]]:
-        """``[ranks][tiers]`` of K. Keys of full rank are not rotated: they are stored as rotary pairs."""
-        return [[self._storage(rank, shares, None) for shares in self.tiers_k] for rank in self.ranks]
-
-    def values(self) -> list[list[Storage]]:
-        """``[ranks][tiers]`` of V. Values of full rank are rotated head by head."""
-        head = spreading_matrix(self.plan.geometry.head_dim)
-        whole = torch.block_diag(*[head] * self.plan.group_size)
-        return [[self._storage(rank, shares, whole) for shares in self.tiers_v] for rank in self.ranks]
-
-    def _storage(self, rank: int, shares: Shares, rotation_of_whole: torch.Tensor | None) -> Storage:
-        rotation = None
-        if self.plan.rotates([shares]):
-            whole = rank == self.plan.full_rank
-            rotation = rotation_of_whole if whole else rotation_of_tiers(cut_into_tiers(rank, shares))
-        return Storage(self.plan.latent_format(rank, shares), rotation, self.plan.searches_clip)
+        return cls(SideGrid(plan, plan.key, tiers_k, False), SideGrid(plan, plan.value, tiers_v, True))
 
     @property
     def smallest_bytes(self) -> int:
         """Of all layers' keys and values of one token."""
-        lowest = self.ranks[0]
-        parts = [min(self.bytes(lowest, shares) for shares in tiers) for tiers in (self.tiers_k, self.tiers_v)]
-        return self.plan.geometry.num_layers * sum(parts)
-
-    def bytes(self, rank: int, shares: Shares) -> int:
-        """Of one layer's keys or values of one token."""
-        return self.plan.num_groups * self.plan.latent_format(rank, shares).bytes
+        return self.key.plan.geometry.num_layers * (self.key.smallest_bytes + self.value.smallest_bytes)
 
 
 def candidate_ranks(full: int, tile: int) -> tuple[int, ...]:

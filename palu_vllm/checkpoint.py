@@ -1,16 +1,17 @@
 """Tensor names, shapes and files of a compressed checkpoint. The only module that knows them.
 
-Per layer, below ``model.layers.{i}.self_attn.`` (``full`` is ``group_size * head_dim``):
+Per layer, below ``model.layers.{i}.self_attn.`` (``groups_k`` is ``num_kv_heads / group_size_k``, ``full_k`` is
+``group_size_k * head_dim``, likewise for V):
 
 ====================  ============================================  =================================
 name                  shape                                         present
 ====================  ============================================  =================================
 ``q_proj.weight``     ``[num_heads * head_dim, hidden]``            always
-``k_down.weight``     ``[num_groups * rank_k, hidden]``             always
-``k_up``              ``[num_groups, rank_k, full]``                ``rank_k < full``
-``v_down.weight``     ``[num_groups * rank_v, hidden]``             always
-``v_up``              ``[num_groups, rank_v, full]``                factored and ``rank_v < full``
-``o_proj.weight``     ``[hidden, num_heads * rank_v]``              fused and ``rank_v < full``
+``k_down.weight``     ``[groups_k * rank_k, hidden]``               always
+``k_up``              ``[groups_k, rank_k, full_k]``                ``rank_k < full_k``
+``v_down.weight``     ``[groups_v * rank_v, hidden]``               always
+``v_up``              ``[groups_v, rank_v, full_v]``                factored and ``rank_v < full_v``
+``o_proj.weight``     ``[hidden, num_heads * rank_v]``              fused and ``rank_v < full_v``
 ``o_proj.weight``     ``[hidden, num_heads * head_dim]``            otherwise
 ``q_proj.bias``       ``[num_heads * head_dim]``                    ``attention_bias``
 ``k_bias``            ``[num_kv_heads * head_dim]``                 ``attention_bias``
@@ -30,7 +31,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, positive
+from palu_vllm.config import AttentionGeometry, PaluConfig, positive
+from palu_vllm.layer_shape import LayerShape
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -47,17 +49,17 @@ def attention_prefix(layer: int) -> str:
 
 def layer_tensors(shape: LayerShape, hidden_size: int, attention_bias: bool) -> dict[str, tuple[int, ...]]:
     """``{name below self_attn.: shape}`` of one compressed layer."""
-    groups, full, q_width = shape.num_groups, shape.group_width, shape.num_heads * shape.head_dim
+    q_width = shape.num_heads * shape.head_dim
     tensors = {
         "q_proj.weight": (q_width, hidden_size),
-        "k_down.weight": (groups * shape.rank_k, hidden_size),
-        "v_down.weight": (groups * shape.rank_v, hidden_size),
+        "k_down.weight": (shape.num_groups_k * shape.rank_k, hidden_size),
+        "v_down.weight": (shape.num_groups_v * shape.rank_v, hidden_size),
         "o_proj.weight": (hidden_size, shape.output_width),
     }
     if shape.has_k_up:
-        tensors["k_up"] = (groups, shape.rank_k, full)
+        tensors["k_up"] = (shape.num_groups_k, shape.rank_k, shape.full_rank_k)
     if shape.value_path == "factored":
-        tensors["v_up"] = (groups, shape.rank_v, full)
+        tensors["v_up"] = (shape.num_groups_v, shape.rank_v, shape.full_rank_v)
     if attention_bias:
         biases = {"q_proj.bias": q_width, "k_bias": shape.num_kv_heads * shape.head_dim, "o_proj.bias": hidden_size}
         tensors |= {name: (width,) for name, width in biases.items()}

@@ -90,10 +90,11 @@ def whole_latent(bits: int) -> list[TierShare]:
 class PaluConfig(BaseModel):
     """How the projections of a checkpoint were decomposed. Unknown keys are errors.
 
-    ``rank_k[layer]`` and ``rank_v[layer]`` are latent widths per group. A layer whose rank equals
-    ``group_size * head_dim`` is stored uncompressed: its down-projection is the original projection
-    and it has no up-projection. ``tiers_k`` and ``tiers_v`` say how latents are quantized in the cache, leading numbers
-    first; with ``hadamard`` the factors hold a rotation that spreads them (``offline_compress/hadamard.py``).
+    ``rank_k[layer]`` and ``rank_v[layer]`` are latent widths per group of K and of V. A layer whose rank equals
+    ``group_size * head_dim`` of its side is stored uncompressed: its down-projection is the original projection
+    and it has no up-projection. Where group sizes differ, the smaller divides the larger. ``tiers_k`` and ``tiers_v``
+    say how latents are quantized in the cache, leading numbers first; with ``hadamard`` the factors hold a rotation
+    that spreads them (``offline_compress/hadamard.py``).
     ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
     no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1. With
     ``qk_norm`` queries and rebuilt keys are normalised per head before they are rotated.
@@ -126,9 +127,9 @@ class PaluConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.group_size_k != self.group_size_v:
+        if max(self.group_size_k, self.group_size_v) % min(self.group_size_k, self.group_size_v):
             raise ValueError(
-                f"group_size_k {self.group_size_k} and group_size_v {self.group_size_v} differ; expected equal"
+                f"neither of group_size_k {self.group_size_k} and group_size_v {self.group_size_v} divides the other"
             )
         if len(self.rank_k) != len(self.rank_v):
             raise ValueError(f"rank_k has {len(self.rank_k)} layers and rank_v {len(self.rank_v)}; expected equal")
@@ -166,24 +167,35 @@ class PaluConfig(BaseModel):
             raise ValueError(
                 f"palu_config has ranks for {len(self.rank_k)} layers, the model has {geometry.num_layers}."
             )
-        if geometry.num_kv_heads % self.group_size_k:
-            raise ValueError(f"group size {self.group_size_k} does not divide {geometry.num_kv_heads} key-value heads.")
-        largest = max(self.rank_k + self.rank_v)
-        if largest > self.full_rank(geometry):
-            raise ValueError(f"rank {largest} is above the full rank {self.full_rank(geometry)} of a group.")
+        for size, ranks in ((self.group_size_k, self.rank_k), (self.group_size_v, self.rank_v)):
+            if geometry.num_kv_heads % size:
+                raise ValueError(f"group size {size} does not divide {geometry.num_kv_heads} key-value heads.")
+            if max(ranks) > size * geometry.head_dim:
+                raise ValueError(f"rank {max(ranks)} is above the full rank {size * geometry.head_dim} of a group.")
+
+    @property
+    def group_size(self) -> int:
+        """KV heads of one slot of the cache: a group of K or of V, whichever has more."""
+        return max(self.group_size_k, self.group_size_v)
+
+    @property
+    def group_sizes(self) -> str:
+        """In words."""
+        if self.group_size_k == self.group_size_v:
+            return f"group size {self.group_size_k}"
+        return f"group size {self.group_size_k} in K and {self.group_size_v} in V"
 
     def num_groups(self, geometry: AttentionGeometry) -> int:
-        return geometry.num_kv_heads // self.group_size_k
-
-    def full_rank(self, geometry: AttentionGeometry) -> int:
-        """``group_size * head_dim``: the rank at which nothing is lost."""
-        return self.group_size_k * geometry.head_dim
+        """Slots per token and layer."""
+        return geometry.num_kv_heads // self.group_size
 
     def bytes_per_token(self, geometry: AttentionGeometry, dtype: str) -> int:
         """Bytes of latent cache per token, all layers; scales, minima and padding counted."""
-        slots = [self.key_format(layer, dtype).bytes + self.value_format(layer, dtype).bytes
-                 for layer in range(geometry.num_layers)]  # fmt: skip
-        return self.num_groups(geometry) * sum(slots)
+        groups_k, groups_v = (geometry.num_kv_heads // size for size in (self.group_size_k, self.group_size_v))
+        return sum(
+            groups_k * self.key_format(layer, dtype).bytes + groups_v * self.value_format(layer, dtype).bytes
+            for layer in range(geometry.num_layers)
+        )
 
     @property
     def is_packed(self) -> bool:
@@ -206,57 +218,12 @@ class PaluConfig(BaseModel):
         return LatentFormat(cut_into_groups(tiers, self.latent_group_size), dtype, self.latent_symmetric, clip)
 
     def slot_format(self, layer: int, dtype: str) -> SlotFormat | None:
-        """The packed slot of a layer, None where the cache holds latents as numbers of the model's dtype."""
+        """How a layer's latents are packed, None where the cache holds latents as numbers of the model's dtype."""
         return SlotFormat(self.key_format(layer, dtype), self.value_format(layer, dtype)) if self.is_packed else None
 
 
 def _shares(tiers: list[TierShare]) -> list[tuple[float, int]]:
     return [(tier.share, tier.bits) for tier in tiers]
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One layer's view of the configuration: everything that serving code asks about a layer."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    group_size: int
-    rank_k: int
-    rank_v: int
-    value_path: Literal["fused", "factored", "uncompressed"]
-    qk_norm: bool = False
-
-    @classmethod
-    def of(cls, palu: PaluConfig, geometry: AttentionGeometry, layer: int) -> Self:
-        uncompressed = palu.rank_v[layer] == palu.full_rank(geometry)
-        return cls(
-            num_heads=geometry.num_heads,
-            num_kv_heads=geometry.num_kv_heads,
-            head_dim=geometry.head_dim,
-            group_size=palu.group_size_k,
-            rank_k=palu.rank_k[layer],
-            rank_v=palu.rank_v[layer],
-            value_path="uncompressed" if uncompressed else palu.value_path,
-            qk_norm=palu.qk_norm,
-        )
-
-    @property
-    def num_groups(self) -> int:
-        return self.num_kv_heads // self.group_size
-
-    @property
-    def group_width(self) -> int:
-        return self.group_size * self.head_dim
-
-    @property
-    def has_k_up(self) -> bool:
-        return self.rank_k < self.group_width
-
-    @property
-    def output_width(self) -> int:
-        """Input features of the stored output projection."""
-        return self.num_heads * (self.rank_v if self.value_path == "fused" else self.head_dim)
 
 
 def rope_type(config: Mapping[str, Any]) -> str:

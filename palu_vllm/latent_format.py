@@ -1,6 +1,7 @@
 """How a quantized latent lies in memory: the one description of its bytes. Standard library only.
 
-A *part* is the latent of K or of V of one group and token; a slot is the part of K, then that of V. A part is cut into
+A *part* is the latent of K or of V of one group and token; a slot is the part of K, then that of V. Where K and V are
+grouped differently, a slot has the parts of all groups within the larger one, those of K first. A part is cut into
 *tiers*, leading numbers (largest singular values) first, and holds, padded to ``ALIGNMENT``:
 
 1. per quantized tier its scale, then its minimum, float16; of symmetric codes only the scale; all padded likewise;
@@ -100,13 +101,14 @@ class LatentFormat:
 
 @dataclass(frozen=True)
 class SlotFormat:
-    """The slot of one group and token in the paged cache."""
+    """The parts of a slot of one group and token in the paged cache."""
 
     key: LatentFormat
     value: LatentFormat
 
     @property
     def bytes(self) -> int:
+        """Of one part of K and one of V."""
         return self.key.bytes + self.value.bytes
 
     @property

@@ -52,7 +52,7 @@ def palu(dense: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Checkp
         rank_k: object = 32,
         rank_v: object = 32,
         value_path: str = "fused",
-        group_size: int = 2,
+        group_size: int | tuple[int, int] = 2,
         **overrides: object,
     ) -> Path:
         key = repr((family, rank_k, rank_v, value_path, group_size, sorted(overrides.items())))

@@ -72,12 +72,17 @@ def _fused_output(o_proj: torch.Tensor, v_up: torch.Tensor, geometry: AttentionG
 
 
 def _layer(
-    dense: dict[str, torch.Tensor], geometry: AttentionGeometry, rank_k: int, rank_v: int, full: int, fused: bool
+    dense: dict[str, torch.Tensor],
+    geometry: AttentionGeometry,
+    ranks: tuple[int, int],
+    group_sizes: tuple[int, int],
+    fused: bool,
 ) -> dict[str, torch.Tensor]:
     kept = ("q_proj.weight", "o_proj.weight", "q_norm.weight", "k_norm.weight")
     out = {name: dense[name] for name in kept if name in dense}
-    out["k_down.weight"], k_up = _decompose(dense["k_proj.weight"], rank_k, full)
-    out["v_down.weight"], v_up = _decompose(dense["v_proj.weight"], rank_v, full)
+    full_k, full_v = (size * geometry.head_dim for size in group_sizes)
+    out["k_down.weight"], k_up = _decompose(dense["k_proj.weight"], ranks[0], full_k)
+    out["v_down.weight"], v_up = _decompose(dense["v_proj.weight"], ranks[1], full_v)
     if k_up is not None:
         out["k_up"] = k_up
     if v_up is not None and fused:
@@ -98,26 +103,29 @@ def write_palu(
     out: Path,
     rank_k: int | list[int] = FULL_RANK,
     rank_v: int | list[int] = FULL_RANK,
-    group_size: int = 2,
+    group_size: int | tuple[int, int] = 2,
     value_path: str = "fused",
 ) -> Path:
-    """Compresses the dense checkpoint by plain SVD; ranks are per group, one for all layers or one per layer."""
+    """Compresses the dense checkpoint by plain SVD; ranks are per group, one for all layers or one per layer;
+    ``group_size`` is that of K and V, or each.
+    """
     config = json.loads((dense / "config.json").read_text())
     geometry = AttentionGeometry.from_hf_config(config)
     ranks_k, ranks_v = (rank if isinstance(rank, list) else [rank] * geometry.num_layers for rank in (rank_k, rank_v))
+    group_sizes = (group_size, group_size) if isinstance(group_size, int) else group_size
     tensors = load_file(dense / "model.safetensors")
     for layer, (k, v) in enumerate(zip(ranks_k, ranks_v, strict=True)):
         prefix = attention_prefix(layer)
         old = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        new = _layer(old, geometry, k, v, group_size * geometry.head_dim, value_path == "fused")
+        new = _layer(old, geometry, (k, v), group_sizes, value_path == "fused")
         tensors |= {prefix + name: tensor.contiguous() for name, tensor in new.items()}
     config["model_type"], architecture = FAMILIES[config["model_type"]]
     config["architectures"] = [architecture]
     config["palu_config"] = {
         "format_version": 1,
         "base_model": "tests/tiny",
-        "group_size_k": group_size,
-        "group_size_v": group_size,
+        "group_size_k": group_sizes[0],
+        "group_size_v": group_sizes[1],
         "rank_k": ranks_k,
         "rank_v": ranks_v,
         "value_path": value_path,

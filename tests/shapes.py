@@ -24,6 +24,11 @@ LAYERS = {
     "group_of_five": Layer(sizes(25, 5, 64, 5, 32, 16)),
     "group_of_six_eight_queries_per_kv": Layer(sizes(48, 6, 64, 6, 16, 48)),
     "group_of_seven": Layer(sizes(42, 7, 64, 7, 32, 16)),
+    "two_keys_per_slot": Layer(sizes(8, 4, 64, 4, 24, 60)).with_latents(key_latents=2),
+    "two_values_per_slot_bias": Layer(sizes(4, 4, 64, 2, 40, 17), has_bias=True).with_latents(value_latents=2),
+    "two_whole_keys_per_slot_key_norm": Layer(
+        sizes(4, 4, 64, 4, 128, 33), compressed=False, has_key_norm=True
+    ).with_latents(key_latents=2),
 }
 
 LARGE_LAYERS = {  # at tiny contexts and in the tiles of a launch only: the interpreter is slow
@@ -44,6 +49,10 @@ PACKED_LAYERS = {
     "groups_of_tiers": LAYERS["two_groups_bias_head_dim_80"]
     .packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)])
     .grouped(16),
+    "two_keys_per_slot_tiers": LAYERS["two_keys_per_slot"].packed([(0.5, 8), (0.5, 3)], [(0.5, 16), (0.5, 2)]),
+    "two_values_per_slot_groups": LAYERS["two_values_per_slot_bias"]
+    .packed([(ALL, 3)], [(ALL, 4)])
+    .grouped(16, clip=0.9),
     "key_norm_4_bits": LAYERS["key_norm"].packed([(ALL, 4)], [(ALL, 4)]),
     "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
     .packed([(ALL, 2)], [(ALL, 4)])

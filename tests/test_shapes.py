@@ -17,7 +17,10 @@ def test_ranks_of_every_kind():
     assert max(shape.rank_k for shape in SHAPES) == max(shape.rank_v for shape in SHAPES) == 1024
     assert any(rank % 16 for rank in ranks) and {16, 48, 1008, 1024} <= ranks
     assert any(shape.rank_k < shape.rank_v for shape in SHAPES) and any(shape.rank_k > shape.rank_v for shape in SHAPES)
-    assert all(rank <= shape.group_size * shape.head_dim for shape in SHAPES for rank in (shape.rank_k, shape.rank_v))
+    assert all(shape.rank_k <= shape.group_size_k * shape.head_dim for shape in SHAPES)
+    assert all(shape.rank_v <= shape.group_size_v * shape.head_dim for shape in SHAPES)
+    counts = {(shape.key_latents, shape.value_latents) for shape in SHAPES}
+    assert {(1, 1), (2, 1), (1, 2)} <= counts
 
 
 def test_biases_windows_whole_keys_and_packed_latents():

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from palu_vllm import __version__
 from palu_vllm.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
-from palu_vllm.config import FAMILIES, AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import FAMILIES, AttentionGeometry, PaluConfig
+from palu_vllm.layer_shape import LayerShape
 
 SIZES = {
     "hidden_size": 256,
@@ -73,17 +74,20 @@ def build_palu(
     directory: Path,
     rank_k: int | Sequence[int],
     rank_v: int | Sequence[int],
-    group_size: int = 2,
+    group_size: int | tuple[int, int] = 2,
     value_path: str = "fused",
 ) -> Path:
-    """Writes the palu form of ``dense`` by plain SVD, ranks for all layers or for each; returns ``directory``."""
+    """Writes the palu form of ``dense`` by plain SVD, ranks for all layers or for each, ``group_size`` for K and V or
+    for each; returns ``directory``.
+    """
     config = read_json(dense / "config.json")
     geometry = AttentionGeometry.from_hf_config(config)
     tensors = dict(iterate_tensors(dense))
+    group_sizes = (group_size, group_size) if isinstance(group_size, int) else group_size
     palu = PaluConfig(
         base_model=str(dense),
-        group_size_k=group_size,
-        group_size_v=group_size,
+        group_size_k=group_sizes[0],
+        group_size_v=group_sizes[1],
         rank_k=_per_layer(rank_k, geometry),
         rank_v=_per_layer(rank_v, geometry),
         value_path=value_path,
@@ -121,8 +125,8 @@ def decompose(
     """The attention tensors of one layer under their full names, in float32 from float64 arithmetic."""
     prefix, shape = attention_prefix(layer), LayerShape.of(palu, geometry, layer)
     dense = {name.removeprefix(prefix): t.double() for name, t in tensors.items() if name.startswith(prefix)}
-    k_down, k_up = split(dense["k_proj.weight"], shape.num_groups, shape.rank_k)
-    v_down, v_up = split(dense["v_proj.weight"], shape.num_groups, shape.rank_v)
+    k_down, k_up = split(dense["k_proj.weight"], shape.num_groups_k, shape.rank_k)
+    v_down, v_up = split(dense["v_proj.weight"], shape.num_groups_v, shape.rank_v)
     result = {"k_down.weight": k_down, "v_down.weight": v_down, "k_up": k_up, "v_up": v_up}
     result["q_proj.weight"], result["o_proj.weight"] = dense["q_proj.weight"], dense["o_proj.weight"]
     result |= {name: tensor for name, tensor in dense.items() if name.endswith("_norm.weight")}
@@ -133,7 +137,7 @@ def decompose(
         result |= {"q_proj.bias": dense["q_proj.bias"], "k_bias": dense["k_proj.bias"]}
         result["o_proj.bias"] = own + dense["o_proj.weight"] @ v_bias
     if shape.value_path == "fused":  # o_proj of each query head times v_up of its KV head
-        per_head = v_up.view(shape.num_groups, shape.rank_v, shape.group_size, shape.head_dim).transpose(1, 2)
+        per_head = v_up.view(shape.num_groups_v, shape.rank_v, shape.group_size_v, shape.head_dim).transpose(1, 2)
         per_query = per_head.flatten(0, 1).repeat_interleave(queries, 0)
         out = dense["o_proj.weight"].view(geometry.hidden_size, shape.num_heads, shape.head_dim)
         result["o_proj.weight"] = torch.einsum("ejd,jrd->ejr", out, per_query).flatten(1)

@@ -62,7 +62,7 @@ class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
 
 
 class PaluBackend(AttentionBackend):
-    """Attention over paged latents. A group is what vLLM calls a KV head, ``rank_k`` and ``rank_v`` wide.
+    """Attention over paged latents. A group is what vLLM calls a KV head, as wide as its latents.
 
     Only ``LatentAttention`` uses it, by naming it in its constructor. vLLM's own selection always gets the answer
     that it does not fit, because there a dense layer is asking.

@@ -33,7 +33,7 @@ class Queries:
 
 
 def hide(scores: torch.Tensor, queries: Queries, tiles: Tiles, sliding_window: int | None) -> None:
-    """Sets ``scores [num_groups, tiles, heads * run, tile_tokens]`` to minus infinity where a query sees no key."""
+    """Sets ``scores [num_groups_v, tiles, heads * run, tile_tokens]`` to minus infinity where a query sees no key."""
     # of shape [tiles, run, tile_tokens]
     distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
     hidden = distance < 0
@@ -46,11 +46,11 @@ def hide(scores: torch.Tensor, queries: Queries, tiles: Tiles, sliding_window: i
 
 @dataclass(frozen=True)
 class Softmax:
-    """Running state of ``sum_t exp(score_t) value_t``, per group, owner and query of the group."""
+    """Running state of ``sum_t exp(score_t) value_t``, per group of V, owner and query of the group."""
 
-    peak: torch.Tensor  # [num_groups, owners, queries]
-    total: torch.Tensor  # [num_groups, owners, queries]
-    values: torch.Tensor  # [num_groups, owners, queries, rank_v]
+    peak: torch.Tensor  # [num_groups_v, owners, queries]
+    total: torch.Tensor  # [num_groups_v, owners, queries]
+    values: torch.Tensor  # [num_groups_v, owners, queries, rank_v]
 
     @classmethod
     def empty(cls, num_groups: int, owners: int, queries: int, rank_v: int) -> "Softmax":
@@ -58,8 +58,8 @@ class Softmax:
         return cls(peak, torch.zeros_like(peak), torch.zeros(num_groups, owners, queries, rank_v))
 
     def add(self, owner: torch.Tensor, scores: torch.Tensor, values: torch.Tensor) -> None:
-        """Adds tiles: ``owner [tiles]``, ``scores [num_groups, tiles, queries, tile_tokens]`` (overwritten; minus
-        infinity where hidden) and ``values [num_groups * tiles, tile_tokens, rank_v]``, finite everywhere.
+        """Adds tiles: ``owner [tiles]``, ``scores [num_groups_v, tiles, queries, tile_tokens]`` (overwritten; minus
+        infinity where hidden) and ``values [num_groups_v * tiles, tile_tokens, rank_v]``, finite everywhere.
         """
         tile_peak = scores.amax(-1)
         peak = self.peak.scatter_reduce(1, owner.view(1, -1, 1).expand_as(tile_peak), tile_peak, "amax")
@@ -72,8 +72,16 @@ class Softmax:
         self.peak.copy_(peak)
 
     def result(self) -> torch.Tensor:
-        """The weighted means ``[num_groups, owners, queries, rank_v]``."""
+        """The weighted means ``[num_groups_v, owners, queries, rank_v]``."""
         return self.values / self.total.unsqueeze(-1)
+
+
+def by_value_group(scores: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+    """``[num_groups_k, tiles, heads of a group, tile_tokens]`` by the groups of V, a copy where they differ."""
+    if shape.group_size_k == shape.group_size_v:
+        return scores
+    per_head = scores.unflatten(2, (shape.group_size_k, -1)).transpose(1, 2).flatten(0, 1)
+    return per_head.unflatten(0, (-1, shape.group_size_v)).transpose(1, 2).flatten(2, 3)
 
 
 def tiling(shape: AttentionShape, run: int, block_size: int) -> tuple[int, int]:
@@ -82,7 +90,7 @@ def tiling(shape: AttentionShape, run: int, block_size: int) -> tuple[int, int]:
         tokens = min(max(PREFILL_SCORES // (shape.num_heads * run), PREFILL_TILES.start), PREFILL_TILES.stop)
         return max(1, tokens // block_size) * block_size, 1
     tile_tokens = max(1, DECODE_TILE // block_size) * block_size
-    latents = shape.num_groups * (shape.rank_k + shape.rank_v)
+    latents = shape.num_groups_k * shape.rank_k + shape.num_groups_v * shape.rank_v
     return tile_tokens, max(1, DECODE_FLOATS // tile_tokens // (latents + shape.num_kv_heads * shape.head_dim))
 
 
@@ -145,36 +153,35 @@ class TorchAttention:
         out[rows] = values.to(out.dtype)
 
     def _walk(self, queries: Queries, cache: torch.Tensor) -> torch.Tensor:
-        """The attention of ``queries`` over their contexts: ``[num_groups, owners, queries of a group, rank_v]``."""
+        """The attention of ``queries`` over their contexts: ``[num_groups_v, owners, queries of a group, rank_v]``."""
         shape, block_size = self.shape, cache.shape[2]
         owners, run = queries.positions.shape
         tile, tiles_per_step = tiling(shape, run, block_size)
         first, last = torch.zeros(owners, dtype=torch.int64), queries.positions[:, -1]
         if shape.sliding_window is not None:
             first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=0)
-        state = Softmax.empty(shape.num_groups, owners, shape.num_heads // shape.num_groups * run, shape.rank_v)
+        state = Softmax.empty(shape.num_groups_v, owners, shape.num_heads // shape.num_groups_v * run, shape.rank_v)
         for tiles in cover(first, last, tile, tiles_per_step):
             blocks = tiles.blocks(queries.block_table, block_size)
-            latents = self.source.latents(cache, blocks, tiles.unused.flatten())
-            scores = self._scores(queries, tiles, latents)
+            latent_k, latent_v = self.source.latents(cache, blocks, tiles.unused.flatten())
+            scores = self._scores(queries, tiles, latent_k)
             hide(scores, queries, tiles, shape.sliding_window)
-            values = latents[..., shape.rank_k :].unflatten(1, (-1, tile)).flatten(0, 1)
-            state.add(tiles.owner, scores, values)
+            state.add(tiles.owner, scores, latent_v.unflatten(1, (-1, tile)).flatten(0, 1))
         return state.result()
 
-    def _scores(self, queries: Queries, tiles: Tiles, latents: torch.Tensor) -> torch.Tensor:
-        """``[num_groups, tiles, queries of a group, tile_tokens]`` of ``latents [num_groups, tokens, ..]``."""
+    def _scores(self, queries: Queries, tiles: Tiles, latent_k: torch.Tensor) -> torch.Tensor:
+        """``[num_groups_v, tiles, queries of a group, tile_tokens]`` of ``latent_k [num_groups_k, tokens, rank_k]``."""
         shape = self.shape
         count, tile = tiles.positions.shape
         absorbed = self._absorbed_scores(tile) if queries.positions.shape[1] == 1 else None
         if absorbed:
-            return absorbed.scores(queries.paired.squeeze(3), tiles, latents)
-        keys = self.source.rotate(self.source.keys(latents), tiles.positions.flatten())
+            return by_value_group(absorbed.scores(queries.paired.squeeze(3), tiles, latent_k), shape)
+        keys = self.source.rotate(self.source.keys(latent_k), tiles.positions.flatten())
         # of shape [num_kv_heads * tiles, queries_per_kv * run, head_dim], and scores [.., .., tile]
         paired = queries.paired[tiles.owner].transpose(0, 1).flatten(2, 3).flatten(0, 1)
         scores = scratch.take("scores", len(paired), paired.shape[1], tile)
         torch.bmm(paired, keys.view(-1, tile, shape.head_dim).transpose(1, 2), out=scores)
-        return scores.view(shape.num_groups, shape.group_size, count, -1, tile).transpose(1, 2).flatten(2, 3)
+        return scores.view(shape.num_groups_v, shape.group_size_v, count, -1, tile).transpose(1, 2).flatten(2, 3)
 
     def _absorbed_scores(self, tile_tokens: int) -> AbsorbedScores | None:
         if tile_tokens not in self.absorbed:

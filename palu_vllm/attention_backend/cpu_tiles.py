@@ -54,6 +54,13 @@ def pair_up(x: torch.Tensor, rotary_dim: int | None = None) -> torch.Tensor:
     return torch.cat(paired, dim=-1) if len(paired) > 1 else paired[0]
 
 
+def one_per_group(latents: torch.Tensor, count: int) -> torch.Tensor:
+    """``[num_groups, tokens, count * rank]`` as ``[num_groups * count, tokens, rank]``, a copy but for one."""
+    if count == 1:
+        return latents
+    return latents.unflatten(-1, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Tiles of context that are worked on together. A tile belongs to one owner, a run of queries of one request."""
@@ -91,42 +98,51 @@ class KeySource:
         self.frequencies = known_frequencies(rebuild.cos_sin, shape.head_dim)
         self.k_up = self.k_bias = self.k_norm = None
         self.k_norm_eps = rebuild.k_norm_eps
-        if rebuild.k_up is not None:  # [num_groups, group_size, rank_k, head_dim]
-            per_head = rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
+        if rebuild.k_up is not None:  # [num_groups_k, group_size_k, rank_k, head_dim]
+            per_head = rebuild.k_up.unflatten(-1, (shape.group_size_k, shape.head_dim)).transpose(1, 2)
             self.k_up = pair_up(per_head, shape.rotary_dim).contiguous()
         if rebuild.k_bias is not None:  # [num_kv_heads, 1, head_dim]
             self.k_bias = pair_up(rebuild.k_bias.view(shape.num_kv_heads, 1, shape.head_dim), shape.rotary_dim)
         if rebuild.k_norm is not None:  # [head_dim]
             self.k_norm = pair_up(rebuild.k_norm, shape.rotary_dim)
 
-    def latents(self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
-        """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``blocks``; zeros where ``unused [tokens]``."""
+    def latents(
+        self, cache: torch.Tensor, blocks: torch.Tensor, unused: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 ``[num_groups_k, tokens, rank_k]`` and ``[num_groups_v, tokens, rank_v]`` of ``blocks``; zeros where
+        ``unused [tokens]``.
+        """
         slots = scratch.take("slots", cache.shape[1], len(blocks), *cache.shape[2:], dtype=cache.dtype)
         for group, out in enumerate(slots):
             torch.index_select(cache[:, group], 0, blocks, out=out)
-        return self._numbers(slots.flatten(1, 2)).index_fill_(1, unused.nonzero().flatten(), 0.0)
+        numbers = self._numbers(slots.flatten(1, 2)).index_fill_(1, unused.nonzero().flatten(), 0.0)
+        latent_k, latent_v = numbers.tensor_split((self.shape.numbers_k,), dim=-1)
+        return one_per_group(latent_k, self.shape.key_latents), one_per_group(latent_v, self.shape.value_latents)
 
     def _numbers(self, slots: torch.Tensor) -> torch.Tensor:
-        """Float32 ``[num_groups, tokens, rank_k + rank_v]`` of ``slots [num_groups, tokens, slot_width]``."""
-        form, rank_k = self.shape.slot, self.shape.rank_k
+        """Float32 ``[num_groups, tokens, numbers of a slot]`` of ``slots [num_groups, tokens, slot_width]``: key
+        latents, then value latents.
+        """
+        shape, form = self.shape, self.shape.slot
         if form is None:
             return slots.float()
-        numbers = scratch.take("numbers", *slots.shape[:2], rank_k + self.shape.rank_v)
-        unpack(slots[..., : form.key.bytes], form.key, numbers[..., :rank_k])
-        unpack(slots[..., form.key.bytes :], form.value, numbers[..., rank_k:])
+        numbers = scratch.take("numbers", *slots.shape[:2], shape.numbers_k + shape.numbers_v)
+        stored = slots.tensor_split((shape.value_start,), dim=-1)
+        out = numbers.tensor_split((shape.numbers_k,), dim=-1)
+        for packed, part, side in zip(stored, (form.key, form.value), out, strict=True):
+            unpack(packed.unflatten(-1, (-1, part.bytes)), part, side.unflatten(-1, (-1, part.rank)))
         return numbers
 
-    def keys(self, latents: torch.Tensor) -> torch.Tensor:
-        """Keys before rotation ``[num_kv_heads, tokens, head_dim]`` of ``latents [num_groups, tokens, width]``."""
+    def keys(self, latent_k: torch.Tensor) -> torch.Tensor:
+        """Keys before rotation ``[num_kv_heads, tokens, head_dim]`` of ``latent_k [num_groups_k, tokens, rank_k]``."""
         shape = self.shape
-        latent_k = latents[..., : shape.rank_k]
         if self.k_up is None:
-            whole_keys = latent_k.unflatten(-1, (shape.group_size, shape.head_dim)).transpose(1, 2)
+            whole_keys = latent_k.unflatten(-1, (shape.group_size_k, shape.head_dim)).transpose(1, 2)
             keys = pair_up(whole_keys, shape.rotary_dim).flatten(0, 1).contiguous()
         else:
-            keys = scratch.take("keys", shape.num_kv_heads, latents.shape[1], shape.head_dim)
-            for latent, k_up, out in zip(latent_k, self.k_up, keys.split(shape.group_size), strict=True):
-                torch.bmm(latent.expand(shape.group_size, -1, -1), k_up, out=out)
+            keys = scratch.take("keys", shape.num_kv_heads, latent_k.shape[1], shape.head_dim)
+            for latent, k_up, out in zip(latent_k, self.k_up, keys.split(shape.group_size_k), strict=True):
+                torch.bmm(latent.expand(shape.group_size_k, -1, -1), k_up, out=out)
         if self.k_bias is not None:
             keys.add_(self.k_bias)
         return keys if self.k_norm is None else self._normalised(keys)

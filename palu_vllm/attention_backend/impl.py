@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class PaluImpl(AttentionImpl["PaluMetadata"]):
     """Everything that differs between layers (ranks, factors, window) lives on the instance.
 
-    ``head_size`` and ``num_kv_heads`` are vLLM's names for the width of the key latent and the number of groups.
+    ``head_size`` and ``num_kv_heads`` are vLLM's names for the width of the key latents of a group and the number of
+    groups.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         kv_cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        """Stores ``key [tokens, num_groups, rank_k]`` and ``value [tokens, num_groups, rank_v]``, both latents."""
+        """Stores ``key [tokens, num_groups, numbers_k]`` and ``value [tokens, num_groups, numbers_v]``, all latents."""
         self.attention.store(key, value, kv_cache, slot_mapping)
 
     def forward(

@@ -10,8 +10,8 @@ from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 
 
 class LatentAttention(Attention):
-    """vLLM's layer with groups in the place of KV heads, ``rank_k`` and ``rank_v`` in the place of head sizes; where
-    latents are packed, the bytes of their parts.
+    """vLLM's layer with groups in the place of KV heads, the widths of their key and value latents in the place of head
+    sizes: ``rank_k`` and ``rank_v``, or bytes where latents are packed, times the latents of a slot.
 
     With these numbers its KV cache spec, full or sliding, is the right one, and ranks may differ between layers.
     Raises ValueError on platforms where vLLM does not hide attention from torch.compile.
@@ -26,17 +26,16 @@ class LatentAttention(Attention):
         prefix: str,
         v_up: torch.Tensor | None = None,
     ) -> None:
-        widths = (shape.rank_k, shape.rank_v) if shape.slot is None else (shape.slot.key.bytes, shape.slot.value.bytes)
         super().__init__(
             num_heads=shape.num_heads,
-            head_size=widths[0],
+            head_size=shape.value_start,
             scale=shape.scale,
             num_kv_heads=shape.num_groups,
             cache_config=cache_config,
             per_layer_sliding_window=sliding_window,
             prefix=prefix,
             attn_backend=PaluBackend,
-            head_size_v=widths[1],
+            head_size_v=shape.slot_width - shape.value_start,
             shape=shape,
             rebuild=rebuild,
             v_up=v_up,
@@ -51,14 +50,14 @@ class LatentAttention(Attention):
     def forward(self, query: torch.Tensor, latent_k: torch.Tensor, latent_v: torch.Tensor) -> torch.Tensor:
         """Stores the latents and attends to those of the whole context.
 
-        Takes ``query [tokens, num_heads * head_dim]``, rotated, ``latent_k [tokens, num_groups * rank_k]`` and
-        ``latent_v [tokens, num_groups * rank_v]``; returns ``[tokens, num_heads, rank_v]``, with ``v_up``
+        Takes ``query [tokens, num_heads * head_dim]``, rotated, ``latent_k [tokens, num_groups_k * rank_k]`` and
+        ``latent_v [tokens, num_groups_v * rank_v]``; returns ``[tokens, num_heads, rank_v]``, with ``v_up``
         ``[..., head_dim]``. The parent's forward would cut query and key into heads of one width.
         """
         shape = self.shape
         query = query.view(-1, shape.num_heads, shape.head_dim)
-        latent_k = latent_k.view(-1, shape.num_groups, shape.rank_k)
-        latent_v = latent_v.view(-1, shape.num_groups, shape.rank_v)
+        latent_k = latent_k.view(-1, shape.num_groups, shape.numbers_k)
+        latent_v = latent_v.view(-1, shape.num_groups, shape.numbers_v)
         output = query.new_empty(query.shape[0], shape.num_heads, self.out_width)
         name = _encode_layer_name(self.layer_name)
         written = torch.ops.vllm.unified_kv_cache_update(latent_k, latent_v, name)

@@ -9,10 +9,10 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from palu_vllm.config import LayerShape
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.kernels.reference import rebuild_keys, rotate
 from palu_vllm.latent_format import SlotFormat
+from palu_vllm.layer_shape import LayerShape
 from palu_vllm.packing import pack, unpack
 
 # implementations that take values of another width than the keys and the mask that transformers builds
@@ -48,17 +48,19 @@ class PaluAttention(nn.Module):
             group_size=shape.group_size,
             rank_k=shape.rank_k,
             rank_v=shape.rank_v,
+            key_latents=shape.key_latents,
+            value_latents=shape.value_latents,
             scale=shape.head_dim**-0.5,
         )
         self.num_key_value_groups = self.shape.queries_per_kv  # read by transformers' attention functions
         self.rotary_emb = rotary_emb
-        hidden, groups = config.hidden_size, shape.num_groups
+        hidden, groups_k, groups_v = config.hidden_size, shape.num_groups_k, shape.num_groups_v
         self.q_proj = nn.Linear(hidden, shape.num_heads * shape.head_dim, bias=attention_bias)
-        self.k_down = nn.Linear(hidden, groups * shape.rank_k, bias=False)
-        self.v_down = nn.Linear(hidden, groups * shape.rank_v, bias=False)
+        self.k_down = nn.Linear(hidden, groups_k * shape.rank_k, bias=False)
+        self.v_down = nn.Linear(hidden, groups_v * shape.rank_v, bias=False)
         self.o_proj = nn.Linear(shape.output_width, hidden, bias=attention_bias)
-        self.k_up = _parameter(shape.has_k_up, groups, shape.rank_k, shape.group_width)
-        self.v_up = _parameter(shape.value_path == "factored", groups, shape.rank_v, shape.group_width)
+        self.k_up = _parameter(shape.has_k_up, groups_k, shape.rank_k, shape.full_rank_k)
+        self.v_up = _parameter(shape.value_path == "factored", groups_v, shape.rank_v, shape.full_rank_v)
         self.k_bias = _parameter(attention_bias, shape.num_kv_heads * shape.head_dim)
         self.q_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
         self.k_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
@@ -81,8 +83,8 @@ class PaluAttention(nn.Module):
         """``hidden_states [batch, length, hidden]`` to the same shape, and the probabilities where they exist.
 
         ``attention_mask`` is what transformers builds for eager or sdpa attention. The cache receives
-        ``[batch, num_groups, length, rank_k]`` and ``[.., rank_v]``, or the bytes they are packed into. Raises
-        ValueError for other attention implementations.
+        ``[batch, num_groups_k, length, rank_k]`` and ``[batch, num_groups_v, length, rank_v]``, or the bytes they are
+        packed into. Raises ValueError for other attention implementations.
         """
         attend = IMPLEMENTATIONS.get(self.config._attn_implementation)
         if attend is None:
@@ -117,9 +119,9 @@ class PaluAttention(nn.Module):
         return self.o_proj(self._heads(out).reshape(batch, length, -1)), weights
 
     def _stored(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the cache takes: ``[batch, num_groups, length, rank]``, or uint8 bytes where latents are packed."""
-        latent_k = self._by_group(self.k_down(hidden_states))
-        latent_v = self._by_group(self.v_down(hidden_states))
+        """What the cache takes: ``[batch, groups, length, rank]``, or uint8 bytes where latents are packed."""
+        latent_k = _by_group(self.k_down(hidden_states), self.shape.num_groups_k)
+        latent_v = _by_group(self.v_down(hidden_states), self.shape.num_groups_v)
         if self.slot is None:
             return latent_k, latent_v
         return pack(latent_k, self.slot.key), pack(latent_v, self.slot.value)
@@ -127,14 +129,10 @@ class PaluAttention(nn.Module):
     def _read(
         self, stored_k: torch.Tensor, stored_v: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents ``[batch, num_groups, tokens, rank]`` of what the cache returned."""
+        """The latents ``[batch, groups, tokens, rank]`` of what the cache returned."""
         if self.slot is None:
             return stored_k, stored_v
         return unpack(stored_k, self.slot.key).to(dtype), unpack(stored_v, self.slot.value).to(dtype)
-
-    def _by_group(self, latent: torch.Tensor) -> torch.Tensor:
-        """``[batch, length, num_groups * rank]`` to ``[batch, num_groups, length, rank]``."""
-        return latent.unflatten(-1, (self.shape.num_groups, -1)).transpose(1, 2)
 
     def _cos_sin(self, latent_k: torch.Tensor) -> torch.Tensor:
         """The rotary table of as many positions as the cache returned: float32 ``[tokens, head_dim]``."""
@@ -144,7 +142,7 @@ class PaluAttention(nn.Module):
         return torch.cat([table[0, :, :half] for table in self.rotary_emb(anchor, positions[None])], dim=-1)
 
     def _keys(self, latent_k: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
-        """``[batch, num_groups, tokens, rank_k]`` to float32 ``[batch, num_kv_heads, tokens, head_dim]``."""
+        """``[batch, num_groups_k, tokens, rank_k]`` to float32 ``[batch, num_kv_heads, tokens, head_dim]``."""
         batch, _, tokens, _ = latent_k.shape
         rows = torch.arange(tokens, device=latent_k.device).repeat(batch)
         rebuild = KeyRebuild(self.k_up, self.k_bias, cos_sin)
@@ -154,19 +152,24 @@ class PaluAttention(nn.Module):
         return keys.unflatten(0, (batch, tokens)).transpose(1, 2)
 
     def _values(self, latent_v: torch.Tensor) -> torch.Tensor:
-        """``[batch, num_groups, tokens, rank_v]`` to ``[batch, num_kv_heads, tokens, what a head averages]``."""
+        """``[batch, num_groups_v, tokens, rank_v]`` to ``[batch, num_kv_heads, tokens, what a head averages]``."""
         if self.layer_shape.value_path == "uncompressed":
-            heads = latent_v.unflatten(-1, (self.shape.group_size, self.shape.head_dim))
+            heads = latent_v.unflatten(-1, (self.shape.group_size_v, self.shape.head_dim))
             return heads.transpose(2, 3).flatten(1, 2)
-        return latent_v.repeat_interleave(self.shape.group_size, dim=1)
+        return latent_v.repeat_interleave(self.shape.group_size_v, dim=1)
 
     def _heads(self, out: torch.Tensor) -> torch.Tensor:
         """``[batch, length, num_heads, averaged]``, multiplied by ``v_up`` of its KV head where there is one."""
         if self.v_up is None:
             return out
-        v_up = self.v_up.unflatten(-1, (self.shape.group_size, self.shape.head_dim)).transpose(1, 2).flatten(0, 1)
+        v_up = self.v_up.unflatten(-1, (self.shape.group_size_v, self.shape.head_dim)).transpose(1, 2).flatten(0, 1)
         by_kv_head = out.unflatten(2, (self.shape.num_kv_heads, self.shape.queries_per_kv))
         return torch.einsum("bthjr,hrd->bthjd", by_kv_head, v_up)
+
+
+def _by_group(latent: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[batch, length, groups * rank]`` to ``[batch, groups, length, rank]``."""
+    return latent.unflatten(-1, (groups, -1)).transpose(1, 2)
 
 
 def _parameter(present: bool, *size: int) -> nn.Parameter | None:

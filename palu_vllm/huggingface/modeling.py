@@ -12,7 +12,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2For
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
 from palu_vllm.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
+from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.huggingface.attention import PaluAttention
 from palu_vllm.huggingface.configuration import (
     PaluLlamaConfig,
@@ -20,6 +20,7 @@ from palu_vllm.huggingface.configuration import (
     PaluQwen2Config,
     PaluQwen3Config,
 )
+from palu_vllm.layer_shape import LayerShape
 
 
 class _Palu(PreTrainedModel):

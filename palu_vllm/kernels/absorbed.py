@@ -134,15 +134,15 @@ def absorbed_scores(
 ) -> torch.Tensor:
     """The specification: ``scale * q_j . k[t, h]`` for one tile of context, up to the tolerance of ``absorption``.
 
-    Takes ``query [num_heads, head_dim]``, rotated, and ``latent_k [tokens, num_groups, rank_k]`` of the positions from
-    ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``
+    Takes ``query [num_heads, head_dim]``, rotated, and ``latent_k [tokens, num_groups_k, rank_k]`` of the positions
+    from ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``
     and no ``rebuild.k_norm``.
     """
     fast, tokens = absorption.fast, len(latent_k)
     rotation = rotations(rebuild.cos_sin[start : start + tokens], shape.head_dim)
-    # complex [num_kv_heads, queries_per_kv, pairs] and [num_groups, rank_k, group_size, pairs]
+    # complex [num_kv_heads, queries_per_kv, pairs] and [num_groups_k, rank_k, group_size_k, pairs]
     q = as_pairs(query, shape.rotary_dim).unflatten(0, (shape.num_kv_heads, shape.queries_per_kv)).conj()
-    up = as_pairs(rebuild.k_up.unflatten(-1, (shape.group_size, shape.head_dim)), shape.rotary_dim)
+    up = as_pairs(rebuild.k_up.unflatten(-1, (shape.group_size_k, shape.head_dim)), shape.rotary_dim)
     latent = latent_k.to(torch.complex64)
     keys = torch.einsum("tgr,grhi->tghi", latent, up[..., :fast]).flatten(1, 2)
     bias = torch.zeros(shape.num_kv_heads, up.shape[-1])
@@ -151,7 +151,7 @@ def absorbed_scores(
     rebuilt = torch.einsum("hji,ti,thi->hjt", q[..., :fast], rotation[:, :fast], keys + bias[:, :fast])
     # complex [num_kv_heads, queries_per_kv, terms, slow pairs]
     moved = (q[..., fast:] * rotation[0, fast:]).unsqueeze(2) * absorption.coefficients
-    in_groups = moved.unflatten(0, (shape.num_groups, shape.group_size))
+    in_groups = moved.unflatten(0, (shape.num_groups_k, shape.group_size_k))
     u = torch.einsum("ghjni,grhi->ghjnr", in_groups, up[..., fast:]).real
     terms = torch.einsum("ghjnr,tgr->ghjnt", u, latent_k.float()).flatten(0, 1)
     terms = terms + torch.einsum("hjni,hi->hjn", moved, bias[:, fast:].to(moved.dtype)).real.unsqueeze(-1)

@@ -57,6 +57,8 @@ def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
     """Of a layer and its cache."""
     return {
         "GROUP_SIZE": shape.group_size,
+        "GROUP_SIZE_K": shape.group_size_k,
+        "GROUP_SIZE_V": shape.group_size_v,
         "QUERIES_PER_KV": shape.queries_per_kv,
         "HEAD_DIM": shape.head_dim,
         "ROTARY_DIM": shape.rotary_width,
@@ -64,7 +66,9 @@ def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
         "RANK_V": shape.rank_v,
         "FORMAT_K": None if shape.slot is None else packed_format(shape.slot.key),
         "FORMAT_V": None if shape.slot is None else packed_format(shape.slot.value),
-        "VALUE_START": shape.rank_k if shape.slot is None else shape.slot.key.bytes,
+        "KEY_WIDTH": shape.key_width,
+        "VALUE_WIDTH": shape.value_width,
+        "VALUE_START": shape.value_start,
         "BLOCK_SIZE": block_size,
         "SLIDING_WINDOW": shape.sliding_window,
     }

@@ -21,14 +21,14 @@ def expect_dense_rows(**tensors: torch.Tensor | None) -> None:
 def check_layer(shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
     """Raises ValueError where the sizes of a layer or its factors contradict each other."""
     check_sizes(shape)
-    group_width = shape.group_size * shape.head_dim
+    full_rank_k = shape.group_size_k * shape.head_dim
     if v_up is not None:
-        expect_shape("v_up", v_up, (shape.num_groups, shape.rank_v, group_width))
+        expect_shape("v_up", v_up, (shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim))
         expect_dense_rows(v_up=v_up)
     if rebuild.k_up is not None:
-        expect_shape("k_up", rebuild.k_up, (shape.num_groups, shape.rank_k, group_width))
-    elif shape.rank_k != group_width:
-        raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {group_width}")
+        expect_shape("k_up", rebuild.k_up, (shape.num_groups_k, shape.rank_k, full_rank_k))
+    elif shape.rank_k != full_rank_k:
+        raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {full_rank_k}")
     if rebuild.k_bias is not None:
         expect_shape("k_bias", rebuild.k_bias, (shape.num_kv_heads * shape.head_dim,))
     if rebuild.k_norm is not None:
@@ -49,6 +49,10 @@ def check_sizes(shape: AttentionShape) -> None:
         raise ValueError(f"got {shape.num_heads} heads, expected a multiple of {shape.num_kv_heads} KV heads")
     if shape.num_kv_heads % shape.group_size:
         raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
+    latents = (shape.key_latents, shape.value_latents)
+    if min(latents) != 1 or shape.group_size % max(latents):
+        found = f"{shape.key_latents} key and {shape.value_latents} value latents"
+        raise ValueError(f"got {found} in a group of {shape.group_size} heads, expected 1 of one and a divisor")
     if shape.head_dim % 2:
         raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
     if shape.rotary_width % 2 or not 0 < shape.rotary_width <= shape.head_dim:
@@ -86,8 +90,19 @@ def check_store(
             expected = f"at least {slot_mapping.shape[0]} tokens of {num_groups} groups"
             raise ValueError(f"got {name} {list(latent.shape)}, expected {expected}")
     expect_dense_rows(latent_k=latent_k, latent_v=latent_v)
-    width = latent_k.shape[2] + latent_v.shape[2] if slot is None else slot.bytes
+    width = latent_k.shape[2] + latent_v.shape[2]
+    if slot is not None:
+        key, value = latents_of_slot(latent_k, latent_v, slot)
+        width = key * slot.key.bytes + value * slot.value.bytes
     check_cache(cache, num_groups, width, slot is not None)
+
+
+def latents_of_slot(latent_k: torch.Tensor, latent_v: torch.Tensor, slot: SlotFormat) -> tuple[int, int]:
+    """How many key and value latents ``[.., latents * rank]`` have. Raises ValueError where that is no whole number."""
+    for name, latent, form in (("latent_k", latent_k, slot.key), ("latent_v", latent_v, slot.value)):
+        if latent.shape[-1] % form.rank:
+            raise ValueError(f"got {name} {list(latent.shape)}, expected latents of {form.rank} numbers")
+    return latent_k.shape[-1] // slot.key.rank, latent_v.shape[-1] // slot.value.rank
 
 
 def check_attend(

@@ -18,6 +18,15 @@ def slot_offsets(block_table_row_ptr, tokens, valid, stride_cache_block, stride_
 
 
 @triton.jit
+def latent_offset(kv_head, GROUP_SIZE: tl.constexpr, OWN_GROUP_SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Where the latent of ``kv_head`` begins among those of its slot, of K or of V, which are ``WIDTH`` apart."""
+    offset = 0
+    if OWN_GROUP_SIZE != GROUP_SIZE:
+        offset = kv_head % GROUP_SIZE // OWN_GROUP_SIZE * WIDTH
+    return offset
+
+
+@triton.jit
 def columns_of_pairs(pair, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr):
     """Where the two numbers of ``pair`` are in a head. Behind the pairs that are rotated, half of ``ROTARY_DIM`` apart,
     come those of the other numbers.
@@ -92,14 +101,14 @@ def add_rebuilt(
 @triton.jit
 def rebuild_key(
     latent,  # [TILE_TOKENS, TILE_RANK], the first tile of ranks, which all heads of a group share
-    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    slot_ptrs,  # [TILE_TOKENS] pointers to the key latents of one group
     valid,  # [TILE_TOKENS]
-    k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
+    k_up_ptr,  # None, or [num_groups_k, RANK_K, GROUP_SIZE_K * HEAD_DIM]
     stride_k_up_group,
     stride_k_up_rank,
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
     kv_head,
-    GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_K: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
@@ -115,14 +124,14 @@ def rebuild_key(
     HALF: tl.constexpr = HEAD_DIM // 2
     half = half_start + tl.arange(0, TILE_HALF)
     to_first, to_second = columns_of_pairs(half, HEAD_DIM, ROTARY_DIM)
-    first_column = kv_head % GROUP_SIZE * HEAD_DIM
+    first_column = kv_head % GROUP_SIZE_K * HEAD_DIM
     if k_up_ptr is None:
         # [TILE_TOKENS, TILE_HALF]
         first, second = first_column + to_first, first_column + to_second
         first = load_numbers(slot_ptrs, valid, first, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
         second = load_numbers(slot_ptrs, valid, second, half < HALF, tl.float32, FORMAT_K).to(tl.float32)
     else:
-        up_ptr = k_up_ptr + kv_head // GROUP_SIZE * stride_k_up_group + first_column
+        up_ptr = k_up_ptr + kv_head // GROUP_SIZE_K * stride_k_up_group + first_column
         first = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         second = tl.zeros([TILE_TOKENS, TILE_HALF], tl.float32)
         first, second = add_rebuilt(

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.arguments import attention_arguments
-from palu_vllm.kernels.common import add_values, load_latent, no_values, slot_offsets, softmax_step
+from palu_vllm.kernels.common import add_values, latent_offset, load_latent, no_values, slot_offsets, softmax_step
 from palu_vllm.kernels.decode_absorbed import absorbed_scores
 from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.decode_rebuilt import load_query_tiles, rebuilt_scores
@@ -28,11 +28,11 @@ def visible_to(position, tokens, valid, SLIDING_WINDOW: tl.constexpr, QUERIES: t
 @triton.jit
 def decode_split_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, slot_width], numbers or bytes
     block_table_ptr,  # [requests, max_blocks] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
-    k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
+    k_up_ptr,  # None, or [num_groups_k, RANK_K, GROUP_SIZE_K * HEAD_DIM]
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
     k_norm_ptr,  # None, or [HEAD_DIM]
     cos_sin_ptr,  # [max_position, ROTARY_DIM] float32
@@ -53,6 +53,8 @@ def decode_split_kernel(
     k_norm_eps,
     num_groups,
     GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_K: tl.constexpr,
+    GROUP_SIZE_V: tl.constexpr,
     PARTS: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -61,6 +63,8 @@ def decode_split_kernel(
     RANK_V: tl.constexpr,
     FORMAT_K: tl.constexpr,
     FORMAT_V: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
     VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
@@ -76,7 +80,9 @@ def decode_split_kernel(
     TILE_VALUES: tl.constexpr,
     VALUE_TILES: tl.constexpr,
 ):
-    """One program: some heads of a group of one request over one split, for some tiles of the latent value."""
+    """One program: some heads of a group of one request over one split, for some tiles of the latent value. All of them
+    have the same key latent and the same value latent.
+    """
     KV_HEADS: tl.constexpr = GROUP_SIZE // PARTS
     HEADS: tl.constexpr = KV_HEADS * QUERIES_PER_KV
     FAST: tl.constexpr = TILE_HALF * HALF_TILES  # pairs that are rebuilt: all, or those that are not absorbed
@@ -107,7 +113,9 @@ def decode_split_kernel(
     running_max = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     running_sum = tl.zeros([TILE_ROWS], tl.float32)
     table_row_ptr = block_table_ptr + request * stride_block_table_request
-    group_ptr = cache_ptr + group * stride_cache_group
+    to_key = latent_offset(first_kv_head, GROUP_SIZE, GROUP_SIZE_K, KEY_WIDTH)
+    key_to_value = VALUE_START + latent_offset(first_kv_head, GROUP_SIZE, GROUP_SIZE_V, VALUE_WIDTH) - to_key
+    group_ptr = cache_ptr + group * stride_cache_group + to_key
     bias_ptr = k_bias_ptr
     if k_bias_ptr is not None:
         bias_ptr += first_kv_head * HEAD_DIM
@@ -126,11 +134,12 @@ def decode_split_kernel(
         # [TILE_TOKENS, TILE_ROWS]
         scores = rebuilt_scores(
             latent, query_tiles, slot_ptrs, tokens, valid, head_of_row, k_up_ptr, stride_k_up_group, stride_k_up_rank,
-            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head, GROUP_SIZE, KV_HEADS, HEAD_DIM, ROTARY_DIM,
-            RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
+            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head, GROUP_SIZE_K, KV_HEADS, HEAD_DIM,
+            ROTARY_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
         )  # fmt: skip
         if coefficients_ptr is not None:
-            up_ptr = k_up_ptr + group * stride_k_up_group + first_kv_head % GROUP_SIZE * HEAD_DIM
+            key_group = first_kv_head // GROUP_SIZE_K
+            up_ptr = k_up_ptr + key_group * stride_k_up_group + first_kv_head % GROUP_SIZE_K * HEAD_DIM
             scores += absorbed_scores(
                 latent, slot_ptrs, valid, up_ptr, stride_k_up_rank, bias_ptr, part_query_ptr, stride_query_token,
                 stride_query_head, query_len, tile_start, cos_sin_ptr, basis_ptr, coefficients_ptr, KV_HEADS,
@@ -140,7 +149,7 @@ def decode_split_kernel(
         scores = tl.where(visible, scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated = add_values(
-            accumulated, correction, probabilities, slot_ptrs + VALUE_START, valid, columns, dtype, RANK_V, FORMAT_V
+            accumulated, correction, probabilities, slot_ptrs + key_to_value, valid, columns, dtype, RANK_V, FORMAT_V
         )
         if FORMAT_K is not None:
             ahead = tokens + TILE_TOKENS
@@ -202,7 +211,7 @@ def decode_attention(
         stride_v_up_group=0 if v_up is None else v_up.stride(0),
         stride_v_up_rank=0 if v_up is None else v_up.stride(1),
         num_splits=num_splits,
-        GROUP_SIZE=shape.group_size,
+        GROUP_SIZE_V=shape.group_size_v,
         QUERIES_PER_KV=shape.queries_per_kv,
         HEAD_DIM=shape.head_dim,
         RANK_V=shape.rank_v,

@@ -30,7 +30,7 @@ def load_query_tiles(
 def rebuilt_scores(
     latent,  # [TILE_TOKENS, TILE_RANK], the first tile of ranks
     query_tiles,  # of load_query_tiles
-    slot_ptrs,  # [TILE_TOKENS] pointers to the slots of one group
+    slot_ptrs,  # [TILE_TOKENS] pointers to the key latents of one group
     tokens,  # [TILE_TOKENS]
     valid,  # [TILE_TOKENS]
     head_of_row,  # [TILE_ROWS], in the program
@@ -42,7 +42,7 @@ def rebuilt_scores(
     k_norm_eps,
     cos_sin_ptr,
     first_kv_head,  # of the program
-    GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_K: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
@@ -70,7 +70,7 @@ def rebuilt_scores(
                 stride_k_up_rank,
                 k_bias_ptr,
                 first_kv_head + head,
-                GROUP_SIZE,
+                GROUP_SIZE_K,
                 HEAD_DIM,
                 ROTARY_DIM,
                 RANK_K,

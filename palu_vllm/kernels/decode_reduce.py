@@ -48,14 +48,14 @@ def decode_reduce_kernel(
     partial_sum_ptr,  # [requests, num_splits, queries, num_heads] float32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
-    v_up_ptr,  # None, or [num_groups, RANK_V, GROUP_SIZE * HEAD_DIM]
+    v_up_ptr,  # None, or [num_groups_v, RANK_V, GROUP_SIZE_V * HEAD_DIM]
     out_ptr,  # [tokens, num_heads, RANK_V], with v_up [tokens, num_heads, HEAD_DIM]
     stride_out_token,
     stride_out_head,
     stride_v_up_group,
     stride_v_up_rank,
     num_splits,
-    GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_V: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     RANK_V: tl.constexpr,
@@ -95,5 +95,5 @@ def decode_reduce_kernel(
         tl.store(out_row_ptr + columns, latent.to(out_ptr.dtype.element_ty), mask=columns < RANK_V)
     else:
         kv_head = (head // QUERIES_PER_KV).to(tl.int64)
-        up_ptr = v_up_ptr + kv_head // GROUP_SIZE * stride_v_up_group + kv_head % GROUP_SIZE * HEAD_DIM
+        up_ptr = v_up_ptr + kv_head // GROUP_SIZE_V * stride_v_up_group + kv_head % GROUP_SIZE_V * HEAD_DIM
         store_values(latent, columns, up_ptr, stride_v_up_rank, out_row_ptr, HEAD_DIM, RANK_V, TILE_COLUMNS)

@@ -1,11 +1,11 @@
 """What every implementation of latent attention takes: the specification, the torch path and the Triton kernels.
 
 An implementation is built once per layer from ``AttentionShape``, ``KeyRebuild`` and, for the factored value path,
-``v_up [num_groups, rank_v, group_size * head_dim]``, and then offers
+``v_up [num_groups_v, rank_v, group_size_v * head_dim]``, and then offers
 
 ``store(latent_k, latent_v, cache, slot_mapping)``
-    ``latent_k [tokens, num_groups, rank_k]``, ``latent_v [tokens, num_groups, rank_v]``, ``slot_mapping [tokens]``
-    int64, block * block_size + offset, negative for padding; writes ``cache``.
+    ``latent_k [tokens, num_groups, numbers_k]``, ``latent_v [tokens, num_groups, numbers_v]`` and ``slot_mapping
+    [tokens]`` int64, block * block_size + offset, negative for padding; writes ``cache``.
 ``attend(query, cache, batch, out)``
     ``query [tokens, num_heads, head_dim]``, rotated; ``out [tokens, num_heads, rank_v]``: for every query head
     the softmax-weighted sum of the latent values of its group. With ``v_up`` that sum times its KV head's columns of
@@ -13,7 +13,8 @@ An implementation is built once per layer from ``AttentionShape``, ``KeyRebuild`
 
 ``cache`` is ``[num_blocks, num_groups, block_size, slot_width]`` with any strides whose last is 1; a slot holds the
 key latent, then the value latent, as numbers or, uint8, packed as ``AttentionShape.slot`` says. Latents are never
-rotated.
+rotated. Where K and V are grouped differently, a slot is that of the larger group and holds ``key_latents`` key
+latents, then ``value_latents`` value latents, in the order of their heads.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from palu_vllm.latent_format import SlotFormat
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of one layer on one device. A group is ``group_size`` adjacent KV heads."""
+    """Sizes of one layer on one device. A group is ``group_size`` adjacent KV heads, which share a slot of the cache:
+    ``key_latents`` latents of ``rank_k`` numbers, each of equally many of them, and likewise ``value_latents`` of
+    ``rank_v``. One of both counts is 1.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -37,15 +41,57 @@ class AttentionShape:
     sliding_window: int | None = None  # a query sees itself and the window - 1 tokens before it
     slot: SlotFormat | None = None  # how latents are packed; None: the cache holds their numbers as they are
     rotary_dim: int | None = None  # how many numbers of a head are rotated, the first ones; None: all
+    key_latents: int = 1
+    value_latents: int = 1
 
     @property
     def num_groups(self) -> int:
         return self.num_kv_heads // self.group_size
 
     @property
+    def group_size_k(self) -> int:
+        """KV heads that share a key latent."""
+        return self.group_size // self.key_latents
+
+    @property
+    def group_size_v(self) -> int:
+        """KV heads that share a value latent."""
+        return self.group_size // self.value_latents
+
+    @property
+    def num_groups_k(self) -> int:
+        return self.num_groups * self.key_latents
+
+    @property
+    def num_groups_v(self) -> int:
+        return self.num_groups * self.value_latents
+
+    @property
+    def numbers_k(self) -> int:
+        """Of all key latents of a slot."""
+        return self.key_latents * self.rank_k
+
+    @property
+    def numbers_v(self) -> int:
+        return self.value_latents * self.rank_v
+
+    @property
+    def key_width(self) -> int:
+        """Elements of one key latent in the cache: bytes where latents are packed; so are the other widths."""
+        return self.rank_k if self.slot is None else self.slot.key.bytes
+
+    @property
+    def value_width(self) -> int:
+        return self.rank_v if self.slot is None else self.slot.value.bytes
+
+    @property
+    def value_start(self) -> int:
+        """Where the value latents of a slot begin."""
+        return self.key_latents * self.key_width
+
+    @property
     def slot_width(self) -> int:
-        """Elements of one slot of the cache: bytes where latents are packed."""
-        return self.rank_k + self.rank_v if self.slot is None else self.slot.bytes
+        return self.value_start + self.value_latents * self.value_width
 
     @property
     def rotary_width(self) -> int:
@@ -65,7 +111,7 @@ class KeyRebuild:
     ``rms(x)^2 = mean(x^2) + k_norm_eps`` over the head. Latents are cached before all of it, those of whole keys too.
     """
 
-    k_up: torch.Tensor | None  # [num_groups, rank_k, group_size * head_dim]; None: the latent is the key
+    k_up: torch.Tensor | None  # [num_groups_k, rank_k, group_size_k * head_dim]; None: the latent is the key
     k_bias: torch.Tensor | None  # [num_kv_heads * head_dim]
     cos_sin: torch.Tensor  # [max_position, rotary_dim] float32: cosines of the rotary_dim / 2 pairs, then sines
     k_norm: torch.Tensor | None = None  # [head_dim], the same for every head; None: keys are not normalised

@@ -61,7 +61,7 @@ def seen_in_pass(
 def prefill_kernel(
     query_ptr,  # [tokens, num_heads, HEAD_DIM], rotated
     key_ptr,  # [KV heads of the pass, tiles * TILE_CONTEXT, HEAD_DIM], rotated
-    value_ptr,  # [groups of the pass, tiles * TILE_CONTEXT, RANK_V]
+    value_ptr,  # [groups of V of the pass, tiles * TILE_CONTEXT, RANK_V]
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
     tile_starts_ptr,  # [requests + 1] int32
@@ -81,6 +81,7 @@ def prefill_kernel(
     first_tile,
     tiles,
     GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_V: tl.constexpr,
     QUERIES_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     RANK_V: tl.constexpr,
@@ -142,7 +143,7 @@ def prefill_kernel(
     step = tl.arange(0, TILE_TOKENS)
     workspace_tokens = tiles * TILE_CONTEXT
     key_head_ptr = key_ptr + kv_head.to(tl.int64) * workspace_tokens * HEAD_DIM
-    value_group_ptr = value_ptr + (kv_head // GROUP_SIZE).to(tl.int64) * workspace_tokens * RANK_V
+    value_group_ptr = value_ptr + (kv_head // GROUP_SIZE_V).to(tl.int64) * workspace_tokens * RANK_V
     for position in range(pass_start, pass_stop, TILE_TOKENS):
         tokens = position + tl.arange(0, TILE_TOKENS)
         first_row = (to_row + position).to(tl.int64)

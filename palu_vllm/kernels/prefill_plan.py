@@ -180,8 +180,8 @@ def plan_prefill(
 
 
 def workspace_width(shape: AttentionShape) -> int:
-    """Numbers per token and group: the keys of its heads, and the latent value."""
-    return shape.group_size * shape.head_dim + shape.rank_v
+    """Numbers per token and group: the keys of its heads, and the latent values."""
+    return shape.group_size * shape.head_dim + shape.numbers_v
 
 
 def query_tiles(shape: AttentionShape, lengths: Lengths, tiling: PrefillTiling) -> int:

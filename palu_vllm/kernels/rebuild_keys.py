@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.arguments import taken_by
-from palu_vllm.kernels.common import columns_of_pairs, load_cos_sin, load_latent, rebuild_key, slot_offsets, weigh_key
+from palu_vllm.kernels.common import (
+    columns_of_pairs,
+    latent_offset,
+    load_cos_sin,
+    load_latent,
+    rebuild_key,
+    slot_offsets,
+    weigh_key,
+)
 from palu_vllm.kernels.context_tiles import find_context_tile
 from palu_vllm.kernels.load_packed import load_numbers
 from palu_vllm.kernels.operands import AttentionShape
@@ -23,12 +31,12 @@ VARYING = ["num_requests", "first_tile", "first_group"]  # compiled for no value
 
 @triton.jit(do_not_specialize=VARYING)
 def rebuild_keys_kernel(
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, slot_width], numbers or bytes
     block_table_ptr,  # [requests, max_blocks] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
     tile_starts_ptr,  # [requests + 1] int32
-    k_up_ptr,  # None, or [num_groups, RANK_K, GROUP_SIZE * HEAD_DIM]
+    k_up_ptr,  # None, or [num_groups_k, RANK_K, GROUP_SIZE_K * HEAD_DIM]
     k_bias_ptr,  # None, or [num_kv_heads * HEAD_DIM]
     k_norm_ptr,  # None, or [HEAD_DIM]
     cos_sin_ptr,  # [max_position, ROTARY_DIM] float32
@@ -44,10 +52,12 @@ def rebuild_keys_kernel(
     first_tile,
     first_group,
     GROUP_SIZE: tl.constexpr,
+    GROUP_SIZE_K: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     RANK_K: tl.constexpr,
     FORMAT_K: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     TILE_CONTEXT: tl.constexpr,
@@ -65,7 +75,8 @@ def rebuild_keys_kernel(
     kv_head = first_group * GROUP_SIZE + head_of_pass
     table_row_ptr = block_table_ptr + request * stride_block_table_request
     slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-    slot_ptrs = cache_ptr + kv_head // GROUP_SIZE * stride_cache_group + slots
+    to_key = latent_offset(kv_head, GROUP_SIZE, GROUP_SIZE_K, KEY_WIDTH)
+    slot_ptrs = cache_ptr + kv_head // GROUP_SIZE * stride_cache_group + to_key + slots
     latent = load_latent(slot_ptrs, valid, 0, key_ptr.dtype.element_ty, RANK_K, TILE_RANK, FORMAT_K)
     # [TILE_CONTEXT, TILE_HALF]
     first, second = rebuild_key(
@@ -77,7 +88,7 @@ def rebuild_keys_kernel(
         stride_k_up_rank,
         k_bias_ptr,
         kv_head,
-        GROUP_SIZE,
+        GROUP_SIZE_K,
         HEAD_DIM,
         ROTARY_DIM,
         RANK_K,
@@ -103,12 +114,12 @@ def rebuild_keys_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def unpack_values_kernel(
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, slot_width], numbers or bytes
     block_table_ptr,  # [requests, max_blocks] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
     tile_starts_ptr,  # [requests + 1] int32
-    value_ptr,  # [groups of the pass, tiles of the pass * TILE_CONTEXT, RANK_V]
+    value_ptr,  # [groups of V of the pass, tiles of the pass * TILE_CONTEXT, RANK_V]
     stride_cache_block,
     stride_cache_group,
     stride_cache_slot,
@@ -116,15 +127,17 @@ def unpack_values_kernel(
     num_requests,
     first_tile,
     first_group,
+    VALUE_LATENTS: tl.constexpr,
     RANK_V: tl.constexpr,
     FORMAT_V: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
     VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     TILE_CONTEXT: tl.constexpr,
     TILE_VALUES: tl.constexpr,
 ):
-    """One program: some columns of the latent values of one group for one tile of the context, zero past its end."""
+    """One program: some columns of the latent values of a group of V for one tile of the context, zero past its end."""
     tile = first_tile + tl.program_id(0)
     if tile >= tl.load(tile_starts_ptr + num_requests):
         return
@@ -134,7 +147,8 @@ def unpack_values_kernel(
     group_of_pass = tl.program_id(1).to(tl.int64)
     table_row_ptr = block_table_ptr + request * stride_block_table_request
     slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-    part_ptrs = cache_ptr + (first_group + group_of_pass) * stride_cache_group + slots + VALUE_START
+    to_value = VALUE_START + group_of_pass % VALUE_LATENTS * VALUE_WIDTH
+    part_ptrs = cache_ptr + (first_group + group_of_pass // VALUE_LATENTS) * stride_cache_group + slots + to_value
     column = tl.program_id(2) * TILE_VALUES + tl.arange(0, TILE_VALUES)
     # [TILE_CONTEXT, TILE_VALUES]
     values = load_numbers(part_ptrs, valid, column, column < RANK_V, value_ptr.dtype.element_ty, FORMAT_V)
@@ -147,11 +161,12 @@ def fill_workspace(available: dict[str, Any], shape: AttentionShape, part: Pass)
     """Writes the keys and the values of one pass.
 
     ``available`` has everything by its name in the kernels. ``key_ptr [KV heads, tokens, head_dim]`` and
-    ``value_ptr [groups, tokens, rank_v]`` are those of the pass, contiguous, of the dtype that attention computes in;
-    tiles that no request has are left alone.
+    ``value_ptr [groups of V, tokens, rank_v]`` are those of the pass, contiguous, of the dtype that attention computes
+    in; tiles that no request has are left alone.
     """
     rebuild_keys_kernel[(part.tiles, part.groups * shape.group_size)](**taken_by(rebuild_keys_kernel, available))
-    columns = {"TILE_VALUES": min(UNPACKED_VALUES, padded(shape.rank_v))}
-    unpack_values_kernel[(part.tiles, part.groups, ceil_div(shape.rank_v, columns["TILE_VALUES"]))](
+    columns = {"TILE_VALUES": min(UNPACKED_VALUES, padded(shape.rank_v)), "VALUE_LATENTS": shape.value_latents}
+    groups_v = part.groups * shape.value_latents
+    unpack_values_kernel[(part.tiles, groups_v, ceil_div(shape.rank_v, columns["TILE_VALUES"]))](
         **taken_by(unpack_values_kernel, available | columns)
     )

@@ -41,7 +41,7 @@ def rebuild_keys(
 ) -> torch.Tensor:
     """``k[t, h] = RoPE_t(norm(c_k[t] @ k_up[g, :, h] + k_bias[h]))``.
 
-    Takes ``latent_k [tokens, num_groups, rank_k]`` and ``positions [tokens]``; returns float32
+    Takes ``latent_k [tokens, num_groups_k, rank_k]`` and ``positions [tokens]``; returns float32
     ``[tokens, num_kv_heads, head_dim]``.
     """
     keys = latent_k.float()
@@ -72,7 +72,8 @@ def store_latents(
     block_size = cache.shape[2]
     parts = latent_k[tokens], latent_v[tokens]
     if slot is not None:
-        parts = pack(parts[0], slot.key), pack(parts[1], slot.value)
+        sides = zip(parts, (slot.key, slot.value), strict=True)
+        parts = [pack(part.unflatten(-1, (-1, form.rank)), form).flatten(-2) for part, form in sides]
     latents = torch.cat(parts, dim=-1)
     cache[slots // block_size, :, slots % block_size] = latents.to(cache.dtype)
 
@@ -82,15 +83,17 @@ def gather_latents(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The latents of one request at ``positions [tokens]``, whose blocks are ``blocks [max_blocks]``.
 
-    Returns ``[tokens, num_groups, rank_k]`` and ``[tokens, num_groups, rank_v]`` in the dtype of ``cache``, or float32
-    where they are packed.
+    Returns ``[tokens, num_groups_k, rank_k]`` and ``[tokens, num_groups_v, rank_v]`` in the dtype of ``cache``, or
+    float32 where they are packed.
     """
     block_size = cache.shape[2]
     slots = cache[blocks.long()[positions // block_size], :, positions % block_size]
+    keys, values = slots.tensor_split((shape.value_start,), dim=-1)
+    keys = keys.unflatten(-1, (shape.key_latents, shape.key_width)).flatten(1, 2)
+    values = values.unflatten(-1, (shape.value_latents, shape.value_width)).flatten(1, 2)
     if shape.slot is None:
-        return slots[..., : shape.rank_k], slots[..., shape.rank_k :]
-    key_bytes = shape.slot.key.bytes
-    return unpack(slots[..., :key_bytes], shape.slot.key), unpack(slots[..., key_bytes:], shape.slot.value)
+        return keys, values
+    return unpack(keys, shape.slot.key), unpack(values, shape.slot.value)
 
 
 def visible(query_positions: torch.Tensor, key_positions: torch.Tensor, sliding_window: int | None) -> torch.Tensor:
@@ -106,11 +109,11 @@ def latent_attention(
     """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for one request.
 
     Takes ``query [queries, num_heads, head_dim]``, ``keys [tokens, num_kv_heads, head_dim]``,
-    ``latent_v [tokens, num_groups, rank_v]``, ``mask [queries, tokens]``; returns float32
+    ``latent_v [tokens, num_groups_v, rank_v]``, ``mask [queries, tokens]``; returns float32
     ``[queries, num_heads, rank_v]``.
     """
     keys = keys.repeat_interleave(shape.queries_per_kv, dim=1)
-    values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size, dim=1)
+    values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size_v, dim=1)
     scores = shape.scale * torch.einsum("qhd,thd->hqt", query.float(), keys)
     probabilities = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return torch.einsum("hqt,thr->qhr", probabilities, values)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.arguments import packed_format
-from palu_vllm.kernels.checks import check_store
+from palu_vllm.kernels.checks import check_store, latents_of_slot
 from palu_vllm.kernels.store_packed import store_part
 from palu_vllm.latent_format import SlotFormat
 from palu_vllm.packing import clip_argument
@@ -13,9 +13,9 @@ from palu_vllm.packing import clip_argument
 
 @triton.jit
 def store_latents_kernel(
-    latent_k_ptr,  # [tokens, num_groups, RANK_K]
-    latent_v_ptr,  # [tokens, num_groups, RANK_V]
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, RANK_K + RANK_V], or bytes
+    latent_k_ptr,  # [tokens, num_groups, SIZE_K]: KEY_LATENTS latents
+    latent_v_ptr,  # [tokens, num_groups, SIZE_V]: VALUE_LATENTS latents
+    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, SIZE_K + SIZE_V], or bytes
     slot_mapping_ptr,  # [tokens] int64, negative for padding
     stride_latent_k_token,
     stride_latent_k_group,
@@ -27,8 +27,10 @@ def store_latents_kernel(
     clip_k,
     clip_v,
     BLOCK_SIZE: tl.constexpr,
-    RANK_K: tl.constexpr,
-    RANK_V: tl.constexpr,
+    SIZE_K: tl.constexpr,
+    SIZE_V: tl.constexpr,
+    KEY_LATENTS: tl.constexpr,
+    VALUE_LATENTS: tl.constexpr,
     TILE_K: tl.constexpr,
     TILE_V: tl.constexpr,
     FORMAT_K: tl.constexpr,
@@ -44,17 +46,21 @@ def store_latents_kernel(
     latent_k_ptr += token * stride_latent_k_token + group * stride_latent_k_group
     latent_v_ptr += token * stride_latent_v_token + group * stride_latent_v_group
     if FORMAT_K is not None:
-        store_part(slot_ptr, latent_k_ptr, clip_k, FORMAT_K)
-        store_part(slot_ptr + FORMAT_K[0][2], latent_v_ptr, clip_v, FORMAT_V)
+        for index in range(KEY_LATENTS):
+            part_ptr = slot_ptr + index * FORMAT_K[0][2]
+            store_part(part_ptr, latent_k_ptr + index * (SIZE_K // KEY_LATENTS), clip_k, FORMAT_K)
+        for index in range(VALUE_LATENTS):
+            part_ptr = slot_ptr + KEY_LATENTS * FORMAT_K[0][2] + index * FORMAT_V[0][2]
+            store_part(part_ptr, latent_v_ptr + index * (SIZE_V // VALUE_LATENTS), clip_v, FORMAT_V)
     else:
         # [TILE_K]
         column = tl.arange(0, TILE_K)
-        latent = tl.load(latent_k_ptr + column, mask=column < RANK_K)
-        tl.store(slot_ptr + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_K)
+        latent = tl.load(latent_k_ptr + column, mask=column < SIZE_K)
+        tl.store(slot_ptr + column, latent.to(cache_ptr.dtype.element_ty), mask=column < SIZE_K)
         # [TILE_V]
         column = tl.arange(0, TILE_V)
-        latent = tl.load(latent_v_ptr + column, mask=column < RANK_V)
-        tl.store(slot_ptr + RANK_K + column, latent.to(cache_ptr.dtype.element_ty), mask=column < RANK_V)
+        latent = tl.load(latent_v_ptr + column, mask=column < SIZE_V)
+        tl.store(slot_ptr + SIZE_K + column, latent.to(cache_ptr.dtype.element_ty), mask=column < SIZE_V)
 
 
 def store_latents(
@@ -71,7 +77,8 @@ def store_latents(
     Raises ValueError for shapes that do not fit each other.
     """
     check_store(latent_k, latent_v, cache, slot_mapping, slot)
-    tokens, num_groups, rank_k, rank_v = slot_mapping.shape[0], cache.shape[1], latent_k.shape[2], latent_v.shape[2]
+    tokens, num_groups, size_k, size_v = slot_mapping.shape[0], cache.shape[1], latent_k.shape[2], latent_v.shape[2]
+    key_latents, value_latents = (1, 1) if slot is None else latents_of_slot(latent_k, latent_v, slot)
     if tokens == 0:
         return
     store_latents_kernel[(tokens, num_groups)](
@@ -85,10 +92,12 @@ def store_latents(
         clip_k=1.0 if slot is None else clip_argument(slot.key),
         clip_v=1.0 if slot is None else clip_argument(slot.value),
         BLOCK_SIZE=cache.shape[2],
-        RANK_K=rank_k,
-        RANK_V=rank_v,
-        TILE_K=triton.next_power_of_2(rank_k),
-        TILE_V=triton.next_power_of_2(rank_v),
+        SIZE_K=size_k,
+        SIZE_V=size_v,
+        KEY_LATENTS=key_latents,
+        VALUE_LATENTS=value_latents,
+        TILE_K=triton.next_power_of_2(size_k),
+        TILE_V=triton.next_power_of_2(size_v),
         FORMAT_K=None if slot is None else packed_format(slot.key),
         FORMAT_V=None if slot is None else packed_format(slot.value),
         num_warps=4,

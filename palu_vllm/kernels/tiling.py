@@ -143,11 +143,13 @@ def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:
 
 
 def group_parts(shape: AttentionShape, queries: int, device: Device) -> int:
-    """In how many equal parts the heads of a group are taken, as few as leave a program its registers. Every part loads
-    the latents anew, from L2 where they run together; no key is rebuilt twice.
+    """In how many equal parts the heads of a group are taken, as few as leave a program its registers and heads of one
+    key latent and one value latent. Every part loads its latents anew, from L2 where they run together; no key is
+    rebuilt twice.
     """
     most_rows = ROWS_OF_ONE_QUERY if queries == 1 and device.shared_operands else ROWS_OF_SEVERAL_QUERIES
-    divisors = (parts for parts in range(1, shape.group_size) if shape.group_size % parts == 0)
+    fewest = max(shape.key_latents, shape.value_latents)
+    divisors = (parts for parts in range(fewest, shape.group_size, fewest) if shape.group_size % parts == 0)
     return next((parts for parts in divisors if decode_rows(shape, queries, parts) <= most_rows), shape.group_size)
 
 

@@ -31,7 +31,12 @@ Tuned = tuple[tuple[str, Tiles], ...]
 
 def tuned_key(kind: str, shape: AttentionShape, element_size: int, queries: int = 1, has_key_norm: bool = False) -> str:
     """Names a layer's kernel: ``kind`` is ``decode`` or ``prefill``. Windows and scales make no difference."""
-    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.group_size, shape.rank_k, shape.rank_v)
+    groups = (
+        f"{shape.group_size_k}"
+        if shape.group_size_k == shape.group_size_v
+        else f"{shape.group_size_k}+{shape.group_size_v}"
+    )
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim, groups, shape.rank_k, shape.rank_v)
     stored = "numbers" if shape.slot is None else f"{tiers(shape.slot.key)},{tiers(shape.slot.value)}"
     norm = " key norm" if has_key_norm else ""
     return f"{kind} {'/'.join(map(str, sizes))} {stored} {element_size} bytes {queries} queries{norm}"

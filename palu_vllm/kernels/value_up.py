@@ -23,11 +23,11 @@ def reduce_multiplies(shape: AttentionShape, rows: int, element_size: int) -> bo
 def apply_v_up(latents: torch.Tensor, v_up: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
     """``[tokens, num_heads, rank_v]`` to ``[tokens, num_heads, head_dim]`` in the dtype of ``latents``.
 
-    ``v_up [num_groups, rank_v, group_size * head_dim]`` of any floating dtype.
+    ``v_up [num_groups_v, rank_v, group_size_v * head_dim]`` of any floating dtype.
     """
-    per_head = v_up.to(latents.dtype).unflatten(-1, (shape.group_size, shape.head_dim))
+    per_head = v_up.to(latents.dtype).unflatten(-1, (shape.group_size_v, shape.head_dim))
     # [tokens, group, KV head in the group, query head of it, rank_v]
-    grouped = latents.unflatten(1, (shape.num_groups, shape.group_size, shape.queries_per_kv))
+    grouped = latents.unflatten(1, (shape.num_groups_v, shape.group_size_v, shape.queries_per_kv))
     return torch.einsum("tghqr,grhd->tghqd", grouped, per_head).flatten(1, 3)
 
 

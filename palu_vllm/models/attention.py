@@ -15,8 +15,9 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig
+from palu_vllm.config import AttentionGeometry, PaluConfig
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.layer_shape import LayerShape
 
 
 class PaluAttention(nn.Module):
@@ -66,8 +67,8 @@ class PaluAttention(nn.Module):
     def _create_projections(self, whole: LayerShape, hidden_size: int, bias: bool, prefix: str) -> None:
         widths = {
             "q_proj": whole.num_heads * whole.head_dim,
-            "k_down": whole.num_groups * whole.rank_k,
-            "v_down": whole.num_groups * whole.rank_v,
+            "k_down": whole.num_groups_k * whole.rank_k,
+            "v_down": whole.num_groups_v * whole.rank_v,
         }
         for name, width in widths.items():
             with_bias = bias and name == "q_proj"
@@ -78,9 +79,9 @@ class PaluAttention(nn.Module):
         self.o_proj = RowParallelLinear(
             whole.output_width, hidden_size, bias=bias, prefix=f"{prefix}.o_proj", return_bias=False
         )
-        groups, full = whole.num_groups, whole.group_width
-        self.k_up = _parameter(groups, whole.rank_k, full) if whole.has_k_up else None
-        self.v_up = _parameter(groups, whole.rank_v, full) if whole.value_path == "factored" else None
+        factored = whole.value_path == "factored"
+        self.k_up = _parameter(whole.num_groups_k, whole.rank_k, whole.full_rank_k) if whole.has_k_up else None
+        self.v_up = _parameter(whole.num_groups_v, whole.rank_v, whole.full_rank_v) if factored else None
         self.k_bias = _parameter(whole.num_kv_heads * whole.head_dim) if bias else None
 
     def _rebuild(self, table: torch.Tensor) -> KeyRebuild:
@@ -103,7 +104,7 @@ class PaluAttention(nn.Module):
 
     def _own_values(self, latents: torch.Tensor) -> torch.Tensor:
         """Of ``[tokens, num_heads, rank_v]``, the values of all heads of a group, each head takes its own."""
-        groups, group_size = self.shape.num_groups, self.shape.group_size
+        groups, group_size = self.shape.num_groups_v, self.shape.group_size_v
         # [tokens, group, KV head in the group, query head of it, rank_v]
         latents = latents.unflatten(1, (groups, group_size, self.shape.queries_per_kv))
         own = latents.unflatten(-1, (group_size, self.shape.head_dim)).diagonal(dim1=2, dim2=4)
@@ -127,6 +128,8 @@ def _share_of_device(whole: LayerShape) -> AttentionShape:
         group_size=whole.group_size,
         rank_k=whole.rank_k,
         rank_v=whole.rank_v,
+        key_latents=whole.key_latents,
+        value_latents=whole.value_latents,
         scale=whole.head_dim**-0.5,
     )
 

@@ -19,7 +19,7 @@ def banner(config: dict, dtype: torch.dtype, device_type: str) -> str:
     name = str(dtype).removeprefix("torch.")
     dense, latent = geometry.dense_bytes_per_token(name), palu.bytes_per_token(geometry, name)
     return (
-        f"palu-vllm {__version__} on vLLM {vllm.__version__}: group size {palu.group_size_k}, "
+        f"palu-vllm {__version__} on vLLM {vllm.__version__}: {palu.group_sizes}, "
         f"rank_k {_range(palu.rank_k)}, rank_v {_range(palu.rank_v)} per group, {palu.value_path} values, "
         f"{_bits(palu.tiers_k)} bits in K and {_bits(palu.tiers_v)} in V, "
         f"{latent:,} bytes of KV cache per token instead of {dense:,} ({dense / latent:.2f}x the tokens), "

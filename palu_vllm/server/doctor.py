@@ -56,7 +56,7 @@ def _configuration(directory: Path) -> str:
     config, palu, geometry = read_config(directory)
     ranks = f"rank_k {min(palu.rank_k)}-{max(palu.rank_k)}, rank_v {min(palu.rank_v)}-{max(palu.rank_v)}"
     return (
-        f"{config['model_type']}, {geometry.num_layers} layers, group size {palu.group_size_k}, {ranks}, "
+        f"{config['model_type']}, {geometry.num_layers} layers, {palu.group_sizes}, {ranks}, "
         f"{palu.value_path} values, rope {rope_type(config)}{', queries and keys normalised' * palu.qk_norm}"
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpus import CHIPS, GPUS, gpu_of_device
-from benchmarks.layers import MODELS, RECOMMENDED_LAYERS
+from benchmarks.layers import MODELS, RECOMMENDED_LAYERS, Layer, sizes
 from benchmarks.roofline import absorption_of, bounds, main, tiles_of
 from benchmarks.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
 
@@ -88,6 +88,20 @@ def test_every_tile_of_tokens_reads_k_up_again():
     for tiling, pairs in zip(tiles_of(layer, H200), (64, 32), strict=True):
         by_hand = 65536 * shape.num_groups * (2 * 512 + 2 * pairs * 4) + tiles * k_up + partials
         assert decode_work(shape, BATCH, H200, tiling).l2_bytes == by_hand
+
+
+@pytest.mark.parametrize(("latents", "fewer"), [({"key_latents": 2}, 512), ({"value_latents": 2}, 256)])
+def test_groups_apart_cost_what_the_smaller_groups_cost_but_the_memory_of_the_larger(latents, fewer):
+    """Groups of 4 and 8 KV heads, beside groups of 4 with latents as wide each: nothing is multiplied twice."""
+    small = Layer(sizes(32, 8, 128, 4, 256, 512), theta=5e5)
+    apart = Layer(sizes(32, 8, 128, 8, 256, 512), theta=5e5).with_latents(**latents)
+    for tilings in zip(tiles_of(small, H200), tiles_of(apart, H200), strict=True):
+        assert tilings[1] == replace(tilings[0], parts=2)
+        equal, found = (
+            decode_work(layer.shape, BATCH, H200, tiling) for layer, tiling in zip((small, apart), tilings, strict=True)
+        )
+        assert (found.flops, found.l2_bytes) == (equal.flops, equal.l2_bytes)
+        assert equal.memory_bytes - found.memory_bytes == 65536 * fewer * 2
 
 
 def test_operations_of_absorbed_tiles():

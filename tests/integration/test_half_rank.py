@@ -17,6 +17,11 @@ CASES = {
     "llama-factored": ("llama", RANKS | {"value_path": "factored"}),
     "llama-some-uncompressed": ("llama", UNEVEN),
     "llama-one-group": ("llama", {"rank_k": 48, "rank_v": 72, "group_size": 4}),
+    "llama-keys-in-smaller-groups": ("llama", {"rank_k": (16, 24), "rank_v": (80, 128), "group_size": (1, 4)}),
+    "qwen2-values-in-smaller-groups-factored": (
+        "qwen2",
+        {"rank_k": (64, 48), "rank_v": (16, 40), "group_size": (4, 2), "value_path": "factored"},
+    ),
     "mistral-window": ("mistral", RANKS | {"sliding_window": 24}),
     "qwen2-fused": ("qwen2", RANKS),
     "qwen2-factored": ("qwen2", RANKS | {"value_path": "factored"}),
@@ -45,12 +50,16 @@ def test_vllm_and_transformers_agree(case, palu):
         assert attention_used(llm) == {("PALU", "TorchAttention")}
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_what_the_compressor_writes_is_served(family, dense, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    [(family, {"group_size": 2}) for family in ("llama", "mistral", "qwen2", "qwen3")]
+    + [("llama", {"group_size_k": 2, "group_size_v": 4})],
+)
+def test_what_the_compressor_writes_is_served(family, groups, dense, tmp_path):
     """Half the rank, whitened on real text, ranks by Fisher information; vLLM's capacity is the report's."""
     out = tmp_path / "out"
     options = {"rank_ratio": 0.5, "calib_data": str(CALIBRATION), "calib_samples": 8, "calib_seqlen": 256}
-    report = compress(dense(family), out, group_size=2, **options)
+    report = compress(dense(family), out, **groups, **options)
     requests = prompts(6, 45)
     with engine(out, attention_backend="palu", num_gpu_blocks_override=None) as llm:
         assert greedy(llm, requests, TOKENS) == with_transformers(out, requests)

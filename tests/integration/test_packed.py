@@ -18,7 +18,9 @@ FORMATS = {
     "tiers": ([(0.5, 8), (0.5, 3)], [(0.5, 4), (0.5, 2)]),
     "groups_symmetric_clipped": ([(1.0, 4)], [(1.0, 8)]),
     "key_norm_4_bits": ([(1.0, 4)], [(1.0, 4)]),
+    "keys_in_smaller_groups": ([(0.5, 8), (0.5, 3)], [(1.0, 4)]),
 }
+GROUPS = {"keys_in_smaller_groups": (2, 4)}  # 2 otherwise
 FAMILY = {"key_norm_4_bits": "qwen3"}  # llama otherwise
 CHANGES = {
     "groups_symmetric_clipped": {
@@ -37,7 +39,7 @@ def packed(palu, tmp_path_factory):
         out = tmp_path_factory.getbasetemp() / f"packed-{name}"
         if out.exists():
             return out
-        model = palu(FAMILY.get(name, "llama"), **RANKS)
+        model = palu(FAMILY.get(name, "llama"), **RANKS, group_size=GROUPS.get(name, 2))
         return with_tiers(model, out, *FORMATS[name], **CHANGES.get(name, {}))
 
     return get

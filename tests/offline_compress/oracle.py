@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
-from palu_vllm.config import LayerShape
+from palu_vllm.layer_shape import LayerShape
 
 
 def layer_of(directory: Path, layer: int) -> dict[str, torch.Tensor]:
@@ -62,13 +62,13 @@ def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tens
     shape, tensors = LayerShape.of(palu, geometry, layer), layer_of(directory, layer)
     keys = linear(tensors, "k_down", x)
     if shape.has_k_up:
-        keys = torch.cat([c @ up for c, up in zip(keys.chunk(shape.num_groups, 1), tensors["k_up"], strict=True)], 1)
+        keys = torch.cat([c @ up for c, up in zip(keys.chunk(shape.num_groups_k, 1), tensors["k_up"], strict=True)], 1)
     keys = keys + tensors.get("k_bias", torch.zeros(()))
     values = linear(tensors, "v_down", x)
     width = shape.rank_v if shape.value_path == "fused" else shape.head_dim
     if shape.value_path == "factored":
         values = torch.cat(
-            [c @ up for c, up in zip(values.chunk(shape.num_groups, 1), tensors["v_up"], strict=True)], 1
+            [c @ up for c, up in zip(values.chunk(shape.num_groups_v, 1), tensors["v_up"], strict=True)], 1
         )
     queries = heads_of(linear(tensors, "q_proj", x), shape.head_dim, shape.num_heads)
     keys = heads_of(keys, shape.head_dim, shape.num_heads)

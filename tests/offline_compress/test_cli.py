@@ -127,6 +127,7 @@ def test_arguments_that_argparse_refuses(argv, capsys):
         ("--rank-ratio nan", "outside (0, 1]"),
         ("--group-size 3", "does not divide the 4 key-value heads; expected one of 1, 2, 4"),
         ("--group-size 0", "group size is 0"),
+        ("--group-size-k 2 --group-size-v 3", "group size 3 does not divide the 4 key-value heads"),
         ("--calib-samples 0", "samples is 0"),
         ("--calib-seqlen 1", "too short"),
         ("--seed -1", "negative"),

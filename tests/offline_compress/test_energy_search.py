@@ -38,16 +38,50 @@ def test_no_other_ranks_of_the_same_sum_discard_less(spectra, ratio):
     for energy in energies_of(spectra):  # the same curve, every number as many as a tile
         steps = torch.repeat_interleave(energy.diff() / 16, 16)
         wide.append(torch.cat([energy[:1], energy[:1] + steps.cumsum(0)]))
-    ranks = ranks_by_energy(wide, 64, ratio)
-    units = budget(len(spectra), 64, ratio)
+    ranks = ranks_by_energy(wide, [64] * len(wide), ratio)
+    units = budget([64] * len(spectra), ratio)
     assert sum(ranks) == 16 * units
     every = (c for c in itertools.product((16, 32, 48, 64), repeat=len(spectra)) if sum(c) == 16 * units)
     assert total(wide, ranks) == pytest.approx(min(total(wide, other) for other in every), rel=1e-6, abs=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(SPECTRA, st.floats(0.3, 1))
+def test_ranks_that_cost_more_must_save_more(spectra, ratio):
+    """The first matrix has two groups of half the full rank: no other ranks within the budget are better by more than
+    the tile that a greedy choice may miss at the end.
+    """
+    fulls = [32, *[64] * (len(spectra) - 1)]
+    energies = [
+        torch.linspace(1, 0, full + 1).double() ** 2 * (1 + sum(s)) for full, s in zip(fulls, spectra, strict=True)
+    ]
+    ranks = ranks_by_energy(energies, fulls, ratio)
+    cost = [2, *[1] * (len(spectra) - 1)]
+    total_kept = sum(rank * c for rank, c in zip(ranks, cost, strict=True))
+    allowed = 16 * budget(fulls, ratio)
+    assert allowed - 16 <= total_kept <= allowed
+    choices = itertools.product((16, 32), *[(16, 32, 48, 64)] * (len(spectra) - 1))
+    within = [c for c in choices if sum(rank * each for rank, each in zip(c, cost, strict=True)) <= total_kept - 32]
+    assert all(total(energies, ranks) <= total(energies, other) + 1e-9 for other in within)
+
+
+@pytest.mark.parametrize("search", ["uniform", "fisher", "fisher_uniform", "energy", "sensitivity"])
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 2)])
+def test_every_search_keeps_the_bytes_of_the_ratio_with_groups_apart(tmp_path, text, dense, search, sizes):
+    options = {"objective": "weighted", "search": search, "group_size_k": sizes[0], "group_size_v": sizes[1]}
+    report = compress(dense("llama"), tmp_path / "out", calib_data=text, **options, **QUICK)
+    assert 2 * report["bytes_per_token"] == report["dense_bytes_per_token"]
+    assert report["rank_ratio_realised"] == report["rank_ratio_nominal"] == 0.5
+    groups = [4 // size for size in sizes]
+    assert report["bytes_per_token"] == 4 * (groups[0] * sum(report["rank_k"]) + groups[1] * sum(report["rank_v"]))
+    assert report["rebuild_work_per_token"] == 4 * 16 * sum(rank for rank in report["rank_k"] if rank < 16 * sizes[0])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{sizes[0]} KV heads in K, {sizes[1]} in V" in card
+
+
 def test_energy_that_nobody_has_gets_no_ranks():
     flat = [torch.zeros(65, dtype=torch.float64), torch.linspace(1, 0, 65).double()]
-    assert ranks_by_energy(flat, 64, 0.5) == [16, 48]
+    assert ranks_by_energy(flat, [64] * 2, 0.5) == [16, 48]
 
 
 @pytest.mark.parametrize(

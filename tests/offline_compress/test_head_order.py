@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline_compress import compress
-from offline_compress.head_order import ReorderedSource, grouped_order, permuted, similarity
+from offline_compress.head_order import ReorderedSource, grouped_order, nested_order, permuted, similarity
 from offline_compress.source import open_source
 from palu_vllm.checkpoint import read_config
 from tests.offline_compress.oracle import dense_attention, latent_attention, shape_of
@@ -22,6 +22,22 @@ def test_an_order_is_a_permutation_group_by_group(sizes, seed):
     assert sorted(order) == list(range(heads))
     groups = [tuple(order[i : i + group_size]) for i in range(0, heads, group_size)]
     assert groups == sorted(tuple(sorted(group)) for group in groups)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([(8, 4, 2), (8, 8, 2), (8, 4, 1), (6, 6, 3), (12, 6, 2)]), st.integers(0, 10**6))
+def test_smaller_groups_lie_within_larger_ones(sizes, seed):
+    heads, large, small = sizes
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = torch.rand(2, heads, heads, generator=generator).double()
+    coarse, fine = coarse + coarse.T, fine + fine.T
+    order = nested_order(coarse, large, fine, small)
+    assert sorted(order) == list(range(heads))
+    outer = grouped_order(coarse, large)
+    for start in range(0, heads, large):
+        assert sorted(order[start : start + large]) == sorted(outer[start : start + large])
+    if large == heads:  # one group of all: the order is that of the smaller groups alone
+        assert order == grouped_order(fine, small)
 
 
 def test_twins_share_a_group():
@@ -58,10 +74,17 @@ def test_a_reordered_source_moves_heads_together(dense):
             assert torch.equal(after, before)
 
 
-@pytest.mark.parametrize(("family", "overrides"), [("llama", {"attention_bias": True}), ("qwen2", {})])
-def test_reordering_changes_nothing_where_nothing_is_lost(tmp_path, text, family, overrides):
+@pytest.mark.parametrize(
+    ("family", "overrides", "groups"),
+    [
+        ("llama", {"attention_bias": True}, {"group_size": 2, "rank_ratio": 0.25}),
+        ("qwen2", {}, {"group_size": 2, "rank_ratio": 0.25}),
+        ("qwen2", {}, {"group_size_k": 4, "group_size_v": 2, "rank_ratio": 0.1875}),
+    ],
+)
+def test_reordering_changes_nothing_where_nothing_is_lost(tmp_path, text, family, overrides, groups):
     model = low_rank_model(tmp_path / "model", family, 16, **overrides)
-    options = {"rank_ratio": 0.25, "group_size": 2, "search": "uniform", "calib_data": text, **QUICK}
+    options = {**groups, "search": "uniform", "calib_data": text, **QUICK}
     report = compress(model, tmp_path / "out", reorder_heads=True, **options)
     assert report["reorder_heads"] and report["rank_k"] == [16, 16]
     x = torch.randn(11, 64, generator=torch.Generator().manual_seed(0)).double()

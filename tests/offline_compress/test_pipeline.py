@@ -55,6 +55,23 @@ def test_nothing_is_lost_where_the_weights_have_that_rank(tmp_path, text, family
         torch.testing.assert_close(latent_attention(tmp_path / "out", layer, x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("value_path", ["fused", "factored"])
+@pytest.mark.parametrize(("sizes", "options"), [((1, 4), {"latent_bits": 16}), ((4, 2), {"hadamard": True})])
+def test_nothing_is_lost_in_groups_apart(tmp_path, text, sizes, options, value_path):
+    """A rank of 16 in K and V: half of a head, an eighth of all heads."""
+    model = low_rank_model(tmp_path / "model", "qwen2", 16)
+    kept = (16 * 4 // sizes[0] + 16 * 4 // sizes[1]) / 256
+    report = compress(
+        model, tmp_path / "out", rank_ratio=kept, group_size_k=sizes[0], group_size_v=sizes[1], search="energy",
+        objective="whiten", value_path=value_path, calib_data=text, **options, **QUICK,
+    )  # fmt: skip
+    assert report["rank_k"] == report["rank_v"] == [16, 16]
+    x = torch.randn(11, 64, generator=torch.Generator().manual_seed(0)).double()
+    for layer in range(2):
+        expected = dense_attention(model, layer, shape_of(tmp_path / "out", layer), x)
+        torch.testing.assert_close(latent_attention(tmp_path / "out", layer, x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("objective", ["svd", "whiten"])
 def test_fused_and_factored_give_the_same_output(tmp_path, text, dense, objective):
     options = {"objective": objective, "search": "uniform", "calib_data": text, **QUICK}
@@ -65,9 +82,9 @@ def test_fused_and_factored_give_the_same_output(tmp_path, text, dense, objectiv
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_rank_keeps_every_weight_bit_for_bit(tmp_path, dense, family):
-    compress(dense(family), tmp_path / "out", rank_ratio=1)
+@pytest.mark.parametrize(("family", "groups"), [*((family, {}) for family in FAMILIES), ("qwen2", {"group_size_k": 1})])
+def test_full_rank_keeps_every_weight_bit_for_bit(tmp_path, dense, family, groups):
+    compress(dense(family), tmp_path / "out", rank_ratio=1, **groups)
     before, after = dict(iterate_tensors(dense(family))), dict(iterate_tensors(tmp_path / "out"))
     renamed = {"k_down.weight": "k_proj.weight", "v_down.weight": "v_proj.weight", "k_bias": "k_proj.bias"}
     for name, tensor in after.items():

@@ -47,7 +47,9 @@ def test_whitening_uses_the_data_that_the_flags_say(tmp_path, text, dense):
     ("change", "affected"),
     [
         ({"rank_ratio": 0.25}, "rank_k"),
-        ({"group_size": 2}, "group_size"),
+        ({"group_size": 2}, "group_size_k"),
+        ({"group_size_k": 2}, "group_size_k"),
+        ({"group_size_v": 2}, "group_size_v"),
         ({"objective": "svd"}, "relative_error_k"),
         ({"search": "uniform"}, "rank_v"),
         ({"value_path": "factored"}, "value_path"),
@@ -119,7 +121,7 @@ def test_gradients_are_float32():
 def test_head_dim_is_that_of_the_config(tmp_path, text, head_dim):
     model = build_dense(tmp_path / "model", head_dim=head_dim)  # hidden / heads would be 8 for both
     report = compress(model, tmp_path / "out", calib_data=text, **QUICK)
-    assert report["full_rank"] == 4 * head_dim
+    assert report["full_rank_k"] == report["full_rank_v"] == 4 * head_dim
 
 
 def test_llama3_rope_is_accepted_in_the_spelling_of_transformers_4(tmp_path, text, own_dense):

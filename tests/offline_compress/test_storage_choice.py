@@ -46,6 +46,7 @@ def measured_error(dense, out, tokens: torch.Tensor) -> float:
     ("mistral", 5, {"latent_bits_v": 8}),
     ("llama", 1.6, {"latent_bits": 16, "objective": "svd"}),
     ("llama", 6, {"hadamard": False, "value_path": "factored"}),
+    ("qwen2", 5, {"group_size_k": 2, "group_size_v": 4}),
     ("qwen2", 1.6, {"group_size": 2, "reorder_heads": True, "latent_bits": 16}),
 ])  # fmt: skip
 def test_the_budget_is_kept_and_the_error_is_as_predicted(tmp_path, text, dense, family, target, options):

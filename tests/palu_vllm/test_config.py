@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from palu_vllm.config import AttentionGeometry, LayerShape, PaluConfig, rope_type
+from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.latent_format import LatentFormat, Tier
 
 MODEL = {
@@ -70,6 +70,17 @@ def test_groups_symmetric_codes_and_clip_ratios_are_in_the_formats():
     assert palu.slot_format(1, "float16").bytes == 2 * (2 * 2 + 16)
 
 
+@pytest.mark.parametrize(("sizes", "rank_k"), [((2, 4), [8, 32]), ((1, 4), [8, 16]), ((4, 1), [8, 64])])
+def test_groups_of_k_and_v_apart(sizes, rank_k):
+    geometry = AttentionGeometry.from_hf_config(MODEL)
+    groups = [4 // size for size in sizes]
+    changes = {"group_size_k": sizes[0], "group_size_v": sizes[1], "rank_k": rank_k, "rank_v": [12, 16]}
+    palu = read(**changes)
+    assert palu.bytes_per_token(geometry, "float16") == 2 * (groups[0] * sum(rank_k) + groups[1] * (12 + 16))
+    assert (palu.group_size, palu.num_groups(geometry)) == (4, 1)
+    assert palu.group_sizes == f"group size {sizes[0]} in K and {sizes[1]} in V"
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(ValidationError):
         read().seed = 1
@@ -91,7 +102,8 @@ def test_it_cannot_be_changed():
         ({"rank_k": [8] * 3, "rank_v": [8] * 3}, "ranks for 3 layers, the model has 2"),
         ({"rank_v": [12, 33]}, "rank 33 is above the full rank 32 of a group"),
         ({"group_size_k": 0, "group_size_v": 0}, "not valid at group_size_k"),
-        ({"group_size_v": 1}, "group_size_k 2 and group_size_v 1 differ; expected equal"),
+        ({"group_size_v": 3}, "neither of group_size_k 2 and group_size_v 3 divides the other"),
+        ({"group_size_v": 1}, "rank 32 is above the full rank 16 of a group"),
         ({"group_size_k": 3, "group_size_v": 3}, "group size 3 does not divide 4 key-value heads"),
         ({"tiers_k": []}, "not valid at tiers_k: List should have at least 1 item"),
         ({"tiers_k": [{"share": 1.0, "bits": 5}]}, "have bits other than 16, 8, 4, 3, 2"),
@@ -156,15 +168,6 @@ def test_bytes_per_token(dtype, size):
     geometry = AttentionGeometry.from_hf_config(MODEL)
     assert geometry.dense_bytes_per_token(dtype) == 2 * 2 * 4 * 16 * size
     assert read().bytes_per_token(geometry, dtype) == 2 * (8 + 32 + 12 + 32) * size
-
-
-def test_layer_shapes():
-    geometry = AttentionGeometry.from_hf_config(MODEL)
-    compressed, whole = (LayerShape.of(read(), geometry, layer) for layer in range(2))
-    assert (compressed.num_groups, compressed.group_width, compressed.has_k_up) == (2, 32, True)
-    assert (compressed.value_path, compressed.output_width) == ("fused", 8 * 12)
-    assert (whole.value_path, whole.has_k_up, whole.output_width) == ("uncompressed", False, 8 * 16)
-    assert LayerShape.of(read(value_path="factored"), geometry, 0).output_width == 8 * 16
 
 
 @pytest.mark.parametrize(

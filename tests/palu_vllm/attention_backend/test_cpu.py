@@ -76,7 +76,7 @@ def exact(problem: Problem) -> torch.Tensor:
         positions = torch.arange(seq_len)
         hidden = ~visible(positions[seq_len - len(query) :], positions, shape.sliding_window)
         rotated = rotated.repeat_interleave(shape.queries_per_kv, dim=1)
-        values = latent_v[own].double().repeat_interleave(shape.num_heads // shape.num_groups, dim=1)
+        values = latent_v[own].double().repeat_interleave(shape.num_heads // shape.num_groups_v, dim=1)
         scores = shape.scale * torch.einsum("qhd,thd->hqt", query, rotated)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         outputs.append(torch.einsum("hqt,thr->qhr", weights, values))

@@ -19,6 +19,8 @@ ABSORBED = {
     "one_group": Layer(sizes(8, 4, 64, 4, 48, 40)),
     "two_groups_bias": Layer(sizes(8, 4, 80, 2, 33, 50), has_bias=True),
     "per_head": Layer(sizes(4, 4, 128, 1, 17, 23)),
+    "two_keys_per_slot_bias": Layer(sizes(8, 4, 64, 4, 33, 50), has_bias=True).with_latents(key_latents=2),
+    "two_values_per_slot": Layer(sizes(8, 4, 64, 4, 33, 20)).with_latents(value_latents=2),
     "partial_rotary_bias": Layer(sizes(4, 2, 64, 2, 33, 36), has_bias=True).with_rotary_dim(24),
 }
 
@@ -32,17 +34,16 @@ def after_attending(problem: Problem) -> TorchAttention:
 @pytest.mark.parametrize("layer", ABSORBED.values(), ids=ABSORBED)
 def test_equals_the_specification_in_every_tile(layer):
     problem = random_problem(layer, [(1, 2 * TILE), (1, 3 * TILE)])
-    shape, latents = problem.shape, problem.latents
+    shape, (stored, _) = problem.shape, problem.stored()
     absorbed = AbsorbedScores.where_cheaper(KeySource(shape, problem.rebuild), TILE)
     positions = torch.cat((torch.arange(2 * TILE), torch.arange(3 * TILE)))
     tiles = Tiles(torch.tensor([0, 0, 1, 1, 1]), positions.view(5, TILE), torch.zeros(5, TILE, dtype=torch.bool))
     paired = pair_up(problem.query[:2], shape.rotary_dim).mul(shape.scale).unflatten(1, (shape.num_kv_heads, -1))
-    both = torch.cat((latents.latent_k, latents.latent_v), -1).transpose(0, 1)
-    scores = absorbed.scores(paired, tiles, both).permute(1, 0, 2, 3).flatten(1, 2)
+    scores = absorbed.scores(paired, tiles, stored.transpose(0, 1)).permute(1, 0, 2, 3).flatten(1, 2)
     part = absorbed.absorption.tile_tokens
     for tile in range(5):
         for first in range(0, TILE, part):
-            latent_k = latents.latent_k[tile * TILE + first :][:part]
+            latent_k = stored[tile * TILE + first :][:part]
             arguments = shape, problem.rebuild, absorbed.absorption
             query = problem.query[tiles.owner[tile]]
             expected = absorbed_scores(query, latent_k, int(tiles.positions[tile, first]), *arguments)

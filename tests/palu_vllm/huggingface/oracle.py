@@ -36,13 +36,19 @@ def low_rank(weight: torch.Tensor, rank: int, group_width: int) -> torch.Tensor:
     return torch.cat(parts).float()
 
 
-def truncated(dense: Path, rank_k: list[int], rank_v: list[int], group_width: int = FULL_RANK):
-    """The dense model with keys and values of those ranks."""
+def truncated(
+    dense: Path,
+    rank_k: list[int],
+    rank_v: list[int],
+    group_width: int = FULL_RANK,
+    group_width_v: int | None = None,
+):
+    """The dense model with keys and values of those ranks, in groups of K and V or of each."""
     model = load(dense)
     for layer, k, v in zip(model.model.layers, rank_k, rank_v, strict=True):
         attention = layer.self_attn
         attention.k_proj.weight.data = low_rank(attention.k_proj.weight.data, k, group_width)
-        attention.v_proj.weight.data = low_rank(attention.v_proj.weight.data, v, group_width)
+        attention.v_proj.weight.data = low_rank(attention.v_proj.weight.data, v, group_width_v or group_width)
     return model
 
 

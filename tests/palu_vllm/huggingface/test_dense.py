@@ -35,6 +35,23 @@ class TestEqualsDense:
         model = load(write_palu(base / "llama", tmp_path / "p", **ranks, group_size=group_size, value_path=value_path))
         assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
 
+    @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+    @pytest.mark.parametrize("value_path", ["fused", "factored"])
+    @pytest.mark.parametrize("sizes", [(1, 4), (2, 4), (4, 2)])
+    def test_with_groups_of_keys_and_values_apart(self, base, tmp_path, tokens, family, sizes, value_path):
+        full_k, full_v = (16 * size for size in sizes)
+        ranks = {"rank_k": [6 * sizes[0], full_k], "rank_v": [full_v, 5 * sizes[1]]}  # whole keys, whole values
+        oracle = truncated(base / family, **ranks, group_width=full_k, group_width_v=full_v)
+        model = load(write_palu(base / family, tmp_path / "p", **ranks, group_size=sizes, value_path=value_path))
+        assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
+        assert torch.equal(generate(model, tokens), generate(oracle, tokens))
+
+    @pytest.mark.parametrize("sizes", [(1, 4), (4, 2)])
+    def test_at_full_rank_with_groups_apart(self, base, tmp_path, tokens, sizes):
+        ranks = {"rank_k": 16 * sizes[0], "rank_v": 16 * sizes[1]}
+        model = load(write_palu(base / "llama", tmp_path / "p", **ranks, group_size=sizes))
+        assert_close(logits(model, tokens), logits(load(base / "llama"), tokens), rtol=0, atol=1e-5)
+
     def test_with_biases_everywhere(self, tmp_path, tokens):
         dense = write_dense("llama", tmp_path / "dense", attention_bias=True, mlp_bias=True)
         model = load(write_palu(dense, tmp_path / "palu", **RANKS))

@@ -18,8 +18,8 @@ UNTOUCHED = 77.0  # what rows of padding hold before and after
 class Latents:
     """Every token of every request, in order of requests."""
 
-    latent_k: torch.Tensor  # [tokens, num_groups, rank_k]
-    latent_v: torch.Tensor  # [tokens, num_groups, rank_v]
+    latent_k: torch.Tensor  # [tokens, num_groups, numbers_k]
+    latent_v: torch.Tensor  # [tokens, num_groups, numbers_v]
     slot_mapping: torch.Tensor  # [tokens] int64
 
 
@@ -35,13 +35,13 @@ class Problem:
     batch: PagedBatch
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents as the cache gives them back: quantized where they are packed."""
-        form, latents = self.shape.slot, self.latents
+        """The latents of every group of K and of V as the cache gives them back: quantized where they are packed."""
+        form, tokens = self.shape.slot, len(self.latents.latent_k)
+        latent_k = self.latents.latent_k.view(tokens, -1, self.shape.rank_k)
+        latent_v = self.latents.latent_v.view(tokens, -1, self.shape.rank_v)
         if form is None:
-            return latents.latent_k, latents.latent_v
-        return unpack(pack(latents.latent_k, form.key), form.key), unpack(
-            pack(latents.latent_v, form.value), form.value
-        )
+            return latent_k, latent_v
+        return unpack(pack(latent_k, form.key), form.key), unpack(pack(latent_v, form.value), form.value)
 
     def empty_out(self) -> torch.Tensor:
         rows, heads, _ = self.query.shape
@@ -56,8 +56,8 @@ def cos_sin_table(max_position: int, rotary_dim: int, theta: float = 10000.0) ->
 
 def random_rebuild(layer: Layer, dtype: torch.dtype, max_position: int, generator: torch.Generator) -> KeyRebuild:
     shape = layer.shape
-    width = shape.group_size * shape.head_dim
-    k_up = torch.randn(shape.num_groups, shape.rank_k, width, generator=generator) / shape.rank_k**0.5
+    width = shape.group_size_k * shape.head_dim
+    k_up = torch.randn(shape.num_groups_k, shape.rank_k, width, generator=generator) / shape.rank_k**0.5
     bias = torch.randn(shape.num_kv_heads * shape.head_dim, generator=generator)
     norm = 1 + torch.randn(shape.head_dim, generator=generator) / 2 if layer.has_key_norm else None
     return KeyRebuild(
@@ -107,8 +107,8 @@ def random_problem(
     tokens = sum(seq_lens)
     block_table = random_block_table(seq_lens, block_size, generator)
     latents = Latents(
-        latent_k=torch.randn(tokens, shape.num_groups, shape.rank_k, generator=generator).to(dtype),
-        latent_v=torch.randn(tokens, shape.num_groups, shape.rank_v, generator=generator).to(dtype),
+        latent_k=torch.randn(tokens, shape.num_groups, shape.numbers_k, generator=generator).to(dtype),
+        latent_v=torch.randn(tokens, shape.num_groups, shape.numbers_v, generator=generator).to(dtype),
         slot_mapping=slots_of(block_table, seq_lens, block_size),
     )
     num_blocks = sum(-(-length // block_size) for length in seq_lens) + SPARE_BLOCKS + 1

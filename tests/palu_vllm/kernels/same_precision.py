@@ -33,7 +33,7 @@ def attention(
     query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: AttentionShape
 ) -> torch.Tensor:
     keys = keys.float().repeat_interleave(shape.queries_per_kv, dim=1)
-    values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size, dim=1)
+    values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size_v, dim=1)
     scores = shape.scale * torch.einsum("qhd,thd->hqt", query.float(), keys)
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp().masked_fill(~mask, 0.0)
     sums = torch.einsum("hqt,thr->qhr", weights.to(latent_v.dtype).float(), values)

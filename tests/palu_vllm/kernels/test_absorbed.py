@@ -44,9 +44,9 @@ def frequencies_of(theta: float, head_dim: int) -> torch.Tensor:
 
 
 def random_rebuild(shape: AttentionShape, cos_sin: torch.Tensor, has_bias: bool) -> KeyRebuild:
-    width = shape.group_size * shape.head_dim
+    width = shape.group_size_k * shape.head_dim
     bias = torch.randn(shape.num_kv_heads * shape.head_dim) if has_bias else None
-    return KeyRebuild(torch.randn(shape.num_groups, shape.rank_k, width) / shape.rank_k**0.5, bias, cos_sin)
+    return KeyRebuild(torch.randn(shape.num_groups_k, shape.rank_k, width) / shape.rank_k**0.5, bias, cos_sin)
 
 
 def exact_scores(query, latent_k, start, shape, rebuild) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +65,10 @@ def exact_scores(query, latent_k, start, shape, rebuild) -> tuple[torch.Tensor, 
 
 def assert_close(shape, rebuild, absorption, start, tokens, tolerance) -> None:
     """Errors stay below the tolerance and the rounding of sums of ``rank_k`` float32 products."""
-    query, latent_k = torch.randn(shape.num_heads, shape.head_dim), torch.randn(tokens, shape.num_groups, shape.rank_k)
+    query, latent_k = (
+        torch.randn(shape.num_heads, shape.head_dim),
+        torch.randn(tokens, shape.num_groups_k, shape.rank_k),
+    )
     scores = absorbed_scores(query, latent_k, start, shape, rebuild, absorption)
     expected, lengths = exact_scores(query, latent_k, start, shape, rebuild)
     assert ((scores - expected).abs() <= (tolerance + 2e-6) * lengths.mean()).all()

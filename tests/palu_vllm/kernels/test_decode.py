@@ -25,8 +25,9 @@ every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYE
 def small_tiling(problem: Problem, queries: int = 1) -> Tiling:
     """Several tiles in every direction, so that all loops run more than once."""
     half = padded(problem.shape.head_dim // 2)
-    rows = decode_rows(problem.shape, queries)
-    return Tiling(32, 32, half, rows, 64, num_stages=1, half_tiles=half_tiles(half), queries=queries)
+    parts = max(problem.shape.key_latents, problem.shape.value_latents)
+    rows = decode_rows(problem.shape, queries, parts)
+    return Tiling(32, 32, half, rows, 64, num_stages=1, half_tiles=half_tiles(half), queries=queries, parts=parts)
 
 
 def decode(problem: Problem, plan: DecodePlan, num_splits: int) -> torch.Tensor:

@@ -25,6 +25,8 @@ NAMES = [
     "3_bits_bias",
     "keys_16_values_4_bits",
     "partial_rotary_bias_head_dim_80",
+    "two_keys_per_slot",
+    "two_values_per_slot_bias",
 ]
 COMPRESSED = {name: replace(ALL_LAYERS[name], theta=5e5) for name in NAMES}
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
@@ -76,7 +78,9 @@ def test_random_batches(layer, window, requests, num_splits, dtype, seed):
     assert_as_precise(decode(problem, plan, num_splits), reference(problem), problem)
 
 
-@pytest.mark.parametrize("name", ["all_heads_in_one_group", "3_bits_bias", "two_groups_bias_head_dim_80"])
+@pytest.mark.parametrize(
+    "name", ["all_heads_in_one_group", "3_bits_bias", "two_groups_bias_head_dim_80", "two_keys_per_slot"]
+)
 def test_a_program_with_some_heads_of_a_group_absorbs_theirs(name):
     problem = random_problem(COMPRESSED[name], [(4, 63), (2, 20)])
     group_size = problem.shape.group_size

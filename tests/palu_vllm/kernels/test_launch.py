@@ -119,12 +119,12 @@ def test_no_tensor_is_read_on_the_host(name, query_len, monkeypatch):
     attention = TritonAttention(problem.shape, problem.rebuild, operations.allocate)
 
     def step() -> None:
-        latents = (torch.empty(49, problem.shape.num_groups, rank, device="meta") for rank in ranks)
+        latents = (torch.empty(49, problem.shape.num_groups, size, device="meta") for size in sizes)
         attention.store(*latents, problem.cache, torch.empty(49, dtype=torch.int64, device="meta"))
         with operations:
             attention.attend(problem.query, problem.cache, problem.batch, out)
 
-    ranks = (problem.shape.rank_k, problem.shape.rank_v)
+    sizes = (problem.shape.numbers_k, problem.shape.numbers_v)
     recorded = Recording.of(step, monkeypatch, launch=False)
     assert len(recorded.launches) >= 3
     assert set(operations.names) <= VIEWS, "something else than views of scratch"

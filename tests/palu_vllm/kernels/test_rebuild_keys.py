@@ -42,7 +42,7 @@ def workspace(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     keys = shape.num_kv_heads * tiles * TILE * shape.head_dim
     return (
         numbers[:keys].view(shape.num_kv_heads, tiles * TILE, shape.head_dim),
-        numbers[keys:].view(shape.num_groups, tiles * TILE, shape.rank_v),
+        numbers[keys:].view(shape.num_groups_v, tiles * TILE, shape.rank_v),
         scratch[1].view(torch.int32).tolist(),
     )
 

@@ -49,13 +49,13 @@ def test_uncompressed_layer_is_ordinary_attention():
 @every_layer
 def test_values_rebuilt_after_the_softmax_equal_values_rebuilt_before(layer):
     problem = random_problem(layer, [(9, 30)])
-    shape, latents = layer.shape, problem.latents
+    shape, (latent_k, latent_v) = layer.shape, problem.stored()
     v_up = torch.randn(shape.rank_v, shape.head_dim)
-    keys = rebuild_keys(latents.latent_k, problem.rebuild, shape, torch.arange(30))
+    keys = rebuild_keys(latent_k, problem.rebuild, shape, torch.arange(30))
     mask = visible(torch.arange(21, 30), torch.arange(30), shape.sliding_window)
 
     after = attend(problem)[:9] @ v_up
-    before = latent_attention(problem.query[:9], keys, latents.latent_v @ v_up, mask, shape)
+    before = latent_attention(problem.query[:9], keys, latent_v @ v_up, mask, shape)
 
     torch.testing.assert_close(after, before)
 
@@ -174,6 +174,9 @@ def test_padding_stays_untouched_and_nothing_unused_is_read(layer):
     [
         ({"num_heads": 5}, "got 5 heads, expected a multiple of 4 KV heads"),
         ({"group_size": 3}, "expected a multiple of group size 3"),
+        ({"key_latents": 3}, "got 3 key and 1 value latents in a group of 4 heads"),
+        ({"key_latents": 2, "value_latents": 2}, "got 2 key and 2 value latents"),
+        ({"key_latents": 2}, r"got k_up \[1, 48, 256\], expected \[2, 48, 128\]"),
         ({"rank_k": 49}, r"got k_up \[1, 48, 256\], expected \[1, 49, 256\]"),
         ({"sliding_window": 0}, "got sliding_window 0"),
         ({"rotary_dim": 66}, "got rotary_dim 66, expected an even number from 2 to 64"),

@@ -26,8 +26,8 @@ def test_slots_are_written_and_no_others(layer, dtype, block_size):
     shape = layer.shape
     slot_mapping = torch.randperm(5 * block_size)[:11]
     slot_mapping[[2, 7]] = -1
-    latent_k = torch.randn(11, shape.num_groups, shape.rank_k).to(dtype)
-    latent_v = torch.randn(11, shape.num_groups, shape.rank_v).to(dtype)
+    latent_k = torch.randn(11, shape.num_groups, shape.numbers_k).to(dtype)
+    latent_v = torch.randn(11, shape.num_groups, shape.numbers_v).to(dtype)
     actual, expected = (poisoned_cache(shape, 5, block_size, dtype) for _ in range(2))
 
     store_latents(latent_k, latent_v, actual, slot_mapping)
@@ -89,7 +89,9 @@ def assert_packs_as_specified(latent_k: torch.Tensor, latent_v: torch.Tensor, sl
     tokens, groups, _ = latent_k.shape
     slot_mapping = torch.randperm(3 * 16)[:tokens]
     slot_mapping[0] = -1
-    actual, expected = (torch.full((3, 16, groups, slot.bytes), 255, dtype=torch.uint8) for _ in range(2))
+    counts = latent_k.shape[-1] // slot.key.rank, latent_v.shape[-1] // slot.value.rank
+    width = counts[0] * slot.key.bytes + counts[1] * slot.value.bytes
+    actual, expected = (torch.full((3, 16, groups, width), 255, dtype=torch.uint8) for _ in range(2))
     store_latents(latent_k, latent_v, actual.transpose(1, 2), slot_mapping, slot)
     reference_store(latent_k, latent_v, expected.transpose(1, 2), slot_mapping, slot)
     assert torch.equal(actual, expected)
@@ -108,14 +110,14 @@ def random_latents(
 @every_dtype
 def test_bytes_are_those_of_the_specification(layer, dtype):
     shape = layer.shape
-    assert_packs_as_specified(*random_latents((shape.rank_k, shape.rank_v), shape.num_groups, dtype), shape.slot)
+    assert_packs_as_specified(*random_latents((shape.numbers_k, shape.numbers_v), shape.num_groups, dtype), shape.slot)
 
 
 @every_packed_layer
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -1e6, 1e-9])
 def test_rows_that_do_not_fit_are_those_of_the_specification(layer, bad):
     shape = layer.shape
-    latent_k, latent_v = random_latents((shape.rank_k, shape.rank_v), shape.num_groups, torch.float32)
+    latent_k, latent_v = random_latents((shape.numbers_k, shape.numbers_v), shape.num_groups, torch.float32)
     latent_k[1, 0, 5] = bad
     latent_v[2, 0, -1] = bad
     latent_k[3] = bad

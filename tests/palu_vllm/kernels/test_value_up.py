@@ -20,6 +20,8 @@ NAMES = [
     "three_queries_per_kv_head_dim_96",
     "group_of_three_bias_window",
     "4_bits_odd_ranks",
+    "two_keys_per_slot_tiers",
+    "two_values_per_slot_bias",
     "rank_v_1024_in_one_group",
 ]
 STEPS = {"decode": [(1, 20), (0, 5), (1, 33)], "several_queries": [(3, 20), (1, 9)], "prefill": [(12, 20), (1, 3)]}
@@ -29,7 +31,7 @@ def factored(name: str, requests: list[tuple[int, int]], dtype: torch.dtype) -> 
     """A problem and its ``v_up``."""
     problem = random_problem(NAMED[name], requests, dtype=dtype)
     shape = problem.shape
-    v_up = torch.randn(shape.num_groups, shape.rank_v, shape.group_size * shape.head_dim) / shape.rank_v**0.5
+    v_up = torch.randn(shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim) / shape.rank_v**0.5
     return problem, v_up.to(dtype)
 
 
@@ -60,7 +62,7 @@ def test_kernels_are_as_precise_as_torch(name, requests, reduced, monkeypatch):
     assert_values_as_precise(actual, problem, v_up)
 
 
-@pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "4_bits_odd_ranks"])
+@pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "4_bits_odd_ranks", "two_values_per_slot_bias"])
 @pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
 def test_the_torch_path_is_as_precise(name, requests):
     problem, v_up = factored(name, requests, torch.float32)
@@ -70,10 +72,10 @@ def test_the_torch_path_is_as_precise(name, requests):
 def test_each_head_takes_its_own_columns():
     shape = LAYERS["two_groups_bias_head_dim_80"].shape
     latents = torch.randn(5, shape.num_heads, shape.rank_v)
-    v_up = torch.randn(shape.num_groups, shape.rank_v, shape.group_size * shape.head_dim)
+    v_up = torch.randn(shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim)
     values = apply_v_up(latents, v_up, shape)
     for head in range(shape.num_heads):
-        group, own = divmod(head // shape.queries_per_kv, shape.group_size)
+        group, own = divmod(head // shape.queries_per_kv, shape.group_size_v)
         columns = v_up[group, :, own * shape.head_dim : (own + 1) * shape.head_dim]
         torch.testing.assert_close(values[:, head], latents[:, head] @ columns)
 
@@ -81,7 +83,7 @@ def test_each_head_takes_its_own_columns():
 def test_many_tokens_are_multiplied_some_at_a_time(monkeypatch):
     shape = LAYERS["per_head_odd_ranks"].shape
     latents = torch.randn(11 + PADDING_ROWS, shape.num_heads, shape.rank_v)
-    v_up = torch.randn(shape.num_groups, shape.rank_v, shape.group_size * shape.head_dim)
+    v_up = torch.randn(shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim)
     latents[11:] = float("nan")
     monkeypatch.setattr("palu_vllm.kernels.value_up.ROWS", 4)
     out = torch.full((len(latents), shape.num_heads, shape.head_dim), UNTOUCHED)
