@@ -14,6 +14,7 @@ from offline_compress.objective import layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.statistics import KeptSample, LayerStatistics
+from offline_compress.stopwatch import part
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
 from offline_compress.storage_grid import Grid
 
@@ -28,13 +29,22 @@ class LayerErrors:
     value: torch.Tensor
     plain: torch.Tensor
 
+    @classmethod
+    def of(cls, lists: dict[str, list]) -> "LayerErrors":
+        """From :meth:`as_lists`."""
+        return cls(**{name: torch.tensor(values, dtype=torch.float64) for name, values in lists.items()})
+
+    def as_lists(self) -> dict[str, list]:
+        return {name: values.tolist() for name, values in vars(self).items()}
+
 
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
     plan, _ = ordered_plan(plan, layer, statistics.moment)
     probes = LayerProbes(plan, runner, layer, statistics.samples)
-    objectives = layer_objectives(plan, layer, statistics.moment, probes)
+    with part("attention"):
+        objectives = layer_objectives(plan, layer, statistics.moment, probes)
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     finished = _before_rotation(plan, layer, KEY)
     tables = []

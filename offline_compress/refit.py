@@ -19,6 +19,7 @@ import torch
 from offline_compress.attention_probe import AttentionProbe
 from offline_compress.attention_weights import read_energy
 from offline_compress.decomposition import Factors
+from offline_compress.stopwatch import part
 
 RELATIVE_DAMPING = 1e-4
 # a probe, a KV head and rows [tokens, width] to the rows that are compared
@@ -72,6 +73,10 @@ class Refit:
         """``up [num_groups, rank, full]`` for the leading latents only, at every rank; empty without probes."""
         if not len(self.probes):
             return {}
+        with part("refit"):
+            return self._at_ranks(factors, weight, ranks)
+
+    def _at_ranks(self, factors: Factors, weight: torch.Tensor, ranks: Iterable[int]) -> dict[int, torch.Tensor]:
         grams, products = 0, 0
         for probe, inputs in self.probes:
             rows = [self._rows(probe, factors, weight, inputs, kv_head) for kv_head in range(len(probe.values))]
