@@ -171,8 +171,9 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="go on with the work of a run that was killed, and keep the work if this run ends early",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=int, default=CompressOptions.workers, metavar="N",
-        help="processes that decompose groups of heads; the bytes are the same for any number (default: %(default)s)",
+        "--workers", type=int, metavar="N",
+        help="groups of heads that are decomposed at a time, on a thread each; the bytes are the same for any number "
+        "(default: as many as PyTorch has threads, so OMP_NUM_THREADS or the cores; 1 on a GPU)",
     )  # fmt: skip
 
 

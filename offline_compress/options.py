@@ -37,7 +37,7 @@ class CompressOptions:
     ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
     K must save beyond one of V in the searches by energy.
     ``resume`` goes on with the work of a run that was killed, and keeps its own if it ends early; ``workers``
-    processes decompose groups of heads.
+    groups of heads are decomposed at a time, None for as many as PyTorch has threads.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """
 
@@ -58,7 +58,7 @@ class CompressOptions:
     overwrite: bool = False
     dry_run: bool = False
     resume: bool = False
-    workers: int = 1
+    workers: int | None = None
     latent_bits: int | None = None
     latent_bits_k: int | None = None
     latent_bits_v: int | None = None

@@ -29,6 +29,7 @@ from offline_compress.source import SourceModel, check_finite, open_source
 from offline_compress.staging import STATE, check_target, staged_directory, work_directory
 from offline_compress.stopwatch import lap, measured
 from offline_compress.storage_choice import choose_storage
+from offline_compress.workers import working
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
 from offline_compress.written import Written, WrittenLayer
 from palu_vllm.checkpoint import attention_prefix
@@ -70,7 +71,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         on_event({"event": "note", "text": f"{options.out} was complete already"})
         return report
     check_target(options.out, inputs, options.overwrite)
-    with staged_directory(options.out, options.resume) as staging, measured():
+    with staged_directory(options.out, options.resume) as staging, working(plan.workers), measured():
         journal = open_journal(staging.parent / STATE, origin)
         written = _write(plan, samples, staging, journal, on_event)
         report = final_report(plan, written, samples, baseline, time.monotonic() - started)
