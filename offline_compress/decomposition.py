@@ -6,7 +6,8 @@ gave ``H`` is then the sum of the discarded squared singular values. Plain SVD i
 
 Neither ``S`` nor ``V`` is needed: ``U`` and ``Sigma^2`` are eigenvectors and eigenvalues of ``W_g H W_g^T``, and
 ``sqrt(Sigma_r) V_r^T S^-1`` is ``Sigma_r^-1/2 U_r^T W_g``. That is a matrix of the group's width instead of the hidden
-size times it, worked on in place. What it misses lies below ``1e-8`` of the largest singular value.
+size times it, worked on in place. What it misses lies below ``1e-7`` of the largest singular value
+(float64 has 16 digits, squares need twice as many): less than any dtype of weights can say.
 
 Where an error ``e`` of the group's outputs costs ``e^T A e`` (``attention_weights.py``), the same is done to
 ``A^1/2 W_g``, and ``up = A^-1/2 U_r sqrt(Sigma_r)``: what is discarded is then the expected cost.

@@ -10,15 +10,16 @@ from torch.nn.functional import rms_norm
 from offline_compress.attention_probe import AttentionProbe, sketch
 from offline_compress.head_order import ordered_plan
 from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
-from offline_compress.objective import layer_objectives
+from offline_compress.objective import Objective, layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.statistics import KeptSample, LayerStatistics
 from offline_compress.stopwatch import part
-from offline_compress.storage_errors import Projected, plain_errors, storage_errors
+from offline_compress.storage_errors import Projected, Storage, plain_errors, storage_errors
 from offline_compress.storage_grid import Grid
 
 PROBED_SAMPLES = 2
+Error = Callable[[torch.Tensor], float]  # of keys or values that are not the exact ones
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,31 @@ def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statis
     sides = zip((KEY, VALUE), (grid.keys(), grid.values()), (read_keys, read_values), objectives, strict=True)
     for name, storages, read, objective in sides:
         weight = _weight(plan, layer, name)
-        factors = objective.factors(weight, plan.num_groups, plan.full_rank)
-        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, grid.ranks[:-1])
-        found = []
-        for probe, inputs in samples:
-            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
-            error = partial(_key_error, probe, finished) if name == KEY else probe.value_error
-            found.append(storage_errors(projected, error, storages))
-        tables.append(torch.stack(found).mean(0))
+        refit = Refit(read, probes if plan.refits else ())
+        errors = [partial(_key_error, probe, finished) if name == KEY else probe.value_error for probe, _ in samples]
+        inputs = [rows for _, rows in samples]
+        tables.append(_table(plan, weight, objective, refit, storages, list(zip(inputs, errors, strict=True))))
     return LayerErrors(*tables, torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
+
+
+def _table(
+    plan: Plan,
+    weight: torch.Tensor,
+    objective: Objective,
+    refit: Refit,
+    storages: Sequence[Sequence[Storage]],
+    samples: Sequence[tuple[torch.Tensor, Error]],
+) -> torch.Tensor:
+    """``[ranks, tiers]`` of one projection, mean over samples of inputs and what their errors are measured by."""
+    ranks = [row[0].form.rank for row in storages]
+    factors = objective.factors(weight, plan.num_groups, plan.full_rank)
+    fitted = refit.at_ranks(factors, weight, ranks[:-1])
+
+    def of_sample(inputs: torch.Tensor, error: Error) -> torch.Tensor:
+        whole = _heads(plan, inputs @ weight.float().T)
+        return storage_errors(Projected.of(factors, inputs, whole, fitted), error, storages)
+
+    return torch.stack([of_sample(*sample) for sample in samples]).mean(0)
 
 
 def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:

@@ -29,7 +29,7 @@ class Stopwatch:
         spent = {"total": self._since - self._began} | {name: self._spent[name] for name in PARTS}
         self._spent.clear()
         self._began = self._since
-        return {name: round(seconds, 3) for name, seconds in spent.items()}
+        return {name: round(seconds, 6) for name, seconds in spent.items()}
 
     def enter(self, name: str) -> None:
         self._charge()
