@@ -83,6 +83,7 @@ def ordered_plan(plan: Plan, layer: int, moment: torch.Tensor | None) -> tuple[P
     heads = plan.geometry.num_kv_heads
     if not plan.reorders:
         return plan, list(range(heads))
-    similar = sum(similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
+    weights = [plan.source.tensor(projection(layer, name)).to(plan.device) for name in (KEY, VALUE)]
+    similar = sum(similarity(weight, heads, moment) for weight in weights)
     order = grouped_order(similar, plan.group_size)
     return replace(plan, source=ReorderedSource.of(plan.source, order)), order
