@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from offline_compress import CompressionError, compress
+from offline_compress.activations import INPUTS
 from offline_compress.cli import main
 from offline_compress.staging import CHECKPOINT, STATE, work_directory
 from palu_vllm.checkpoint import SINGLE
@@ -242,6 +243,18 @@ def test_two_runs_into_one_output(tmp_path, model, text):
 
     compress(model, out, on_event=again, **options)
     assert (out / SINGLE).exists()
+
+
+@pytest.mark.parametrize("way", ["whiten", "energy"])
+def test_the_dry_run_says_how_much_disk_is_needed_for_a_while(tmp_path, model, text, way):
+    out, options = tmp_path / "out", {"calib_data": text, **WAYS[way], **QUICK}
+    needed = []
+
+    def weigh(event: dict) -> None:
+        needed.append(sum(path.stat().st_size for path in work_directory(out).rglob(f"{INPUTS}*")))
+
+    compress(model, out, on_event=weigh, **options)
+    assert max(needed) == compress(model, out, dry_run=True, overwrite=True, **options)["temporary_disk_bytes"]
 
 
 def test_the_command(tmp_path, model, text, undisturbed, capsys):
