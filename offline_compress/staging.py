@@ -43,7 +43,7 @@ def staged_directory(out: Path, resume: bool = False) -> Iterator[Path]:
 
     Otherwise it is removed; with ``resume`` it stays, and is as it was left at the beginning. What else is needed to
     go on may be put into ``STATE`` beside it. Raises CompressionError if it cannot be made, is in use, or was left by
-    a run that was killed and ``resume`` is not asked for.
+    a run that did not end and ``resume`` is not asked for.
     """
     out = out.resolve()
     created = [path for path in out.parents if not path.exists()]
@@ -55,6 +55,8 @@ def staged_directory(out: Path, resume: bool = False) -> Iterator[Path]:
             shutil.rmtree(work)
         except BaseException:
             if not resume:
+                # the state last, so that nothing of a checkpoint is ever left without it
+                shutil.rmtree(work / CHECKPOINT, ignore_errors=True)
                 shutil.rmtree(work, ignore_errors=True)
                 _remove_empty(created)
             raise
@@ -77,7 +79,7 @@ def _locked(out: Path, created: list[Path], resume: bool) -> Iterator[Path]:
             raise CompressionError(f"another palu-compress is writing {out}; wait for it.") from error
         if not resume and (work / STATE).exists():
             raise CompressionError(
-                f"{work} holds the work of a run that was killed; add --resume to go on with it, or delete it."
+                f"{work} holds the work of a run that did not end; add --resume to go on with it, or delete it."
             )
         yield work
 

@@ -85,9 +85,11 @@ class CheckpointWriter:
                 file.write(header)
                 file.truncate(len(header) + num_bytes)
             return
-        with path.open("rb") as file:
-            same = file.read(len(header)) == header
-        if not same or path.stat().st_size != len(header) + num_bytes:
+        same = path.exists() and path.stat().st_size == len(header) + num_bytes
+        if same:
+            with path.open("rb") as file:
+                same = file.read(len(header)) == header
+        if not same:
             raise CompressionError(f"{path} is not as it was left; delete {path.parent.parent} and begin again.")
 
     def keep(self, prefix: str) -> None:

@@ -213,9 +213,13 @@ def test_other_inputs_are_refused(killed, tmp_path, changed):
         compress(model, out, resume=True, **options)
 
 
-def test_a_shard_that_somebody_changed_is_refused(killed):
+@pytest.mark.parametrize("content", [None, b"short"])
+def test_a_shard_that_somebody_changed_is_refused(killed, content):
     model, out, options = killed
-    (work_directory(out) / CHECKPOINT / SINGLE).write_bytes(b"short")
+    shard = work_directory(out) / CHECKPOINT / SINGLE
+    shard.unlink()
+    if content:
+        shard.write_bytes(content)
     with pytest.raises(CompressionError, match="is not as it was left"):
         compress(model, out, resume=True, **options)
 
