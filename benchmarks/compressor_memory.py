@@ -15,78 +15,20 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
-
-from offline_compress.model_access import skeleton
+from benchmarks.synthetic import large_config, write_model, write_text
 from offline_compress.options import SEARCHES
-from offline_compress.writer import CheckpointWriter, TensorSpec
 
-SHARD_BYTES = 500_000_000
 FLOAT32 = 4
-WRITTEN_ROWS = 4096
-
-
-def seven_billion_shape(num_layers: int) -> LlamaConfig:
-    """Llama-2-7B with fewer layers."""
-    return LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=num_layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        dtype="bfloat16",
-    )
-
-
-def write_model(directory: Path, config: LlamaConfig) -> int:
-    """Writes random weights, some rows at a time; returns the bytes of one layer."""
-    config.save_pretrained(directory)
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
-    specs = [TensorSpec(name, torch.bfloat16, shape) for name, shape in shapes.items()]
-    writer = CheckpointWriter(directory, specs, SHARD_BYTES)
-    generator = torch.Generator().manual_seed(0)
-    for spec in specs:
-        writer.write(spec.name, random_rows(spec.shape, generator))
-    writer.finish()
-    return sum(spec.num_bytes for spec in specs if spec.name.startswith("model.layers.0."))
-
-
-def random_rows(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """A bfloat16 tensor in runs of rows: normal values, ones for a vector."""
-    for start in range(0, shape[0], WRITTEN_ROWS):
-        rows = torch.ones(min(WRITTEN_ROWS, shape[0] - start), *shape[1:], dtype=torch.bfloat16)
-        yield rows if len(shape) == 1 else rows.normal_(0, 0.02, generator=generator)
-
-
-def write_tokenizer(directory: Path) -> None:
-    """Bytes as tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
-
-
-def write_text(path: Path, tokens: int) -> None:
-    """Random printable characters, one token each."""
-    codes = torch.randint(33, 127, (tokens // 80 + 1, 79), generator=torch.Generator().manual_seed(1))
-    path.write_text("\n".join("".join(map(chr, row)) for row in codes.tolist()) + "\n", encoding="utf-8")
 
 
 def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the model, compresses it, and returns one result row."""
     model, out, text = directory / "model", directory / "out", directory / "text.txt"
-    config = seven_billion_shape(arguments.layers)
+    config = large_config("llama-2-7b", arguments.layers)
     layer_bytes = write_model(model, config)
-    write_tokenizer(model)
     write_text(text, 2 * arguments.samples * arguments.seqlen)
     options = {
         "--rank-ratio": "0.5",

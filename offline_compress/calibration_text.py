@@ -1,6 +1,7 @@
 """Documents from a text, jsonl or parquet file or from a hub dataset, read as they are needed."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from offline_compress.options import CompressionError
 
 TEXT_FIELD = "text"
 PIECE_CHARACTERS = 1 << 16
+HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?(:[^/]+){0,2}"
 # the names that the reference implementation gives to hub datasets
 KNOWN_DATASETS = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1", "c4": "allenai/c4:en"}
 
@@ -20,6 +22,8 @@ def read_documents(data: str) -> Iterator[str]:
     """
     path = Path(data).expanduser()
     if not path.exists():
+        if not re.fullmatch(HUB_ID, data):
+            raise CompressionError(f"calibration data {data} is not a file, nor can it be the id of a hub dataset.")
         return _hub_documents(data)
     if not path.is_file():
         raise CompressionError(f"calibration data {data} is a directory; give a text, jsonl or parquet file.")

@@ -29,7 +29,9 @@ searches need the whole model in float32 in memory; with the others it stays bel
 `energy` gives each rank to whichever projection saves most of its objective's error with it, `sensitivity` too, with
 errors multiplied by what truncating one projection at a time does to the model's answers. See docs/compression.md.
 
-Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind.
+Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind, unless
+--resume was given. A run that is killed leaves OUT.tmp-work; the same command with --resume goes on behind its last
+layer, to the same bytes. Only palu_report.json, with times, memory and provenance, differs.
 """
 
 
@@ -168,6 +170,15 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--overwrite", action="store_true", help="replace OUT, once the new one is complete")
     group.add_argument("--dry-run", action="store_true", help="print ranks, bytes, memory and disk; write nothing")
+    group.add_argument(
+        "--resume", action="store_true",
+        help="go on with the work of a run that was killed, and keep the work if this run ends early",
+    )  # fmt: skip
+    group.add_argument(
+        "--workers", type=int, metavar="N",
+        help="groups of heads that are decomposed at a time, on a thread each; the bytes are the same for any number "
+        "(default: as many as PyTorch has threads, so OMP_NUM_THREADS or the cores; 1 on a GPU)",
+    )  # fmt: skip
 
 
 def parse_options(argv: Sequence[str] | None) -> CompressOptions:
@@ -196,13 +207,15 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before, options = signal.signal(signal.SIGTERM, _terminate), None
     try:
-        return _run(parse_options(argv))
+        options = parse_options(argv)
+        return _run(options)
     except CompressionError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written.", 130)
+        kept = "the work is kept for --resume" if options and options.resume else "nothing was written"
+        return _fail(f"interrupted; {kept}.", 130)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -12,12 +12,13 @@ each projection's energies by a measured number first (``sensitivity.py``). With
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from offline_compress.activations import remove_inputs
 from offline_compress.head_order import permuted
+from offline_compress.journal import Journal
 from offline_compress.layer_views import LayerView, layer_views
 from offline_compress.memory import release_freed_memory
 from offline_compress.model_access import KEY, VALUE
@@ -26,6 +27,7 @@ from offline_compress.plan import Plan
 from offline_compress.progress import OnEvent
 from offline_compress.rank_allocation import budget, rank_tile, units_and_steps
 from offline_compress.sensitivity import TruncationProbes, sensitivities, truncation_probes
+from offline_compress.stopwatch import lap
 
 
 @dataclass(frozen=True)
@@ -70,22 +72,53 @@ def ranks_by_energy(energies: Sequence[torch.Tensor], full_ranks: Sequence[int],
     return [tile * (1 + taken[matrix]) for matrix, tile in enumerate(tiles)]
 
 
-def search_ranks(plan: Plan, tokens: torch.Tensor | None, scratch: Path, on_event: OnEvent) -> RankSearch:
-    """Ranks from one pass over the layers; ``tokens [samples, seqlen]``, None where the objective needs no data."""
-    energies, number = [], plan.geometry.num_layers
-    views = layer_views(plan, tokens, scratch)
-    with truncation_probes(plan, tokens, scratch) as probes:
-        for layer in range(number):
-            energies += _energies(next(views), layer, probes)
-            release_freed_memory()
-            on_event({"event": "energy", "number": layer, "of": number})
-        measured = [1.0] * len(energies) if probes is None else _sensitivities(plan, probes, energies)
+def search_ranks(plan: Plan, tokens: torch.Tensor | None, journal: Journal, on_event: OnEvent) -> RankSearch:
+    """Ranks from one pass over the layers; ``tokens [samples, seqlen]``, None where the objective needs no data.
+
+    The pass goes on behind the last layer in ``journal``; one that measures sensitivities begins again.
+    """
+    if plan.measures_sensitivity:
+        found = journal.remembered("sensitivity", lambda: _measured(plan, tokens, journal, on_event))
+    else:
+        found = {"energies": _resumed(plan, tokens, journal, on_event)}
+    energies = [torch.tensor(energy, dtype=torch.float64) for energy in found["energies"]]
+    measured = found.get("sensitivities", [1.0] * len(energies))
     weighed = [
         energy * sensitivity / (1 if index % 2 else 1 + plan.options.k_cost)
         for index, (energy, sensitivity) in enumerate(zip(energies, measured, strict=True))
     ]
     ranks = ranks_by_energy(weighed, plan.full_ranks, plan.options.rank_ratio)
     return RankSearch((ranks[0::2], ranks[1::2]), tuple(energies), tuple(measured))
+
+
+def _resumed(plan: Plan, tokens: torch.Tensor | None, journal: Journal, on_event: OnEvent) -> list[list[float]]:
+    """Discarded energies of K0, V0, K1, V1, ..."""
+    finished = [entry["energies"] for entry in journal.layers()]
+    views = layer_views(plan, tokens, journal.directory, len(finished))
+    for layer in range(len(finished), plan.geometry.num_layers):
+        finished.append([energy.tolist() for energy in _energies(next(views), layer, None)])
+        journal.add_layer(layer, {"energies": finished[-1], "seconds": lap()})
+        _tell(plan, layer, on_event)
+    remove_inputs(journal.directory)
+    return [energy for pair in finished for energy in pair]
+
+
+def _measured(plan: Plan, tokens: torch.Tensor, journal: Journal, on_event: OnEvent) -> dict[str, Any]:
+    """The same energies, and sensitivities."""
+    energies: list[torch.Tensor] = []
+    views = layer_views(plan, tokens, journal.directory)
+    with truncation_probes(plan, tokens, journal.directory) as probes:
+        for layer in range(plan.geometry.num_layers):
+            energies += _energies(next(views), layer, probes)
+            _tell(plan, layer, on_event)
+        measured = _sensitivities(plan, probes, energies)
+    remove_inputs(journal.directory)
+    return {"energies": [energy.tolist() for energy in energies], "sensitivities": measured}
+
+
+def _tell(plan: Plan, layer: int, on_event: OnEvent) -> None:
+    release_freed_memory()
+    on_event({"event": "energy", "number": layer, "of": plan.geometry.num_layers})
 
 
 def _sensitivities(plan: Plan, probes: TruncationProbes, energies: list[torch.Tensor]) -> list[float]:

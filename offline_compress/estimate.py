@@ -1,18 +1,25 @@
 """Memory and disk that a compression will need, from shapes alone."""
 
+from collections.abc import Sequence
+
+from offline_compress.decomposition import BLOCK_ROWS
 from offline_compress.fuse_output import FUSED_ROWS
 from offline_compress.grouping import Grouping
 from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
 from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
+from offline_compress.rank_allocation import rank_tile
 from offline_compress.source import CHUNK_BYTES
 from offline_compress.statistics import KEPT_TOKENS
+from offline_compress.storage_grid import candidate_ranks
 from palu_vllm.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8
 # what torch and its linear algebra add to the interpreter when they are first used, measured
 LIBRARY_BYTES = 48 << 20
+# how much more than the mean a search is taken to give the projection that gets most; what it will give is not known
+SEARCHED_SPREAD = 1.25
 
 
 def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
@@ -21,30 +28,40 @@ def disk_bytes(plan: Plan, palu: PaluConfig) -> int:
 
 
 def activation_bytes(plan: Plan, samples: int) -> int:
-    """The file of activations between two layers, and that of the probes of a search; gone at the end."""
+    """The activations before and behind a layer, and those of the probes of a search; gone at the end."""
+    samples *= min(2, plan.geometry.num_layers + 1)
     if plan.measures_sensitivity:
         samples += SENSITIVITY_SAMPLES * (1 + 2 * plan.geometry.num_layers)
     return samples * plan.seqlen * plan.geometry.hidden_size * FLOAT32
 
 
 def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
-    """The most that one layer needs beyond the interpreter: running it on a sample, or decomposing it afterwards."""
+    """The most that one layer needs beyond the interpreter: whichever of its steps holds most."""
     moment = FLOAT64 * plan.geometry.hidden_size**2 if samples else 0
+    kept = min(samples, _kept(plan)) * FLOAT32 * _probed_tokens(plan) * plan.geometry.hidden_size
     running = _sample_work(plan) if samples else 0
-    sides = ((plan.key, palu.rank_k), (plan.value, palu.rank_v))
-    decomposing = max(_decomposition_work(plan, side, max(ranks)) for side, ranks in sides)
-    probing = _probe_work(plan) if plan.options.has_budget else 0
-    reading = _reading_work(plan) if plan.needs_probes else 0
-    kept = plan.kept_samples * FLOAT32 * min(plan.seqlen, KEPT_TOKENS) * plan.geometry.hidden_size
-    return LIBRARY_BYTES + moment + kept + max(running, decomposing, probing, reading, 3 * CHUNK_BYTES)
+    reading = _objective_bytes(plan) + _reading_work(plan) if plan.needs_probes else 0
+    likely = _likely_ranks(plan, palu)
+    decomposing = max(_decomposition_work(plan, side, rank) for side, rank in likely)
+    refitting = max(_refit_work(plan, side, [rank]) for side, rank in likely) if plan.refits else 0
+    comparing = _comparison_work(plan, samples) if plan.options.has_budget else 0
+    return LIBRARY_BYTES + moment + kept + max(running, reading, decomposing, refitting, comparing, 3 * CHUNK_BYTES)
 
 
-def _reading_work(plan: Plan) -> int:
-    """The attention of one kept sample, what a head reads, and the output projection (``attention_weights.py``)."""
-    geometry, tokens = plan.geometry, min(plan.seqlen, KEPT_TOKENS)
-    heads = 2 * FLOAT32 * tokens * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
-    output = _stored_bytes(plan) * geometry.hidden_size * geometry.num_heads * geometry.head_dim
-    return 2 * FLOAT32 * geometry.num_heads * tokens**2 + 6 * FLOAT32 * tokens**2 + heads + output
+def _likely_ranks(plan: Plan, palu: PaluConfig) -> list[tuple[Grouping, int]]:
+    """Of K and of V, the one projection that gets most; a search gives some projections more than others."""
+    most = [(plan.key, max(palu.rank_k)), (plan.value, max(palu.rank_v))]
+    if plan.searches_energy or plan.needs_fisher:
+        return [(side, min(side.full_rank, round(SEARCHED_SPREAD * rank))) for side, rank in most]
+    return most
+
+
+def _kept(plan: Plan) -> int:
+    return max(plan.kept_samples, PROBED_SAMPLES) if plan.options.has_budget else plan.kept_samples
+
+
+def _probed_tokens(plan: Plan) -> int:
+    return min(plan.seqlen, KEPT_TOKENS)
 
 
 def _sample_work(plan: Plan) -> int:
@@ -55,31 +72,85 @@ def _sample_work(plan: Plan) -> int:
     return max(FLOAT32 * plan.seqlen * max(attention, gate), FLOAT32 * plan.seqlen * down + widened)
 
 
+def _objective_bytes(plan: Plan) -> int:
+    """``A`` of all groups, for K and for V (``objective.py``)."""
+    sides = (plan.key, plan.value) if plan.needs_weights else ()
+    return sum(FLOAT64 * side.num_groups * side.full_rank**2 for side in sides)
+
+
+def _attention_bytes(plan: Plan) -> int:
+    """Attention weights of one sample."""
+    return FLOAT32 * plan.geometry.num_heads * _probed_tokens(plan) ** 2
+
+
+def _heads_bytes(plan: Plan) -> int:
+    """Queries, keys and values of one sample."""
+    geometry = plan.geometry
+    return FLOAT32 * _probed_tokens(plan) * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
+
+
+def _reading_work(plan: Plan) -> int:
+    """A sample's attention when it is computed, or while the next one's heads are projected (``layer_errors.py``)."""
+    geometry, tokens = plan.geometry, _probed_tokens(plan)
+    widest = (_stored_bytes(plan) + FLOAT32) * geometry.hidden_size * geometry.num_heads * geometry.head_dim
+    computed = 2 * _attention_bytes(plan) + 6 * FLOAT32 * tokens**2 + _heads_bytes(plan)
+    return max(computed, _attention_bytes(plan) + 3 * _heads_bytes(plan) + widest)
+
+
+def _factor_bytes(plan: Plan, side: Grouping, rank: int) -> int:
+    """Both factors of one group in float64."""
+    return FLOAT64 * rank * (plan.geometry.hidden_size + side.full_rank)
+
+
+def _dense_bytes(plan: Plan) -> int:
+    """A projection as stored: K or V, or the output projection."""
+    geometry = plan.geometry
+    rows = max(geometry.num_kv_heads, geometry.num_heads) * geometry.head_dim
+    return _stored_bytes(plan) * geometry.hidden_size * rows
+
+
 def _decomposition_work(plan: Plan, side: Grouping, rank: int) -> int:
-    """A projection as stored, both factors in float64, and either the eigenvectors of a group or writing the result."""
-    hidden, full, groups = plan.geometry.hidden_size, side.full_rank, side.num_groups
-    group_factors = FLOAT64 * rank * (hidden + full)
-    # the matrix itself and twice its size for LAPACK
-    eigenvectors = 3 * FLOAT64 * full**2
-    if plan.needs_weights:  # those of all groups for K and V, their roots and products
-        weights = sum(one.num_groups * one.full_rank**2 for one in (plan.key, plan.value))
-        eigenvectors += FLOAT64 * (weights + 5 * full**2)
+    """The dense projection, both factors, and either the matrices of the groups at work or what is written."""
+    hidden, groups, full = plan.geometry.hidden_size, side.num_groups, side.full_rank
+    # the matrix itself and twice its size for LAPACK; roots of A and products with them
+    matrices = 6 if plan.needs_weights else 3
+    # rows in float64, and what they are multiplied to
+    rows = 2 * FLOAT64 * min(BLOCK_ROWS, full) * hidden
+    at_work = plan.workers * max(matrices * FLOAT64 * full**2 + _factor_bytes(plan, side, rank), rows)
     written = 3 * DTYPE_BYTES[plan.dtype] * max(groups * rank * hidden, FUSED_ROWS * plan.geometry.num_heads * rank)
-    dense = _stored_bytes(plan) * hidden * max(groups * full, plan.geometry.num_heads * plan.geometry.head_dim)
-    return dense + max((groups - 1) * group_factors + eigenvectors, groups * group_factors + written)
+    resident = _dense_bytes(plan) + _objective_bytes(plan)
+    return resident + groups * _factor_bytes(plan, side, rank) + max(at_work - _factor_bytes(plan, side, rank), written)
 
 
-def _probe_work(plan: Plan) -> int:
-    """Factors of full rank, the attention of the kept samples, and one candidate's beside it (``layer_errors.py``)."""
-    geometry, tokens = plan.geometry, min(plan.seqlen, KEPT_TOKENS)
-    weights = FLOAT32 * geometry.num_heads * tokens**2
-    heads = 2 * FLOAT32 * tokens * geometry.head_dim * (geometry.num_heads + 2 * geometry.num_kv_heads)
-    samples = PROBED_SAMPLES * (weights + heads + FLOAT32 * tokens * geometry.hidden_size)
-    width, widest = geometry.num_kv_heads * geometry.head_dim, max(plan.full_ranks)
-    full_rank = (FLOAT64 + FLOAT32) * width * (geometry.hidden_size + widest)
-    candidate = 2 * weights + 3 * FLOAT32 * tokens * width
-    decomposing = max(_decomposition_work(plan, side, side.full_rank) for side in (plan.key, plan.value))
-    return samples + max(decomposing, full_rank + candidate)
+def _refit_work(plan: Plan, side: Grouping, ranks: Sequence[int]) -> int:
+    """``up`` fitted for all ``ranks``, the last the widest: sums of every head, rows of one or its solution."""
+    geometry, widest = plan.geometry, ranks[-1]
+    heads, width, tokens = geometry.num_kv_heads, geometry.head_dim, _probed_tokens(plan)
+    sums = FLOAT64 * heads * (widest**2 + 2 * widest * width)
+    found = FLOAT64 * heads * width * sum(ranks)
+    queries = geometry.num_heads // heads
+    rows = (FLOAT32 + FLOAT64) * queries * tokens * (widest + width)
+    rows += 2 * FLOAT32 * (widest + width) * geometry.hidden_size
+    solving = found + 3 * FLOAT64 * widest**2 + FLOAT64 * heads * width * widest
+    factors = _dense_bytes(plan) + side.num_groups * _factor_bytes(plan, side, widest)
+    return _objective_bytes(plan) + factors + sums + max(_reading_work(plan) + rows, solving)
+
+
+def _comparison_work(plan: Plan, samples: int) -> int:
+    """Errors of all ranks: attention of the probed samples, and what one side needs beside it."""
+    probes = min(samples, PROBED_SAMPLES) * (2 * _heads_bytes(plan) + _attention_bytes(plan))
+    return probes + max(_side_comparison_work(plan, side) for side in (plan.key, plan.value))
+
+
+def _side_comparison_work(plan: Plan, side: Grouping) -> int:
+    """Factors of full rank, those fitted for every rank, and one candidate's attention."""
+    tokens, full, groups = _probed_tokens(plan), side.full_rank, side.num_groups
+    ranks = candidate_ranks(full, rank_tile(full))
+    refitting = _refit_work(plan, side, [*ranks[:-1], full]) if plan.refits else 0
+    fitted = (FLOAT64 + FLOAT32) * groups * full * sum(ranks[:-1]) if plan.refits else 0
+    wide = _dense_bytes(plan) + _objective_bytes(plan) + groups * (_factor_bytes(plan, side, full) * 3 // 2)
+    candidate = 2 * _attention_bytes(plan) + 3 * FLOAT32 * tokens * groups * full
+    return max(_decomposition_work(plan, side, full), refitting, wide + fitted + candidate)
 
 
 def _stored_bytes(plan: Plan) -> int:

@@ -93,7 +93,8 @@ def ordered_plan(plan: Plan, layer: int, moment: torch.Tensor | None) -> tuple[P
     heads = plan.geometry.num_kv_heads
     if not plan.reorders:
         return plan, list(range(heads))
-    keys, values = (similarity(plan.source.tensor(projection(layer, name)), heads, moment) for name in (KEY, VALUE))
+    weights = (plan.source.tensor(projection(layer, name)).to(plan.device) for name in (KEY, VALUE))
+    keys, values = (similarity(weight, heads, moment) for weight in weights)
     if plan.key.size == plan.value.size:
         order = grouped_order(keys + values, plan.key.size)
     else:

@@ -10,14 +10,16 @@ from torch.nn.functional import rms_norm
 from offline_compress.attention_probe import AttentionProbe, sketch
 from offline_compress.head_order import ordered_plan
 from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
-from offline_compress.objective import layer_objectives
+from offline_compress.objective import Objective, layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.statistics import KeptSample, LayerStatistics
+from offline_compress.stopwatch import part
 from offline_compress.storage_errors import Projected, plain_errors, storage_errors
-from offline_compress.storage_grid import Grid
+from offline_compress.storage_grid import Grid, SideGrid
 
 PROBED_SAMPLES = 2
+Error = Callable[[torch.Tensor], float]  # of keys or values that are not the exact ones
 
 
 @dataclass(frozen=True)
@@ -28,28 +30,51 @@ class LayerErrors:
     value: torch.Tensor
     plain: torch.Tensor
 
+    @classmethod
+    def of(cls, lists: dict[str, list]) -> "LayerErrors":
+        """From :meth:`as_lists`."""
+        return cls(**{name: torch.tensor(values, dtype=torch.float64) for name, values in lists.items()})
+
+    def as_lists(self) -> dict[str, list]:
+        return {name: values.tolist() for name, values in vars(self).items()}
+
 
 @torch.no_grad()
 def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
     """Of layer ``layer``. Overwrites ``statistics.moment``."""
     plan, _ = ordered_plan(plan, layer, statistics.moment)
     probes = LayerProbes(plan, runner, layer, statistics.samples)
-    objectives = layer_objectives(plan, layer, statistics.moment, probes)
+    with part("attention"):
+        objectives = layer_objectives(plan, layer, statistics.moment, probes)
     samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
     finished = _before_rotation(plan, layer, KEY)
     tables = []
     sides = zip((KEY, VALUE), (grid.key, grid.value), (read_keys, read_values), objectives, strict=True)
     for name, side, read, objective in sides:
         weight = _weight(plan, layer, name)
-        factors = objective.factors(weight, side.groups.num_groups, side.groups.full_rank)
-        fitted = Refit(read, probes if plan.refits else ()).at_ranks(factors, weight, side.ranks[:-1])
-        found, storages = [], side.storages()
-        for probe, inputs in samples:
-            projected = Projected.of(factors, inputs, _heads(plan, inputs @ weight.float().T), fitted)
-            error = partial(_key_error, probe, finished) if name == KEY else probe.value_error
-            found.append(storage_errors(projected, error, storages))
-        tables.append(torch.stack(found).mean(0))
+        refit = Refit(read, probes if plan.refits else ())
+        errors = [partial(_key_error, probe, finished) if name == KEY else probe.value_error for probe, _ in samples]
+        inputs = [rows for _, rows in samples]
+        tables.append(_table(side, weight, objective, refit, list(zip(inputs, errors, strict=True))))
     return LayerErrors(*tables, torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
+
+
+def _table(
+    side: SideGrid,
+    weight: torch.Tensor,
+    objective: Objective,
+    refit: Refit,
+    samples: Sequence[tuple[torch.Tensor, Error]],
+) -> torch.Tensor:
+    """``[ranks, tiers]`` of one projection, mean over samples of inputs and what their errors are measured by."""
+    factors = objective.factors(weight, side.groups.num_groups, side.groups.full_rank)
+    fitted, storages = refit.at_ranks(factors, weight, side.ranks[:-1]), side.storages()
+
+    def of_sample(inputs: torch.Tensor, error: Error) -> torch.Tensor:
+        whole = _heads(side.plan, inputs @ weight.float().T)
+        return storage_errors(Projected.of(factors, inputs, whole, fitted), error, storages)
+
+    return torch.stack([of_sample(*sample) for sample in samples]).mean(0)
 
 
 def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:

@@ -12,6 +12,7 @@ from offline_compress.model_access import LayerRunner, projection
 from offline_compress.objective import LayerObjectives, layer_objectives
 from offline_compress.plan import Plan
 from offline_compress.statistics import LayerStatistics, layer_statistics
+from offline_compress.stopwatch import part
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ class LayerView:
         return self.plan.source.tensor(projection(layer, name)).to(self.plan.device)
 
 
-def layer_views(plan: Plan, tokens: torch.Tensor | None, scratch: Path) -> Iterator[LayerView]:
-    """One per layer in order; ``tokens [samples, seqlen]`` are calibration data, None where none are needed."""
-    layers = range(plan.geometry.num_layers)
+def layer_views(plan: Plan, tokens: torch.Tensor | None, scratch: Path, start: int = 0) -> Iterator[LayerView]:
+    """One per layer from ``start`` on, as in :func:`layer_statistics`.
+
+    ``tokens [samples, seqlen]`` are calibration data, None where none are needed.
+    """
+    layers = range(start, plan.geometry.num_layers)
     if tokens is None:
         yield from (LayerView(*ordered_plan(plan, layer, None)) for layer in layers)
         return
     runner = LayerRunner(plan.source, plan.config, plan.device)
-    statistics = layer_statistics(runner, tokens, scratch, plan.kept_samples)
+    statistics = layer_statistics(runner, tokens, scratch, plan.kept_samples, start)
     for layer in layers:
         # nothing here may keep a matrix alive while the next layer runs
         yield _view(plan, runner, layer, next(statistics))
@@ -48,6 +52,7 @@ def _view(plan: Plan, runner: LayerRunner, layer: int, statistics: LayerStatisti
     view = LayerView(*ordered_plan(plan, layer, statistics.moment))
     kept = statistics.samples if plan.needs_probes else ()
     probes = LayerProbes(view.plan, runner, layer, kept)
-    objectives = layer_objectives(view.plan, layer, statistics.moment, probes)
+    with part("attention"):
+        objectives = layer_objectives(view.plan, layer, statistics.moment, probes)
     inputs = statistics.samples[0].inputs if statistics.samples else None
     return replace(view, objectives=objectives, probes=probes if plan.refits else (), inputs=inputs)

@@ -37,6 +37,8 @@ class CompressOptions:
     ``search`` None is ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
     ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
     K must save beyond one of V in the searches by energy.
+    ``resume`` goes on with the work of a run that was killed, and keeps its own if it ends early; ``workers``
+    groups of heads are decomposed at a time, None for as many as PyTorch has threads.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
     """
 
@@ -56,6 +58,8 @@ class CompressOptions:
     device: str = "auto"
     overwrite: bool = False
     dry_run: bool = False
+    resume: bool = False
+    workers: int | None = None
     latent_bits: int | None = None
     latent_bits_k: int | None = None
     latent_bits_v: int | None = None
@@ -164,6 +168,7 @@ class CompressOptions:
             "group size of V": self.group_size_v,
             "number of whitening samples": self.whiten_samples,
             "number of Fisher samples": self.fisher_samples,
+            "number of workers": self.workers,
         }
         for what, value in counts.items():
             if value is not None and value < 1:

@@ -1,6 +1,7 @@
 """``compress()``: the steps from a dense model to a compressed checkpoint, in order."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from offline_compress.calibration import CalibrationSamples, load_samples
 from offline_compress.clip_ratio import ClipSearch
 from offline_compress.energy_search import search_ranks
 from offline_compress.fisher import fisher_information, group_importance
+from offline_compress.journal import Journal, open_journal
 from offline_compress.layer_views import LayerView, layer_views
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import is_replaced, key_value_weights, whole_model
@@ -22,13 +24,19 @@ from offline_compress.output import copy_companions, output_config, tensor_specs
 from offline_compress.plan import NO_CALIBRATION, Plan, make_plan
 from offline_compress.progress import OnEvent, ignore
 from offline_compress.report import estimate, final_report, write_report
-from offline_compress.source import check_finite, open_source
-from offline_compress.staging import check_target, staged_directory
+from offline_compress.resume import digest, finished_report, made_from
+from offline_compress.source import SourceModel, check_finite, open_source
+from offline_compress.staging import STATE, check_target, staged_directory, work_directory
+from offline_compress.stopwatch import lap, measured
 from offline_compress.storage_choice import choose_storage
+from offline_compress.workers import working
 from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
+from offline_compress.written import Written, WrittenLayer
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import PaluConfig
 from palu_vllm.layer_shape import LayerShape
+
+SEARCH, WRITE = "search", "write"  # passes over the layers
 
 
 def compress(
@@ -38,7 +46,8 @@ def compress(
 
     ``options`` are the other fields of :class:`CompressOptions`; ``calib_samples`` sets both sample counts. With
     ``dry_run=True`` nothing is written and the estimate is returned. Raises CompressionError or CheckpointError with
-    one sentence for input that cannot be compressed; then, as after any other error, nothing is left behind.
+    one sentence for input that cannot be compressed; then, as after any other error, nothing is left behind, but the
+    work with ``resume=True``.
     """
     if calib_samples is not None:
         options = {"whiten_samples": calib_samples, "fisher_samples": calib_samples} | options
@@ -51,26 +60,52 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
     source = open_source(options.model)
     plan = make_plan(options, source)
     inputs = [source.directory] + ([Path(options.calib_data)] if options.calib_data else [])
-    check_target(options.out, inputs, options.overwrite)
+    check_target(options.out, inputs, options.overwrite or options.resume)
     for note in plan.notes:
         on_event({"event": "note", "text": note})
     samples = _samples(plan, on_event)
     if options.dry_run:
         return estimate(plan, samples, baseline)
-    with staged_directory(options.out) as staging:
-        check_finite(source)
-        release_freed_memory()
-        on_event({"event": "checked", "text": f"{len(source.tensors)} tensors of {source.name} are finite"})
-        palu, chosen = _decide(plan, samples, staging, on_event)
-        layers = _write_weights(plan, palu, samples, staging, on_event)
-        palu = _with_clip_ratios(palu, layers) if plan.searches_clip else palu
-        (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
-        copy_companions(source.directory, staging)
-        report = final_report(plan, palu, samples, layers, baseline, time.monotonic() - started)
-        report |= chosen
+    origin = made_from(plan, samples)
+    if options.resume and (report := finished_report(options.out, origin)):
+        shutil.rmtree(work_directory(options.out), ignore_errors=True)
+        on_event({"event": "note", "text": f"{options.out} was complete already"})
+        return report
+    check_target(options.out, inputs, options.overwrite)
+    with staged_directory(options.out, options.resume) as staging, working(plan.workers), measured():
+        journal = open_journal(staging.parent / STATE, origin)
+        written = _write(plan, samples, staging, journal, on_event)
+        report = final_report(plan, written, samples, baseline, time.monotonic() - started)
+        report |= {"made_from_sha256": digest(origin)}
         write_report(report, staging)
         write_model_card(report, staging)
     return report
+
+
+def _write(
+    plan: Plan, samples: CalibrationSamples | None, staging: Path, journal: Journal, on_event: OnEvent
+) -> Written:
+    """Everything but report and card."""
+    taken_over = {name: len(journal.section(name).layers()) for name in (SEARCH, WRITE)}
+    if any(taken_over.values()):
+        done = f"{taken_over[SEARCH]} searched and {taken_over[WRITE]} written layers"
+        on_event({"event": "note", "text": f"going on behind {done}"})
+    journal.remembered("checked", lambda: _check(plan.source, on_event))
+    lap()
+    palu, chosen = _decide(plan, samples, journal, on_event)
+    layers = _write_weights(plan, palu, samples, staging, journal.section(WRITE), on_event)
+    palu = _with_clip_ratios(palu, layers) if plan.searches_clip else palu
+    (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
+    copy_companions(plan.source.directory, staging)
+    searched = [entry["seconds"] for entry in journal.section(SEARCH).layers()]
+    return Written(palu, layers, chosen, searched, taken_over)
+
+
+def _check(source: SourceModel, on_event: OnEvent) -> bool:
+    check_finite(source)
+    release_freed_memory()
+    on_event({"event": "checked", "text": f"{len(source.tensors)} tensors of {source.name} are finite"})
+    return True
 
 
 def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
@@ -85,23 +120,23 @@ def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
 
 
 def _decide(
-    plan: Plan, samples: CalibrationSamples | None, scratch: Path, on_event: OnEvent
+    plan: Plan, samples: CalibrationSamples | None, journal: Journal, on_event: OnEvent
 ) -> tuple[PaluConfig, dict[str, Any]]:
     """Ranks and value path, with a budget bits and tiers too; and what the report says of the choice."""
     label = samples.label if samples else NO_CALIBRATION
     if plan.searches_energy:
-        searched = search_ranks(plan, _passed(plan, samples), scratch, on_event)
+        searched = search_ranks(plan, _passed(plan, samples), journal.section(SEARCH), on_event)
         return plan.palu_config(searched.ranks, label), {"rank_search": searched.report()}
     if plan.options.has_budget:
-        chosen = choose_storage(plan, samples.tokens[: plan.options.whiten_samples], scratch, on_event)
+        chosen = choose_storage(plan, samples.tokens[: plan.options.whiten_samples], journal.section(SEARCH), on_event)
         best = chosen.best
         palu = plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v))
         return palu, {"budget": chosen.report()}
     ranks = plan.uniform_ranks()
     if plan.needs_fisher:
-        ranks = plan.ranks(
-            plan.options.search, _importance(plan, samples.tokens[: plan.options.fisher_samples], on_event)
-        )
+        tokens = samples.tokens[: plan.options.fisher_samples]
+        importance = journal.remembered("fisher", lambda: _importance(plan, tokens, on_event))
+        ranks = plan.ranks(plan.options.search, importance)
     return plan.palu_config(ranks, label), {}
 
 
@@ -123,25 +158,38 @@ def _importance(plan: Plan, tokens: torch.Tensor, on_event: OnEvent) -> list[lis
     return [group_importance(values, count) for values, count in zip(information, groups, strict=True)]
 
 
-def _with_clip_ratios(palu: PaluConfig, layers: list[LayerOutcome]) -> PaluConfig:
-    clips = {"clip_k": [layer.key.clip for layer in layers], "clip_v": [layer.value.clip for layer in layers]}
+def _with_clip_ratios(palu: PaluConfig, layers: list[WrittenLayer]) -> PaluConfig:
+    outcomes = [layer.outcome for layer in layers]
+    clips = {"clip_k": [one.key.clip for one in outcomes], "clip_v": [one.value.clip for one in outcomes]}
     return palu.model_copy(update=clips)
 
 
 def _write_weights(
-    plan: Plan, palu: PaluConfig, samples: CalibrationSamples | None, staging: Path, on_event: OnEvent
-) -> list[LayerOutcome]:
-    """Writes every tensor; returns the errors and clip ratios of each layer."""
-    writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES)
-    views = layer_views(plan, _passed(plan, samples), staging)
-    layers = []
-    for layer in range(plan.geometry.num_layers):
-        layers.append(_write_layer(plan, palu, layer, views, writer, on_event))
+    plan: Plan,
+    palu: PaluConfig,
+    samples: CalibrationSamples | None,
+    staging: Path,
+    journal: Journal,
+    on_event: OnEvent,
+) -> list[WrittenLayer]:
+    """Writes every tensor but those of the layers in ``journal``."""
+    finished = [WrittenLayer.of(entry) for entry in journal.layers()]
+    writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES, resume=bool(finished))
+    for layer in range(len(finished)):
+        writer.keep(attention_prefix(layer))
+    views = layer_views(plan, _passed(plan, samples), journal.directory, len(finished))
+    lap()
+    for layer in range(len(finished), plan.geometry.num_layers):
+        outcome = _write_layer(plan, palu, layer, views, writer)
+        writer.flush()
+        finished.append(WrittenLayer(outcome, lap()))
+        journal.add_layer(layer, finished[-1].entry())
+        _tell(plan, palu, layer, finished[-1], on_event)
     for name in plan.source.tensors:
         if not is_replaced(name):
             writer.write(name, plan.source.chunks(name))
     writer.finish()
-    return layers
+    return finished
 
 
 def _passed(plan: Plan, samples: CalibrationSamples | None) -> torch.Tensor | None:
@@ -150,18 +198,12 @@ def _passed(plan: Plan, samples: CalibrationSamples | None) -> torch.Tensor | No
 
 
 def _write_layer(
-    plan: Plan,
-    palu: PaluConfig,
-    layer: int,
-    views: Iterator[LayerView],
-    writer: CheckpointWriter,
-    on_event: OnEvent,
+    plan: Plan, palu: PaluConfig, layer: int, views: Iterator[LayerView], writer: CheckpointWriter
 ) -> LayerOutcome:
-    started, prefix = time.monotonic(), attention_prefix(layer)
-    view = next(views)
+    view, prefix = next(views), attention_prefix(layer)
     inputs = view.inputs if plan.searches_clip else None
     formats = palu.key_format(layer, plan.dtype), palu.value_format(layer, plan.dtype)
-    outcome = write_attention(
+    return write_attention(
         lambda name, chunks: writer.write(prefix + name, chunks),
         view,
         layer,
@@ -172,7 +214,9 @@ def _write_layer(
         getattr(torch, plan.dtype),
         plan.device,
     )
-    del view, inputs
+
+
+def _tell(plan: Plan, palu: PaluConfig, layer: int, written: WrittenLayer, on_event: OnEvent) -> None:
     release_freed_memory()
     on_event(
         {
@@ -181,10 +225,10 @@ def _write_layer(
             "of": plan.geometry.num_layers,
             "rank_k": palu.rank_k[layer],
             "rank_v": palu.rank_v[layer],
-            "relative_error_k": outcome.key.error,
-            "relative_error_v": outcome.value.error,
-            "seconds": round(time.monotonic() - started, 2),
+            "relative_error_k": written.outcome.key.error,
+            "relative_error_v": written.outcome.value.error,
+            "seconds": written.seconds["total"],
+            "parts": {name: seconds for name, seconds in written.seconds.items() if name != "total"},
             "resident_bytes": resident_memory_bytes(),
         }
     )
-    return outcome

@@ -51,6 +51,12 @@ class Plan:
         return [self.key.full_rank, self.value.full_rank] * self.geometry.num_layers
 
     @property
+    def workers(self) -> int:
+        """Groups that are decomposed at a time."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return min(self.options.workers or threads, self.num_groups)
+
+    @property
     def budget_bytes(self) -> int | None:
         """Most bytes of cache per token, all layers; None where ranks and bits follow from the options."""
         options = self.options

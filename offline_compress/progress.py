@@ -3,7 +3,7 @@
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration`` (each with a ``text``), ``fisher``
 (one per sample), ``probe`` (one per layer, where there is a budget), ``energy`` (one per layer, where ranks follow from
 it) and ``layer`` (one per layer, with ranks, relative
-errors, seconds and resident memory).
+errors, seconds, those of its parts, and resident memory).
 """
 
 import json
@@ -49,7 +49,7 @@ class _Bars:
             self._bars[kind] = tqdm(total=event["of"], desc=kind, unit=kind, file=self._stream)
         bar = self._bars[kind]
         bar.set_postfix(
-            {key: _short(key, value) for key, value in event.items() if key not in ("event", "number", "of")}
+            {key: _short(key, value) for key, value in event.items() if key not in ("event", "number", "of", "parts")}
         )
         bar.update()
 

@@ -19,6 +19,7 @@ import torch
 from offline_compress.attention_probe import AttentionProbe
 from offline_compress.attention_weights import read_energy
 from offline_compress.decomposition import Factors
+from offline_compress.stopwatch import part
 
 RELATIVE_DAMPING = 1e-4
 # a probe, a KV head and rows [tokens, width] to the rows that are compared
@@ -48,7 +49,8 @@ def fitted(old: torch.Tensor, gram: torch.Tensor, product: torch.Tensor) -> torc
     damping = RELATIVE_DAMPING * gram.diagonal().mean()
     if damping <= 0:
         return old
-    damped = gram + damping * torch.eye(len(gram)).to(gram)
+    damped = gram.clone()
+    damped.diagonal().add_(damping)
     return old + torch.cholesky_solve(product - gram @ old, torch.linalg.cholesky(damped))
 
 
@@ -72,11 +74,11 @@ class Refit:
         """``up [num_groups, rank, full]`` for the leading latents only, at every rank; empty without probes."""
         if not len(self.probes):
             return {}
-        grams, products = 0, 0
-        for probe, inputs in self.probes:
-            rows = [self._rows(probe, factors, weight, inputs, kv_head) for kv_head in range(len(probe.values))]
-            grams += torch.stack([latents.T @ latents for latents, _ in rows])
-            products += torch.stack([latents.T @ targets for latents, targets in rows])
+        with part("refit"):
+            return self._at_ranks(factors, weight, ranks)
+
+    def _at_ranks(self, factors: Factors, weight: torch.Tensor, ranks: Iterable[int]) -> dict[int, torch.Tensor]:
+        grams, products = self._sums(factors, weight)
         groups, heads = len(factors.up), len(grams)
         old = factors.up.unflatten(-1, (heads // groups, -1)).transpose(1, 2).flatten(0, 1)  # heads x rank x head_dim
         found = {}
@@ -85,6 +87,20 @@ class Refit:
             up = torch.stack([fitted(*each) for each in leading])
             found[rank] = up.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
         return found
+
+    def _sums(self, factors: Factors, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``X^T X [heads, rank, rank]`` and ``X^T Y [heads, rank, head_dim]`` of all probes; one head is at work."""
+        grams = products = None
+        for probe, inputs in self.probes:
+            heads, _, head_dim = probe.values.shape
+            if grams is None:
+                rank = factors.up.shape[1]
+                grams, products = (factors.up.new_zeros(heads, rank, width) for width in (rank, head_dim))
+            for head, (gram, product) in enumerate(zip(grams, products, strict=True)):
+                latents, targets = self._rows(probe, factors, weight, inputs, head)
+                gram.addmm_(latents.T, latents)
+                product.addmm_(latents.T, targets)
+        return grams, products
 
     def _rows(
         self, probe: AttentionProbe, factors: Factors, weight: torch.Tensor, inputs: torch.Tensor, kv_head: int

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import LayerOutcome
 from offline_compress.calibration import CalibrationSamples
 from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
 from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
 from offline_compress.provenance import provenance
+from offline_compress.written import Written
 from palu_vllm.config import AttentionGeometry, PaluConfig
 from palu_vllm.layer_shape import LayerShape
 
@@ -93,9 +93,8 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
 
 def final_report(
     plan: Plan,
-    palu: PaluConfig,
+    written: Written,
     samples: CalibrationSamples | None,
-    layers: list[LayerOutcome],
     baseline: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -104,10 +103,12 @@ def final_report(
     ``relative_error_*`` per layer is ``|(W - W') S| / |W S|``: with whitening the relative error of keys or values
     (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights, with the weighted objective
     the root of the share of what attention adds that is lost, to first order. Before ``up`` is fitted again.
+    ``seconds``, memory and provenance are those of this run; ``layer_seconds`` of whichever run did a layer.
     """
+    palu, outcomes = written.palu, [layer.outcome for layer in written.layers]
     report = sizes(plan, palu) | {
-        "relative_error_k": [layer.key.error for layer in layers],
-        "relative_error_v": [layer.value.error for layer in layers],
+        "relative_error_k": [outcome.key.error for outcome in outcomes],
+        "relative_error_v": [outcome.value.error for outcome in outcomes],
         "error_measure": ERROR_MEASURES[plan.options.objective],
         "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
         "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,
@@ -115,11 +116,14 @@ def final_report(
         "peak_memory_bytes": peak_memory_bytes(),
         "baseline_memory_bytes": baseline,
         "seconds": round(seconds, 2),
+        "layer_seconds": [layer.seconds for layer in written.layers],
+        "search_layer_seconds": written.search_seconds,
+        "resumed_behind_layers": written.taken_over if any(written.taken_over.values()) else None,
         "provenance": provenance(plan.source, palu.calibration, samples.digest if samples else None),
     }
     if plan.device.type == "cuda":
         report["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(plan.device)
-    return report
+    return report | written.chosen
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from offline_compress.links import refuse_links_outside
 from offline_compress.options import CompressionError
 from offline_compress.tensor_file import StoredTensor, stored_tensors
 from palu_vllm.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
@@ -93,6 +94,7 @@ def open_source(model: str) -> SourceModel:
     Raises CompressionError or CheckpointError with one sentence.
     """
     directory = find_directory(model)
+    refuse_links_outside(directory)
     config = read_json(directory / "config.json")
     refuse_unsupported(config, directory)
     if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):

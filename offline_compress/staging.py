@@ -1,13 +1,19 @@
-"""A directory that appears complete or not at all."""
+"""A directory that appears complete or not at all.
 
+``OUT.tmp-work`` beside the output holds ``checkpoint``, which takes the output's place in the end, and ``state``, what
+is needed to go on after a kill. The process that writes there holds a lock, which the system drops with the process.
+"""
+
+import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from offline_compress.options import CompressionError
+
+CHECKPOINT, STATE, REPLACED, LOCK = "checkpoint", "state", "replaced", "lock"
 
 
 def check_target(out: Path, inputs: list[Path], overwrite: bool) -> None:
@@ -25,28 +31,57 @@ def check_target(out: Path, inputs: list[Path], overwrite: bool) -> None:
         raise CompressionError(f"{parent} cannot be written to; choose another output directory.")
 
 
-@contextmanager
-def staged_directory(out: Path) -> Iterator[Path]:
-    """A new directory beside ``out`` that takes its place when the block ends well and is removed otherwise.
+def work_directory(out: Path) -> Path:
+    """Where the run that writes ``out`` works."""
+    out = out.resolve()
+    return out.with_name(f"{out.name}.tmp-work")
 
-    Raises CompressionError if it cannot be made.
+
+@contextmanager
+def staged_directory(out: Path, resume: bool = False) -> Iterator[Path]:
+    """A directory beside ``out`` that takes its place when the block ends well.
+
+    Otherwise it is removed; with ``resume`` it stays, and is as it was left at the beginning. What else is needed to
+    go on may be put into ``STATE`` beside it. Raises CompressionError if it cannot be made, is in use, or was left by
+    a run that did not end and ``resume`` is not asked for.
     """
     out = out.resolve()
     created = [path for path in out.parents if not path.exists()]
+    with _locked(out, created, resume) as work:
+        try:
+            (work / CHECKPOINT).mkdir(exist_ok=True)
+            yield work / CHECKPOINT
+            _replace(out, work)
+            shutil.rmtree(work)
+        except BaseException:
+            if not resume:
+                # the state last, so that nothing of a checkpoint is ever left without it
+                shutil.rmtree(work / CHECKPOINT, ignore_errors=True)
+                shutil.rmtree(work, ignore_errors=True)
+                _remove_empty(created)
+            raise
+
+
+@contextmanager
+def _locked(out: Path, created: list[Path], resume: bool) -> Iterator[Path]:
+    """The work directory, which no other process uses meanwhile."""
+    work = work_directory(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / LOCK).open("w")
     except OSError as error:
         _remove_empty(created)
         raise CompressionError(f"{out} cannot be written ({error}); choose another output directory.") from error
-    try:
-        yield staging
-        staging.chmod(0o777 & ~_umask())
-        _replace(out, staging)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        _remove_empty(created)
-        raise
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CompressionError(f"another palu-compress is writing {out}; wait for it.") from error
+        if not resume and (work / STATE).exists():
+            raise CompressionError(
+                f"{work} holds the work of a run that did not end; add --resume to go on with it, or delete it."
+            )
+        yield work
 
 
 def _remove_empty(created: list[Path]) -> None:
@@ -56,22 +91,15 @@ def _remove_empty(created: list[Path]) -> None:
             path.rmdir()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _replace(out: Path, staging: Path) -> None:
-    """Puts ``staging`` in the place of ``out``; the old directory comes back if that fails."""
+def _replace(out: Path, work: Path) -> None:
+    """Puts the checkpoint in the place of ``out``; the old directory comes back if that fails."""
     if not out.exists():
-        staging.rename(out)
+        (work / CHECKPOINT).rename(out)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
-    out.rename(retired)
+    shutil.rmtree(work / REPLACED, ignore_errors=True)
+    out.rename(work / REPLACED)
     try:
-        staging.rename(out)
+        (work / CHECKPOINT).rename(out)
     except BaseException:
-        retired.rename(out)
+        (work / REPLACED).rename(out)
         raise
-    shutil.rmtree(retired)

@@ -1,6 +1,6 @@
 """What keys and values are projected from, layer by layer: its second moment, and some of it as it is.
 
-The activations between two layers lie in a file; in memory are one sample and one matrix of statistics.
+The activations between two layers lie in files; in memory are one sample and one matrix of statistics.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from offline_compress.activations import activation_file
+from offline_compress.activations import LayerInputs, remove_inputs
 from offline_compress.decomposition import damp
 from offline_compress.memory import release_freed_memory
 from offline_compress.model_access import LayerRunner, after_attention, kv_input
 from offline_compress.options import CompressionError
+from offline_compress.stopwatch import part
 
 CHUNK_TOKENS = 512
 KEPT_TOKENS = 512  # of a sample that is kept
@@ -51,9 +52,10 @@ def second_moment(module: nn.Module, width: int, device: torch.device) -> Iterat
     total = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def accumulate(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        for rows in inputs[0].reshape(-1, width).split(CHUNK_TOKENS):
-            wide = rows.double()
-            total.addmm_(wide.T, wide)
+        with part("moment"):
+            for rows in inputs[0].reshape(-1, width).split(CHUNK_TOKENS):
+                wide = rows.double()
+                total.addmm_(wide.T, wide)
 
     handle = module.register_forward_pre_hook(accumulate)
     try:
@@ -82,26 +84,44 @@ def kept_sample(module: nn.Module) -> Iterator[list[KeptSample]]:
 
 
 def layer_statistics(
-    runner: LayerRunner, tokens: torch.Tensor, scratch: Path, keep: int = 0
+    runner: LayerRunner, tokens: torch.Tensor, scratch: Path, keep: int = 0, start: int = 0
 ) -> Iterator[LayerStatistics]:
-    """For every layer in order, statistics of its inputs over all tokens, and the first ``keep`` samples.
+    """For every layer from ``start`` on, statistics of its inputs over all tokens, and the first ``keep`` samples.
 
     ``tokens`` is ``[samples, seqlen]``. K and V share their input, hence one matrix. Activations are those of the
-    dense model: errors of earlier layers do not enter.
+    dense model: errors of earlier layers do not enter. The inputs of a layer and of the next stay in ``scratch`` until
+    the next layer is asked for: whoever has then noted that the layer is finished can ``start`` behind it.
     """
-    hidden_size = runner.source.geometry.hidden_size
-    with activation_file(scratch, (tokens.shape[1], hidden_size)) as samples:
-        for number, row in enumerate(tokens):
-            samples.write(number, runner.embed(row))
-        for layer in range(runner.source.geometry.num_layers):
-            module = runner.load(layer)
-            kept: list[KeptSample] = []
-            with second_moment(kv_input(module), hidden_size, runner.device) as total:
-                for number in range(len(tokens)):
-                    with kept_sample(module) if number < keep else nullcontext([]) as one:
-                        samples.write(number, runner.run(module, samples.read(number)))
-                    kept += one
-                    release_freed_memory()
-            del module
-            yield LayerStatistics(total.div_(tokens.numel()), tuple(kept))
-            del total, kept
+    geometry = runner.source.geometry
+    inputs = LayerInputs(scratch, (tokens.shape[1], geometry.hidden_size))
+    if start == 0:
+        with inputs.writing(0) as samples:
+            for number, row in enumerate(tokens):
+                samples.write(number, runner.embed(row))
+    for layer in range(start, geometry.num_layers):
+        inputs.keep_only(layer)
+        # nothing here may keep a matrix alive while the next layer runs
+        yield _statistics(runner, layer, len(tokens), inputs, keep)
+    remove_inputs(scratch)
+
+
+def _statistics(runner: LayerRunner, layer: int, count: int, inputs: LayerInputs, keep: int) -> LayerStatistics:
+    """Runs ``layer`` on ``count`` samples."""
+    module, width = runner.load(layer), runner.source.geometry.hidden_size
+    kept: list[KeptSample] = []
+    with (
+        inputs.reading(layer) as before,
+        inputs.writing(layer + 1) as after,
+        second_moment(kv_input(module), width, runner.device) as total,
+    ):
+        for number in range(count):
+            with kept_sample(module) if number < keep else nullcontext([]) as one:
+                after.write(number, _run(runner, module, before.read(number)))
+            kept += one
+            release_freed_memory()
+    return LayerStatistics(total.div_(count * inputs.shape[0]), tuple(kept))
+
+
+def _run(runner: LayerRunner, module: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+    with part("run"):
+        return runner.run(module, sample)

@@ -7,18 +7,20 @@ chooses. Beside it, in the same measure, stands what caches would cost that only
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from offline_compress.activations import remove_inputs
 from offline_compress.budget import Choice, Curve, choices
+from offline_compress.journal import Journal
 from offline_compress.layer_errors import PROBED_SAMPLES, LayerErrors, layer_errors
 from offline_compress.model_access import LayerRunner
 from offline_compress.options import CompressionError
 from offline_compress.plan import Plan
 from offline_compress.progress import OnEvent
 from offline_compress.statistics import layer_statistics
+from offline_compress.stopwatch import lap
 from offline_compress.storage_errors import PLAIN_BITS
 from offline_compress.storage_grid import Grid, SideGrid
 from palu_vllm.latent_format import HEADER_BYTES, Shares
@@ -49,10 +51,10 @@ class StorageChoice:
         }
 
 
-def choose_storage(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: OnEvent) -> StorageChoice:
+def choose_storage(plan: Plan, tokens: torch.Tensor, journal: Journal, on_event: OnEvent) -> StorageChoice:
     """The least predicted error within the plan's budget. Raises CompressionError where nothing fits into it.
 
-    ``tokens [samples, seqlen]`` are calibration data; ``scratch`` is a directory for temporary files.
+    ``tokens [samples, seqlen]`` are calibration data. The pass goes on behind the last layer in ``journal``.
     """
     grid = Grid.of(plan)
     if grid.smallest_bytes > plan.budget_bytes:
@@ -60,16 +62,26 @@ def choose_storage(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: On
             f"the budget is {plan.budget_bytes} bytes per token, the least that these options allow is "
             f"{grid.smallest_bytes}; give a smaller compression, or fewer bits."
         )
-    runner, layers = LayerRunner(plan.source, plan.config, plan.device), []
-    for statistics in layer_statistics(runner, tokens, scratch, max(PROBED_SAMPLES, plan.kept_samples)):
-        layers.append(layer_errors(plan, runner, grid, len(layers), statistics))
-        on_event({"event": "probe", "number": len(layers) - 1, "of": plan.geometry.num_layers})
+    layers = _errors(plan, grid, tokens, journal, on_event)
     found = choices(
         _curves(grid.key, [layer.key for layer in layers]),
         _curves(grid.value, [layer.value for layer in layers]),
         plan.budget_bytes,
     )
     return StorageChoice(plan.budget_bytes, tuple(found), _plain(plan, layers))
+
+
+def _errors(plan: Plan, grid: Grid, tokens: torch.Tensor, journal: Journal, on_event: OnEvent) -> list[LayerErrors]:
+    runner = LayerRunner(plan.source, plan.config, plan.device)
+    layers = [LayerErrors.of(entry["errors"]) for entry in journal.layers()]
+    keep = max(PROBED_SAMPLES, plan.kept_samples)
+    statistics = layer_statistics(runner, tokens, journal.directory, keep, start=len(layers))
+    for layer in range(len(layers), plan.geometry.num_layers):
+        layers.append(layer_errors(plan, runner, grid, layer, next(statistics)))
+        journal.add_layer(layer, {"errors": layers[-1].as_lists(), "seconds": lap()})
+        on_event({"event": "probe", "number": layer, "of": plan.geometry.num_layers})
+    remove_inputs(journal.directory)
+    return layers
 
 
 def _as_lists(fields: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
+from offline_compress.stopwatch import part as timed
 from palu_vllm.checkpoint import CheckpointError
 
 DTYPE_NAMES = {
@@ -61,7 +62,7 @@ class StoredTensor(NamedTuple):
         """Pieces of ``shape`` from the rows ``starts`` on, one after the other."""
         piece, row = self.dtype.itemsize * math.prod(shape), self.dtype.itemsize * math.prod(self.shape[1:])
         buffer = torch.empty(len(starts) * piece, dtype=torch.uint8)
-        with self.file.open("rb", buffering=0) as file:
+        with timed("load"), self.file.open("rb", buffering=0) as file:
             for start, part in zip(starts, buffer.split(piece) if piece else (), strict=False):
                 file.seek(self.offset + start * row)
                 fill(part, file)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from offline_compress.options import CompressionError
+from offline_compress.stopwatch import part
 from offline_compress.tensor_file import DTYPE_NAMES
 from palu_vllm.checkpoint import INDEX, SINGLE
 
@@ -50,8 +51,9 @@ def plan_shards(specs: Iterable[TensorSpec], max_bytes: int) -> dict[str, list[T
 class CheckpointWriter:
     """The safetensors files of one checkpoint, with their index where there are several."""
 
-    def __init__(self, directory: Path, specs: Iterable[TensorSpec], max_shard_bytes: int):
-        self._directory = directory
+    def __init__(self, directory: Path, specs: Iterable[TensorSpec], max_shard_bytes: int, resume: bool = False):
+        """With ``resume`` the files are there already; raises CompressionError unless they are as planned."""
+        self._directory, self._resumes = directory, resume
         self._shards = plan_shards(specs, max_shard_bytes)
         self._places: dict[str, tuple[Path, int, TensorSpec]] = {}
         for file, shard in self._shards.items():
@@ -71,13 +73,29 @@ class CheckpointWriter:
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + offset)
+        self._reserve(path, len(text).to_bytes(8, "little") + text, offset)
         position = 8 + len(text)
         for spec in ordered:
             self._places[spec.name] = (path, position, spec)
             position += spec.num_bytes
+
+    def _reserve(self, path: Path, header: bytes, num_bytes: int) -> None:
+        if not self._resumes:
+            with path.open("wb") as file:
+                file.write(header)
+                file.truncate(len(header) + num_bytes)
+            return
+        same = path.exists() and path.stat().st_size == len(header) + num_bytes
+        if same:
+            with path.open("rb") as file:
+                same = file.read(len(header)) == header
+        if not same:
+            raise CompressionError(f"{path} is not as it was left; delete {path.parent.parent} and begin again.")
+
+    def keep(self, prefix: str) -> None:
+        """Tensors whose names begin with ``prefix`` were written by the run that this one goes on with."""
+        for name in [name for name in self._places if name.startswith(prefix)]:
+            del self._places[name]
 
     def write(self, name: str, chunks: Iterable[torch.Tensor]) -> None:
         """Writes one tensor given as consecutive runs of rows, cast to the planned dtype.
@@ -86,7 +104,7 @@ class CheckpointWriter:
         """
         path, position, spec = self._places.pop(name)
         written = 0
-        with path.open("r+b") as file:
+        with part("write"), path.open("r+b") as file:
             file.seek(position)
             for chunk in chunks:
                 written += file.write(_fitted(chunk, spec).contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -97,11 +115,15 @@ class CheckpointWriter:
         """Flushes to disk and writes the index. Raises ValueError if a planned tensor was never written."""
         if self._places:
             raise ValueError(f"tensor {min(self._places)} was planned and not written")
-        for file in self._shards:
-            with (self._directory / file).open("rb") as handle:
-                os.fsync(handle.fileno())
+        self.flush()
         if len(self._shards) > 1:
             self._write_index()
+
+    def flush(self) -> None:
+        """Puts on the disk what has been written so far."""
+        for file in self._shards:
+            with part("write"), (self._directory / file).open("rb") as handle:
+                os.fsync(handle.fileno())
 
     def _write_index(self) -> None:
         weight_map = {spec.name: file for file, shard in self._shards.items() for spec in shard}

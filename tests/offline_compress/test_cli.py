@@ -70,6 +70,12 @@ def test_bits_of_latents():
     assert (tiers.shares_k, tiers.shares_v, tiers.hadamard) == (((0.25, 8), (0.75, 3)), ((1.0, 4),), None)
 
 
+def test_running():
+    options = parse("M OUT --resume --workers 3")
+    assert (options.resume, options.workers) == (True, 3)
+    assert (parse("M OUT").resume, parse("M OUT").workers) == (False, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -129,6 +135,7 @@ def test_arguments_that_argparse_refuses(argv, capsys):
         ("--group-size 0", "group size is 0"),
         ("--group-size-k 2 --group-size-v 3", "group size 3 does not divide the 4 key-value heads"),
         ("--calib-samples 0", "samples is 0"),
+        ("--workers 0", "number of workers is 0"),
         ("--calib-seqlen 1", "too short"),
         ("--seed -1", "negative"),
         ("--device tpu", "device 'tpu' is not supported"),

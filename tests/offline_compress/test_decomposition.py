@@ -164,3 +164,20 @@ def test_roots_are_roots_and_not_finite_weights_an_error():
     torch.testing.assert_close(root @ root, random_weights(3)[0], rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="not finite"):
         symmetric_root(torch.full((4, 4), torch.nan).double())
+
+
+@pytest.mark.parametrize("lowest", [0, -4, -8, -12, -16])
+def test_squaring_the_singular_values_is_harmless(lowest):
+    """The Gram matrix has squares of singular values, so that float64 holds those above about 1e-8 of the largest.
+
+    The truncated error is that of an SVD to 1e-6 of itself, or below 1e-7 of the largest singular value.
+    """
+    generator = torch.Generator().manual_seed(lowest)
+    left, _, right = torch.linalg.svd(torch.randn(64, 96, generator=generator).double(), full_matrices=False)
+    values = torch.logspace(0, lowest, 64, dtype=torch.float64)
+    weight = (left * values) @ right
+    for rank in (1, 16, 40, 63):
+        factors = decompose(weight, 1, rank)
+        error = (weight - rebuild(factors.down, factors.up)).norm().item()
+        least = values[rank:].square().sum().sqrt().item()
+        assert error <= max(least * (1 + 1e-6), 1e-7)

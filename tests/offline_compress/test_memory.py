@@ -56,6 +56,36 @@ def test_the_peak_of_a_search_for_a_budget_is_predicted(tmp_path, text):
     assert 0.75 * predicted < added < 1.15 * predicted, (added, predicted)
 
 
+SMALL_MLP = {"num_hidden_layers": 1, "intermediate_size": 2048, "max_position_embeddings": 256}
+METHODS = {
+    "the paper's": {"objective": "whiten", "search": "uniform"},
+    "the best": {"objective": "weighted", "search": "energy"},
+    "in few bits": {"objective": "whiten", "search": "uniform", "latent_bits": 4},
+    "for a budget": {"objective": "whiten", "target_compression": 6, "latent_bits": 4},
+    "the best for a budget": {"objective": "weighted", "target_compression": 6, "latent_bits": 4},
+}
+
+
+def whole_peak_over_prediction(tmp_path: Path, text: str, **options: object) -> float:
+    """Of the whole process, interpreter and libraries included."""
+    model = build_dense(tmp_path / "model", dtype="bfloat16", **SHAPE | SMALL_MLP)
+    options = {"calib_samples": 2, "calib_seqlen": 256, "device": "cpu", "calib_data": text} | options
+    added, predicted = added_and_predicted(model, tmp_path / "out", **options)
+    baseline = json.loads((tmp_path / "out" / "palu_report.json").read_text())["baseline_memory_bytes"]
+    return (baseline + added) / (baseline + predicted)
+
+
+def test_the_peak_of_the_weighted_objective_with_refit_is_predicted(tmp_path, text):
+    assert 0.8 < whole_peak_over_prediction(tmp_path, text, **METHODS["the best"]) < 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_size", [1, 4, 16])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_peak_is_predicted(tmp_path, text, method, group_size):
+    assert 0.8 < whole_peak_over_prediction(tmp_path, text, group_size=group_size, **METHODS[method]) < 1.2
+
+
 def test_memory_is_measured():
     before = resident_memory_bytes()
     block = bytearray(b"x" * (64 << 20))

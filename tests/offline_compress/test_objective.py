@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -33,8 +33,9 @@ def studied() -> tuple[dict[str, LayerObjectives], LayerProbes]:
     plan = plan_of("weighted")
     runner = LayerRunner(plan.source, plan.config, plan.device)
     tokens = load_samples(str(CALIBRATION), MODEL, plan.config.vocab_size, 4, 160, 0).tokens
-    passes = layer_statistics(runner, tokens, Path(gettempdir()), keep=4)
-    statistics = [next(passes) for _ in range(LAYER + 1)][LAYER]
+    with TemporaryDirectory() as scratch:
+        passes = layer_statistics(runner, tokens, Path(scratch), keep=4)
+        statistics = [next(passes) for _ in range(LAYER + 1)][LAYER]
     probes = LayerProbes(plan, runner, LAYER, statistics.samples)
     return {name: layer_objectives(plan_of(name), LAYER, statistics.moment.clone(), probes) for name in NAMES}, probes
 
