@@ -13,6 +13,7 @@ from offline_compress.writer import TensorSpec
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import FAMILIES, PaluConfig
 
+DROPPED = ("torch_dtype", "_name_or_path", "auto_map")
 COMPANIONS = (
     "tokenizer*",
     "vocab.*",
@@ -45,7 +46,7 @@ def tensor_specs(plan: Plan, palu: PaluConfig) -> Iterator[TensorSpec]:
 def output_config(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
     """The dense ``config.json`` with the compressed model type, the dtype and ``palu_config``."""
     model_type, architecture = FAMILIES[plan.source.config["model_type"]]
-    config = {key: value for key, value in plan.source.config.items() if key not in ("torch_dtype", "_name_or_path")}
+    config = {key: value for key, value in plan.source.config.items() if key not in DROPPED}
     config |= {"model_type": model_type, "architectures": [architecture], "dtype": plan.dtype}
     return config | {"palu_config": palu.model_dump()}
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from palu_vllm import __version__
 from palu_vllm.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
 from palu_vllm.config import FAMILIES, AttentionGeometry, LayerShape, PaluConfig
+from tests.joined import apart
 
 SIZES = {
     "hidden_size": 256,
@@ -30,6 +31,7 @@ SIZES = {
     "tie_word_embeddings": False,
     "bos_token_id": 256,
     "eos_token_id": 257,
+    "pad_token_id": None,
 }
 
 
@@ -79,7 +81,7 @@ def build_palu(
     """Writes the palu form of ``dense`` by plain SVD, ranks for all layers or for each; returns ``directory``."""
     config = read_json(dense / "config.json")
     geometry = AttentionGeometry.from_hf_config(config)
-    tensors = dict(iterate_tensors(dense))
+    tensors = apart(dict(iterate_tensors(dense)), config)
     palu = PaluConfig(
         base_model=str(dense),
         group_size_k=group_size,

@@ -21,6 +21,7 @@ CASES = {
     "qwen2-fused": ("qwen2", RANKS),
     "qwen2-factored": ("qwen2", RANKS | {"value_path": "factored"}),
     "qwen3-fused": ("qwen3", RANKS),
+    "phi3-window-factored": ("phi3", RANKS | {"sliding_window": 24, "value_path": "factored"}),
     "qwen3-some-uncompressed": ("qwen3", UNEVEN | {"value_path": "factored"}),
 }
 TOKENS = 12
@@ -45,7 +46,7 @@ def test_vllm_and_transformers_agree(case, palu):
         assert attention_used(llm) == {("PALU", "TorchAttention")}
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_what_the_compressor_writes_is_served(family, dense, tmp_path):
     """Half the rank, whitened on real text, ranks by Fisher information; vLLM's capacity is the report's."""
     out = tmp_path / "out"
