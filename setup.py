@@ -35,6 +35,7 @@ setup(
     entry_points={
         "console_scripts": [
             "palu-compress=offline_compress.cli:main",
+            "palu-convert=offline_compress.convert_cli:main",
             "palu-doctor=palu_vllm.server.doctor:main",
         ],
         "vllm.general_plugins": ["palu=palu_vllm:register"],

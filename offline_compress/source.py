@@ -112,19 +112,24 @@ def open_source(model: str) -> SourceModel:
     directory = find_directory(model)
     config = read_json(directory / "config.json")
     refuse_unsupported(config, directory)
-    if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):
-        raise CompressionError(f"{directory} has pickled weights only (*.bin); convert them to safetensors first.")
+    refuse_pickles(directory)
     try:
         geometry = AttentionGeometry.from_hf_config(config)
         joined = joined_rows(config, geometry)
     except ValueError as error:
         raise CompressionError(f"{directory / 'config.json'}: {error}") from error
-    tensors = without_joined(_tensors(directory), joined)
+    tensors = without_joined(tensors_of(directory), joined)
     name, revision = _identity(directory.resolve())
-    return _with_dtype(SourceModel(directory, name, revision, config, geometry, tensors, ""))
+    return with_dtype(SourceModel(directory, name, revision, config, geometry, tensors, ""))
 
 
-def _tensors(directory: Path) -> dict[str, StoredTensor]:
+def refuse_pickles(directory: Path) -> None:
+    """Raises CompressionError where there are pickled weights only, for reading those may run any code."""
+    if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):
+        raise CompressionError(f"{directory} has pickled weights only (*.bin); convert them to safetensors first.")
+
+
+def tensors_of(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint and where it lies; raises as :func:`shard_of_tensor`."""
     files = shard_of_tensor(directory)
     headers = {file: stored_tensors(file) for file in set(files.values())}
@@ -138,7 +143,7 @@ def _identity(directory: Path) -> tuple[str, str | None]:
     return directory.parents[1].name.removeprefix("models--").replace("--", "/"), directory.name
 
 
-def _with_dtype(source: SourceModel) -> SourceModel:
+def with_dtype(source: SourceModel) -> SourceModel:
     """Fills in the dtype in which the model is served: the configuration's, else that of the stored weights."""
     named = source.config.get("dtype") or source.config.get("torch_dtype")
     if not named:
