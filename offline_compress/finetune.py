@@ -5,6 +5,8 @@ Batch size, sample length and modules are not in what we know of it; those here 
 """
 
 import json
+import os
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -24,7 +26,7 @@ from offline_compress.report import REPORT
 from offline_compress.source import tensors_of
 from offline_compress.staging import check_target, staged_directory
 from offline_compress.training import Schedule, train
-from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter, TensorSpec
+from offline_compress.writer import overwrite
 from palu_vllm.checkpoint import check_shapes, read_config, read_json
 
 PACKAGES = ("torch", "transformers", "peft")
@@ -57,7 +59,9 @@ class FinetuneOptions:
         for what, value in counts.items():
             if value < 1:
                 raise CompressionError(f"{what} is {value}; expected at least 1.")
-        if self.steps is not None and self.steps < 0 or self.seed < 0:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
+        if (self.steps is not None and self.steps < 0) or self.seed < 0:
             raise CompressionError("steps and seed cannot be negative; give 0 or more.")
         if self.seqlen is not None and self.seqlen < 2:
             raise CompressionError(f"samples of {self.seqlen} tokens are too short; give at least 2.")
@@ -75,7 +79,9 @@ def finetune(options: FinetuneOptions, on_event: OnEvent = ignore) -> dict[str, 
     started, directory = time.monotonic(), options.checkpoint
     config, *_ = read_config(directory)
     check_shapes(directory)
-    if options.out is not None:
+    if options.out is None:
+        check_target(directory.resolve(), [], overwrite=True)
+    else:
         check_target(options.out, [directory, Path(options.data)], overwrite=False)
     samples = _samples(options, config)
     on_event({"event": "calibration", "text": samples.label})
@@ -85,7 +91,6 @@ def finetune(options: FinetuneOptions, on_event: OnEvent = ignore) -> dict[str, 
     record = _record(options, samples, losses, round(time.monotonic() - started, 2))
     with staged_directory(options.out or directory) as staging:
         _write_weights(directory, model, staging)
-        _copy_others(directory, staging)
         _write_record(record, staging)
     return record
 
@@ -115,25 +120,14 @@ def _trained(
 
 
 def _write_weights(directory: Path, model: PreTrainedModel, staging: Path) -> None:
-    """Every tensor of the checkpoint in its dtype: those with adapters merged, the others byte for byte."""
-    stored = tensors_of(directory)
-    specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in stored.items()]
-    writer, merged = CheckpointWriter(staging, specs, MAX_SHARD_BYTES), set()
+    """Copies the checkpoint and writes every merged weight into its place, in the dtype that it has there."""
+    shutil.copytree(directory, staging, dirs_exist_ok=True)
+    stored = tensors_of(staging)
     for name, weight in merged_weights(model):
-        writer.write(name, [weight])
-        merged.add(name)
-    for name in stored.keys() - merged:
-        writer.write(name, [stored[name].read()])
-    writer.finish()
-
-
-def _copy_others(directory: Path, staging: Path) -> None:
-    """All that is not weights."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, staging / path.name)
-        elif not path.name.startswith("model") or ".safetensors" not in path.name:
-            shutil.copyfile(path, staging / path.name)
+        overwrite(stored[name], name, weight)
+    for file in {tensor.file for tensor in stored.values()}:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 def _record(
