@@ -62,8 +62,17 @@ def table(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
     return "\n".join([*lines, f"Perplexity, in brackets KL divergence; dense {dense['perplexity']:.2f}."])
 
 
+def judgement(options: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
+    """The judge, and what the result says of it."""
+    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
+    facts = {"context": options.context, "rows_of_text": options.rows, "text": HELD_OUT.name}
+    return judge, {"dense": judge.score(dense)} | facts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="rows of the others are kept")
     parser.add_argument("--steps", type=int, default=150, help="as palu-finetune --steps")
     parser.add_argument("--batch-size", type=int, default=4, help="as palu-finetune --batch-size")
     parser.add_argument("--seqlen", type=int, default=512, help="as palu-finetune --seqlen")
@@ -71,13 +80,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24, help="rows of text to score, spread evenly over it")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
+    judge, facts = judgement(options)
     training = ["--steps", str(options.steps), "--batch-size", str(options.batch_size), "--seqlen", str(options.seqlen)]
-    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
-    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
-             "text": HELD_OUT.name}  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    for name in ARMS:
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    rows = [row for row in rows if row["arm"] not in options.arms]
+    for name in options.arms:
         rows.append(arm(name, judge, training))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         options.out.write_text(json.dumps({"rows": rows, **facts, "provenance": provenance()}, indent=1) + "\n")
