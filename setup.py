@@ -31,10 +31,16 @@ setup(
     package_data={"palu_vllm": ["kernels/tuned/*.json"]},
     cmdclass={"build_py": BuildWithHook},
     install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
-    extras_require={"serve": ["vllm>=0.32,<0.34"], "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"]},
+    extras_require={
+        "finetune": ["peft>=0.21"],
+        "serve": ["vllm>=0.32,<0.34"],
+        "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"],
+    },
     entry_points={
         "console_scripts": [
             "palu-compress=offline_compress.cli:main",
+            "palu-finetune=offline_compress.finetune_cli:main",
+            "palu-convert=offline_compress.convert_cli:main",
             "palu-doctor=palu_vllm.server.doctor:main",
         ],
         "vllm.general_plugins": ["palu=palu_vllm:register"],

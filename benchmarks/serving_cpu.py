@@ -110,7 +110,8 @@ def measure(options: argparse.Namespace) -> dict:
         "repeats_ms": {name: [round(1000 * v, 2) for v in values] for name, values in seconds.items()},
         "context": options.context, "batch": options.batch, "rank_ratio": options.rank_ratio,
         "objective": report["objective"], "search": report["search"],
-        "rebuild_work_per_token": report["rebuild_work_per_token"], "latent_bits": options.latent_bits, "dtype": options.dtype,
+        "rebuild_work_per_token": report["rebuild_work_per_token"],
+        "latent_bits": options.latent_bits, "dtype": options.dtype,
         "attention_layer": rebuild_share(options.context, options.batch),
         "provenance": provenance(),
     }  # fmt: skip

@@ -92,8 +92,6 @@ def load_samples(data: str, directory: Path, vocab_size: int, count: int, seqlen
     try:
         tokens = cut_samples(stream, prefix, count, seqlen, seed)
     except ValueError as error:
-        raise CompressionError(
-            f"calibration data {data} has {error} tokens; give more text or a smaller --calib-seqlen."
-        ) from error
+        raise CompressionError(f"{data} has {error} tokens; give more text or shorter samples.") from error
     name = Path(data).name if Path(data).expanduser().is_file() else data
     return CalibrationSamples(name, tokens)

@@ -1,6 +1,7 @@
 """Where each family keeps its projections and how one decoder layer runs. The only module that knows HF's names.
 
-All families name their modules alike, so one set of names serves them. Layers are computed in float32, each
+All families name their modules alike (where matrices are joined: once they are apart), so one set of names serves
+them. Layers are computed in float32, each
 matrix read and widened some rows at a time while it is multiplied: half-precision products are slow or missing on many
 CPUs, statistics gain from the precision, and no layer is ever in memory as a whole.
 """
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from offline_compress.joined_matrices import network
 from offline_compress.options import CompressionError
 from offline_compress.source import SourceModel
 from palu_vllm.checkpoint import attention_prefix
@@ -41,9 +43,12 @@ def is_replaced(name: str) -> bool:
 
 
 def hf_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The transformers configuration of a parsed ``config.json``. Raises CompressionError if it is not accepted."""
+    """The transformers configuration of a parsed ``config.json``, of the network whose matrices are apart.
+
+    Raises CompressionError if transformers does not accept it.
+    """
     try:
-        parsed = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+        parsed = network(CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config))))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CompressionError(
@@ -75,8 +80,9 @@ def check_shapes(source: SourceModel, config: PreTrainedConfig) -> None:
             )
     extra = [name for name in source.tensors if name not in expected and not name.endswith(DERIVED)]
     if extra:
+        family = source.config["model_type"]
         raise CompressionError(
-            f"{source.directory} has tensor {min(extra)}, unknown to {config.model_type}; it cannot be compressed."
+            f"{source.directory} has tensor {min(extra)}, unknown to {family}; it cannot be compressed."
         )
 
 

@@ -1,7 +1,7 @@
 """Everything of the output directory that is not computed: tensor list, ``config.json``, files copied along."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from offline_compress.writer import TensorSpec
 from palu_vllm.checkpoint import attention_tensors
 from palu_vllm.config import FAMILIES, PaluConfig
 
+DROPPED = ("torch_dtype", "_name_or_path", "auto_map")
 COMPANIONS = (
     "tokenizer*",
     "vocab.*",
@@ -43,10 +44,15 @@ def tensor_specs(plan: Plan, palu: PaluConfig) -> Iterator[TensorSpec]:
 
 
 def output_config(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
+    """The ``config.json`` of a compression."""
+    return compressed_config(plan.source.config, plan.dtype, palu)
+
+
+def compressed_config(dense: Mapping[str, Any], dtype: str, palu: PaluConfig) -> dict[str, Any]:
     """The dense ``config.json`` with the compressed model type, the dtype and ``palu_config``."""
-    model_type, architecture = FAMILIES[plan.source.config["model_type"]]
-    config = {key: value for key, value in plan.source.config.items() if key not in ("torch_dtype", "_name_or_path")}
-    config |= {"model_type": model_type, "architectures": [architecture], "dtype": plan.dtype}
+    model_type, architecture = FAMILIES[dense["model_type"]]
+    config = {key: value for key, value in dense.items() if key not in DROPPED}
+    config |= {"model_type": model_type, "architectures": [architecture], "dtype": dtype}
     return config | {"palu_config": palu.model_dump()}
 
 

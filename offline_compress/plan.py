@@ -219,7 +219,7 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         value,
         _seqlen(options.calib_seqlen, config),
         dtype,
-        _device(options.device),
+        device_of(options.device),
         notes,
     )
     if options.has_budget and options.calib_data is None:
@@ -241,7 +241,7 @@ def _seqlen(wanted: int | None, config: PreTrainedConfig) -> int:
     return wanted or min(DEFAULT_SEQLEN, context)
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "auto":
         return torch.device("cuda" if available else "cpu")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from offline_compress.joined_matrices import joined_rows, without_joined
 from offline_compress.links import refuse_links_outside
 from offline_compress.options import CompressionError
 from offline_compress.tensor_file import StoredTensor, stored_tensors
@@ -18,6 +19,8 @@ from palu_vllm.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
 from palu_vllm.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, rope_type
 
 CHUNK_BYTES = 16 << 20
+# Microsoft publishes Phi-3 with the code that transformers has since taken in; it is neither run nor passed on
+TAKEN_IN = {"phi3": {"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}}
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
 
 
@@ -67,12 +70,15 @@ def refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
     kind = config.get("model_type")
     if str(kind).startswith("palu_") or "palu_config" in config:
         raise CompressionError(f"{directory} is already compressed; give the dense model that it was made from.")
-    if config.get("auto_map"):
+    if _needs_code(config):
         raise CompressionError(
             f"{directory} needs code of its own (auto_map), which is never run; it cannot be compressed."
         )
     if config.get("quantization_config") or config.get("compression_config"):
-        raise CompressionError(f"{directory} has quantized weights; give the checkpoint before quantization.")
+        raise CompressionError(
+            f"{directory} has quantized weights{_method(config)}, which cannot be decomposed; "
+            "give the checkpoint before quantization."
+        )
     if kind not in FAMILIES:
         raise CompressionError(f"model type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}.")
     layer_types = set(config.get("layer_types") or ())
@@ -88,6 +94,17 @@ def refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
         raise CompressionError(f"{directory / 'config.json'}: {error}") from error
 
 
+def _needs_code(config: Mapping[str, Any]) -> bool:
+    named = config.get("auto_map") or {}
+    return not isinstance(named, Mapping) or not set(named.values()) <= TAKEN_IN.get(config.get("model_type"), set())
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    section = config.get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, Mapping) else None
+    return f" ({method})" if method else ""
+
+
 def open_source(model: str) -> SourceModel:
     """Finds and checks a dense model: configuration, shards, the shape of every tensor.
 
@@ -97,17 +114,24 @@ def open_source(model: str) -> SourceModel:
     refuse_links_outside(directory)
     config = read_json(directory / "config.json")
     refuse_unsupported(config, directory)
-    if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):
-        raise CompressionError(f"{directory} has pickled weights only (*.bin); convert them to safetensors first.")
+    refuse_pickles(directory)
     try:
         geometry = AttentionGeometry.from_hf_config(config)
+        joined = joined_rows(config, geometry)
     except ValueError as error:
         raise CompressionError(f"{directory / 'config.json'}: {error}") from error
+    tensors = without_joined(tensors_of(directory), joined)
     name, revision = _identity(directory.resolve())
-    return _with_dtype(SourceModel(directory, name, revision, config, geometry, _tensors(directory), ""))
+    return with_dtype(SourceModel(directory, name, revision, config, geometry, tensors, ""))
 
 
-def _tensors(directory: Path) -> dict[str, StoredTensor]:
+def refuse_pickles(directory: Path) -> None:
+    """Raises CompressionError where there are pickled weights only, for reading those may run any code."""
+    if not (directory / INDEX).exists() and not (directory / SINGLE).exists() and list(directory.glob("*.bin")):
+        raise CompressionError(f"{directory} has pickled weights only (*.bin); convert them to safetensors first.")
+
+
+def tensors_of(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint and where it lies; raises as :func:`shard_of_tensor`."""
     files = shard_of_tensor(directory)
     headers = {file: stored_tensors(file) for file in set(files.values())}
@@ -121,7 +145,7 @@ def _identity(directory: Path) -> tuple[str, str | None]:
     return directory.parents[1].name.removeprefix("models--").replace("--", "/"), directory.name
 
 
-def _with_dtype(source: SourceModel) -> SourceModel:
+def with_dtype(source: SourceModel) -> SourceModel:
     """Fills in the dtype in which the model is served: the configuration's, else that of the stored weights."""
     named = source.config.get("dtype") or source.config.get("torch_dtype")
     if not named:

@@ -58,6 +58,11 @@ class StoredTensor(NamedTuple):
         """``[len(rows), ...]``: these rows and no other are read."""
         return self._at(rows, (1, *self.shape[1:]))
 
+    def rows(self, start: int, count: int) -> "StoredTensor":
+        """Where ``count`` rows from ``start`` on lie."""
+        row = self.dtype.itemsize * math.prod(self.shape[1:])
+        return self._replace(offset=self.offset + start * row, shape=(count, *self.shape[1:]))
+
     def _at(self, starts: list[int], shape: tuple[int, ...]) -> torch.Tensor:
         """Pieces of ``shape`` from the rows ``starts`` on, one after the other."""
         piece, row = self.dtype.itemsize * math.prod(shape), self.dtype.itemsize * math.prod(self.shape[1:])

@@ -15,7 +15,7 @@ import torch
 
 from offline_compress.options import CompressionError
 from offline_compress.stopwatch import part
-from offline_compress.tensor_file import DTYPE_NAMES
+from offline_compress.tensor_file import DTYPE_NAMES, StoredTensor
 from palu_vllm.checkpoint import INDEX, SINGLE
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -107,7 +107,7 @@ class CheckpointWriter:
         with part("write"), path.open("r+b") as file:
             file.seek(position)
             for chunk in chunks:
-                written += file.write(_fitted(chunk, spec).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                written += file.write(_as_bytes(chunk, spec))
         if written != spec.num_bytes:
             raise ValueError(f"{name} has {written} bytes, expected {spec.num_bytes} for shape {list(spec.shape)}")
 
@@ -130,6 +130,22 @@ class CheckpointWriter:
         total = sum(spec.num_bytes for shard in self._shards.values() for spec in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def overwrite(stored: StoredTensor, name: str, values: torch.Tensor) -> None:
+    """Writes ``values`` over a tensor of a finished file, cast to its dtype.
+
+    Raises ValueError for another shape, CompressionError for a value that the dtype cannot hold.
+    """
+    if values.shape != stored.shape:
+        raise ValueError(f"{name} has shape {list(values.shape)}, expected {list(stored.shape)}")
+    with stored.file.open("r+b") as file:
+        file.seek(stored.offset)
+        file.write(_as_bytes(values, TensorSpec(name, stored.dtype, stored.shape)))
+
+
+def _as_bytes(values: torch.Tensor, spec: TensorSpec) -> memoryview:
+    return _fitted(values, spec).contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _fitted(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:

@@ -20,7 +20,8 @@ name                  shape                                         present
 ``k_norm.weight``     ``[head_dim]``                                ``qk_norm``
 ====================  ============================================  =================================
 
-All other tensors are those of the dense model, unchanged.
+All other tensors are those of the dense model, unchanged; where it joins matrices (Phi-3's ``gate_up_proj``), their
+parts.
 """
 
 import json

@@ -28,6 +28,7 @@ FAMILIES = {
     "mistral": ("palu_mistral", "PaluMistralForCausalLM"),
     "qwen2": ("palu_qwen2", "PaluQwen2ForCausalLM"),
     "qwen3": ("palu_qwen3", "PaluQwen3ForCausalLM"),
+    "phi3": ("palu_phi3", "PaluPhi3ForCausalLM"),
 }
 # dynamic and longrope change their frequencies with the length, so a cached latent has no fixed rotation
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")

@@ -14,6 +14,7 @@ NAMES = {
     "palu_mistral": "PaluMistral",
     "palu_qwen2": "PaluQwen2",
     "palu_qwen3": "PaluQwen3",
+    "palu_phi3": "PaluPhi3",
 }
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"

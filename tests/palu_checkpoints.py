@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from palu_vllm.checkpoint import attention_prefix
 from palu_vllm.config import FAMILIES, AttentionGeometry
+from tests.joined import apart
 
 Tiers = list[tuple[float, int]]
 SIZES = {
@@ -113,7 +114,7 @@ def write_palu(
     geometry = AttentionGeometry.from_hf_config(config)
     ranks_k, ranks_v = (rank if isinstance(rank, list) else [rank] * geometry.num_layers for rank in (rank_k, rank_v))
     group_sizes = (group_size, group_size) if isinstance(group_size, int) else group_size
-    tensors = load_file(dense / "model.safetensors")
+    tensors = apart(load_file(dense / "model.safetensors"), config)
     for layer, (k, v) in enumerate(zip(ranks_k, ranks_v, strict=True)):
         prefix = attention_prefix(layer)
         old = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}

@@ -18,6 +18,7 @@ from palu_vllm import __version__
 from palu_vllm.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
 from palu_vllm.config import FAMILIES, AttentionGeometry, PaluConfig
 from palu_vllm.layer_shape import LayerShape
+from tests.joined import apart
 
 SIZES = {
     "hidden_size": 256,
@@ -31,6 +32,7 @@ SIZES = {
     "tie_word_embeddings": False,
     "bos_token_id": 256,
     "eos_token_id": 257,
+    "pad_token_id": None,
 }
 
 
@@ -82,7 +84,7 @@ def build_palu(
     """
     config = read_json(dense / "config.json")
     geometry = AttentionGeometry.from_hf_config(config)
-    tensors = dict(iterate_tensors(dense))
+    tensors = apart(dict(iterate_tensors(dense)), config)
     group_sizes = (group_size, group_size) if isinstance(group_size, int) else group_size
     palu = PaluConfig(
         base_model=str(dense),

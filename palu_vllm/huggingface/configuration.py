@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
@@ -31,5 +32,11 @@ class PaluQwen2Config(Qwen2Config):
 
 class PaluQwen3Config(Qwen3Config):
     model_type = "palu_qwen3"
+    base_model_tp_plan = None
+    palu_config: dict[str, Any] | None = None
+
+
+class PaluPhi3Config(Phi3Config):
+    model_type = "palu_phi3"
     base_model_tp_plan = None
     palu_config: dict[str, Any] | None = None

@@ -1,4 +1,7 @@
-"""transformers' own Llama, Mistral, Qwen2 and Qwen3 with ``PaluAttention`` in every layer. No model code is copied."""
+"""transformers' own Llama, Mistral, Qwen2 and Qwen3 with ``PaluAttention`` in every layer. No model code is copied.
+
+Phi-3, its joined matrices taken apart, is Mistral.
+"""
 
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +20,7 @@ from palu_vllm.huggingface.attention import PaluAttention
 from palu_vllm.huggingface.configuration import (
     PaluLlamaConfig,
     PaluMistralConfig,
+    PaluPhi3Config,
     PaluQwen2Config,
     PaluQwen3Config,
 )
@@ -132,3 +136,13 @@ class PaluQwen3Model(_PaluDecoder, Qwen3Model):
 class PaluQwen3ForCausalLM(_PaluCausalLM, Qwen3ForCausalLM):
     config_class = PaluQwen3Config
     decoder_class = PaluQwen3Model
+
+
+class PaluPhi3Model(_PaluDecoder, MistralModel):
+    config_class = PaluPhi3Config
+    _can_record_outputs = {"hidden_states": MistralDecoderLayer, "attentions": PaluAttention}
+
+
+class PaluPhi3ForCausalLM(_PaluCausalLM, MistralForCausalLM):
+    config_class = PaluPhi3Config
+    decoder_class = PaluPhi3Model

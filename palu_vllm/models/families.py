@@ -1,8 +1,8 @@
 """The palu form of each supported family, as vLLM loads it.
 
-Llama, Mistral, Qwen2 and Qwen3 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases and
-norms of queries and keys, so all are vLLM's Llama with its attention exchanged through the argument that vLLM has for
-this.
+Llama, Mistral, Qwen2, Qwen3 and Phi-3 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases
+and norms of queries and keys, so all are vLLM's Llama with its attention exchanged through the argument that vLLM has
+for this.
 """
 
 from collections.abc import Iterable
@@ -60,3 +60,7 @@ class PaluQwen2ForCausalLM(PaluForCausalLM):
 
 class PaluQwen3ForCausalLM(PaluForCausalLM):
     """Qwen 3, dense; its norms of queries and keys come with ``palu_config.qk_norm``."""
+
+
+class PaluPhi3ForCausalLM(PaluForCausalLM):
+    """Phi 3 and 4 with plain rotary embeddings; the compressor took their joined matrices apart."""

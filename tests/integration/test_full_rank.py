@@ -28,6 +28,7 @@ CASES = {
     "mistral-window": ("mistral", {"sliding_window": 24}),
     "qwen2-biases": ("qwen2", {}),
     "qwen3-key-norm": ("qwen3", {}),
+    "phi3-joined-window": ("phi3", {"sliding_window": 24}),
 }
 
 

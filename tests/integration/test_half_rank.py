@@ -26,6 +26,7 @@ CASES = {
     "qwen2-fused": ("qwen2", RANKS),
     "qwen2-factored": ("qwen2", RANKS | {"value_path": "factored"}),
     "qwen3-fused": ("qwen3", RANKS),
+    "phi3-window-factored": ("phi3", RANKS | {"sliding_window": 24, "value_path": "factored"}),
     "qwen3-some-uncompressed": ("qwen3", UNEVEN | {"value_path": "factored"}),
 }
 TOKENS = 12
@@ -52,7 +53,7 @@ def test_vllm_and_transformers_agree(case, palu):
 
 @pytest.mark.parametrize(
     ("family", "groups"),
-    [(family, {"group_size": 2}) for family in ("llama", "mistral", "qwen2", "qwen3")]
+    [(family, {"group_size": 2}) for family in ("llama", "mistral", "qwen2", "qwen3", "phi3")]
     + [("llama", {"group_size_k": 2, "group_size_v": 4})],
 )
 def test_what_the_compressor_writes_is_served(family, groups, dense, tmp_path):

@@ -9,15 +9,13 @@ import torch
 
 from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
 from palu_vllm.layer_shape import LayerShape
+from tests.joined import apart
 
 
 def layer_of(directory: Path, layer: int) -> dict[str, torch.Tensor]:
     prefix = attention_prefix(layer)
-    return {
-        name.removeprefix(prefix): tensor.double()
-        for name, tensor in iterate_tensors(directory)
-        if name.startswith(prefix)
-    }
+    tensors = apart(dict(iterate_tensors(directory)), read_json(directory / "config.json"))
+    return {name.removeprefix(prefix): tensor.double() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def linear(tensors: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offline_compress import compress
-from palu_vllm.checkpoint import INDEX, SINGLE, check_finite, check_shapes, iterate_tensors, read_config
+from palu_vllm.checkpoint import INDEX, SINGLE, check_finite, check_shapes, iterate_tensors, read_config, read_json
+from tests.joined import apart
 from tests.offline_compress.oracle import dense_attention, latent_attention, shape_of
 from tests.offline_compress.tiny import build_dense
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}
+
+
+def of_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    return ((left[:, :rank] * values[:rank]) @ right[:rank]).float().contiguous()
 
 
 def low_rank_model(directory: Path, family: str, rank: int, **overrides) -> Path:
@@ -22,8 +28,10 @@ def low_rank_model(directory: Path, family: str, rank: int, **overrides) -> Path
     tensors = load_file(directory / SINGLE)
     for name, tensor in tensors.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):
-            left, values, right = torch.linalg.svd(tensor.double(), full_matrices=False)
-            tensors[name] = ((left[:, :rank] * values[:rank]) @ right[:rank]).float().contiguous()
+            tensors[name] = of_rank(tensor, rank)
+        elif name.endswith("qkv_proj.weight"):
+            query, key, value = tensor.split([len(tensor) // 2, len(tensor) // 4, len(tensor) // 4])
+            tensors[name] = torch.cat([query, of_rank(key, rank), of_rank(value, rank)])
     save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
     return directory
 
@@ -38,6 +46,7 @@ def low_rank_model(directory: Path, family: str, rank: int, **overrides) -> Path
         ("qwen2", 2, {}),
         ("qwen2", 4, {"num_attention_heads": 4}),
         ("qwen3", 2, {}),
+        ("phi3", 2, {}),
     ],
 )
 def test_nothing_is_lost_where_the_weights_have_that_rank(tmp_path, text, family, group_size, overrides, value_path):
@@ -85,7 +94,8 @@ def test_fused_and_factored_give_the_same_output(tmp_path, text, dense, objectiv
 @pytest.mark.parametrize(("family", "groups"), [*((family, {}) for family in FAMILIES), ("qwen2", {"group_size_k": 1})])
 def test_full_rank_keeps_every_weight_bit_for_bit(tmp_path, dense, family, groups):
     compress(dense(family), tmp_path / "out", rank_ratio=1, **groups)
-    before, after = dict(iterate_tensors(dense(family))), dict(iterate_tensors(tmp_path / "out"))
+    config = read_json(dense(family) / "config.json")
+    before, after = apart(dict(iterate_tensors(dense(family))), config), dict(iterate_tensors(tmp_path / "out"))
     renamed = {"k_down.weight": "k_proj.weight", "v_down.weight": "v_proj.weight", "k_bias": "k_proj.bias"}
     for name, tensor in after.items():
         stem, _, last = name.partition("self_attn.")

@@ -22,7 +22,8 @@ def from_transformers(model_directory, tokens: torch.Tensor) -> list[torch.Tenso
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     seen: dict[int, list[torch.Tensor]] = {}
     for index, layer in enumerate(model.model.layers):
-        layer.self_attn.k_proj.register_forward_pre_hook(
+        projection = getattr(layer.self_attn, "qkv_proj", None) or layer.self_attn.k_proj
+        projection.register_forward_pre_hook(
             lambda _m, args, index=index: seen.setdefault(index, []).append(args[0].flatten(0, 1).double())
         )
     with torch.no_grad():
@@ -44,6 +45,8 @@ def from_transformers(model_directory, tokens: torch.Tensor) -> list[torch.Tenso
         ("mistral", {"sliding_window": None}, {}),
         ("qwen2", {}, {}),
         ("qwen3", {}, {}),
+        ("phi3", {"sliding_window": 7, "rms_norm_eps": 1e-3}, {}),
+        ("phi3", {}, {"sliding_window": None, "rope_parameters": None, "rope_scaling": None, "rope_theta": 3e4}),
     ],
 )
 def test_layer_by_layer_equals_the_whole_model(tmp_path, monkeypatch, family, overrides, edits):

@@ -43,6 +43,7 @@ def measured_error(dense, out, tokens: torch.Tensor) -> float:
 @pytest.mark.parametrize(("family", "target", "options"), [
     ("qwen2", 5, {}),
     ("qwen3", 5, {}),
+    ("phi3", 5, {}),
     ("mistral", 5, {"latent_bits_v": 8}),
     ("llama", 1.6, {"latent_bits": 16, "objective": "svd"}),
     ("llama", 6, {"hadamard": False, "value_path": "factored"}),

@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offline_compress.options import CompressionError
-from offline_compress.tensor_file import DTYPE_NAMES
-from offline_compress.writer import CheckpointWriter, TensorSpec, plan_shards
+from offline_compress.tensor_file import DTYPE_NAMES, stored_tensors
+from offline_compress.writer import CheckpointWriter, TensorSpec, overwrite, plan_shards
 from palu_vllm.checkpoint import INDEX, SINGLE, iterate_tensors
 
 TENSORS = {
@@ -72,3 +72,22 @@ def test_a_wrong_size_is_an_error(tmp_path):
     writer = CheckpointWriter(tmp_path, specs_of(TENSORS), 10**6)
     with pytest.raises(ValueError, match="has 12 bytes, expected 96"):
         writer.write("wide", [torch.zeros(3)])
+
+
+@pytest.mark.parametrize("name", ["half", "scalar", "wide"])
+def test_one_tensor_of_a_finished_file_is_overwritten(tmp_path, name):
+    save_file(TENSORS, tmp_path / SINGLE, metadata={"format": "pt"})
+    overwrite(stored_tensors(tmp_path / SINGLE)[name], name, TENSORS[name].double() + 1)
+    loaded = load_file(tmp_path / SINGLE)
+    assert torch.equal(loaded[name], (TENSORS[name].double() + 1).to(TENSORS[name].dtype))
+    assert all(torch.equal(loaded[other], tensor) for other, tensor in TENSORS.items() if other != name)
+
+
+def test_values_that_do_not_fit_are_not_written(tmp_path):
+    save_file({"half": torch.ones(2, 3).half()}, tmp_path / SINGLE, metadata={"format": "pt"})
+    before, stored = (tmp_path / SINGLE).read_bytes(), stored_tensors(tmp_path / SINGLE)["half"]
+    with pytest.raises(ValueError, match=r"half has shape \[3, 2\], expected \[2, 3\]"):
+        overwrite(stored, "half", torch.ones(3, 2))
+    with pytest.raises(CompressionError, match="half has values that torch.float16 cannot hold"):
+        overwrite(stored, "half", torch.full((2, 3), 1e6))
+    assert (tmp_path / SINGLE).read_bytes() == before

@@ -21,6 +21,7 @@ SIZES = {
     "max_position_embeddings": 128,
     "bos_token_id": 256,
     "eos_token_id": 257,
+    "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
 WORDS = ("the", "of", "and", "a", "to", "in", "he", "that", "it", "was", "his", "on", "with", "as", "had", "for", "her")

@@ -62,7 +62,13 @@ def test_the_promised_names_are_exactly_those_written(written):
 @pytest.mark.parametrize("value_path", ["fused", "factored"])
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("llama", {"mlp_bias": True, "attention_bias": True}), ("llama", {}), ("mistral", {}), ("qwen3", {})],
+    [
+        ("llama", {"mlp_bias": True, "attention_bias": True}),
+        ("llama", {}),
+        ("mistral", {}),
+        ("qwen3", {}),
+        ("phi3", {}),
+    ],
 )
 def test_other_families_pass(tmp_path, family, changes, value_path):
     dense = write_dense(family, tmp_path / "dense", **changes)

@@ -17,6 +17,7 @@ CLASSES = {
     "mistral": modeling.PaluMistralForCausalLM,
     "qwen2": modeling.PaluQwen2ForCausalLM,
     "qwen3": modeling.PaluQwen3ForCausalLM,
+    "phi3": modeling.PaluPhi3ForCausalLM,
 }
 RANKS = {"rank_k": [8, 32], "rank_v": [20, 12]}  # different per layer and for K and V; one layer's keys stay whole
 EXACT = {"rtol": 0, "atol": 3e-5}  # logits have a standard deviation of about 1
@@ -36,6 +37,14 @@ def low_rank(weight: torch.Tensor, rank: int, group_width: int) -> torch.Tensor:
     return torch.cat(parts).float()
 
 
+def key_value_weights(attention) -> list[torch.Tensor]:
+    """Those of keys and of values, which may be rows of a joined matrix."""
+    if hasattr(attention, "k_proj"):
+        return [attention.k_proj.weight.data, attention.v_proj.weight.data]
+    width = attention.num_key_value_heads * attention.head_dim
+    return list(attention.qkv_proj.weight.data[-2 * width :].split(width))
+
+
 def truncated(
     dense: Path,
     rank_k: list[int],
@@ -45,10 +54,10 @@ def truncated(
 ):
     """The dense model with keys and values of those ranks, in groups of K and V or of each."""
     model = load(dense)
-    for layer, k, v in zip(model.model.layers, rank_k, rank_v, strict=True):
-        attention = layer.self_attn
-        attention.k_proj.weight.data = low_rank(attention.k_proj.weight.data, k, group_width)
-        attention.v_proj.weight.data = low_rank(attention.v_proj.weight.data, v, group_width_v or group_width)
+    widths = group_width, group_width_v or group_width
+    for layer, *ranks in zip(model.model.layers, rank_k, rank_v, strict=True):
+        for weight, rank, width in zip(key_value_weights(layer.self_attn), ranks, widths, strict=True):
+            weight.copy_(low_rank(weight, rank, width))
     return model
 
 

@@ -87,6 +87,7 @@ class TestEqualsDense:
         ("family", "window"),
         [
             ("mistral", {"sliding_window": 6}),
+            ("phi3", {"sliding_window": 6}),
             ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
         ],
     )

@@ -24,8 +24,9 @@ def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.serving
-def test_healthy(palu):
-    ended = doctor(palu("qwen2", (32, 24), (40, 16)))
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_healthy(palu, family):
+    ended = doctor(palu(family, (32, 24), (40, 16)))
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     rows = [line for line in ended.stdout.splitlines() if line.startswith("ok ")]
     assert [row[8:24].strip() for row in rows] == CHECKS
