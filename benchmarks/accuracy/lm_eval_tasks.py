@@ -1,0 +1,97 @@
+"""Any task of lm-eval, through its vLLM backend and by its own metrics and standard errors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.engine import Engine
+from benchmarks.accuracy.local_data import identity, read_rows
+from benchmarks.accuracy.scores import LM_EVAL, Score, mean_score
+
+
+@dataclass(frozen=True)
+class LMEvalTask:
+    """A task, group or tag by its name in lm-eval; with ``data``, on the rows of a jsonl file instead of its own."""
+
+    task: str
+    data: str | None
+    num_fewshot: int | None
+    max_length: int
+    limit: int | None
+    seed: int
+    chat: bool
+
+    @property
+    def name(self) -> str:
+        return f"lm-eval/{self.task}"
+
+    @property
+    def tokens(self) -> int:
+        return self.max_length
+
+    def settings(self) -> dict:
+        return {"task": self.name, **vars(self), "data": identity(self.data) if self.data else None}
+
+    def spec(self) -> str | dict[str, Any]:
+        """As ``simple_evaluate`` takes it: the name, or the task with its data replaced."""
+        if self.data is None:
+            return self.task
+        read_rows(Path(self.data), ())
+        splits = {"test_split": "test", "validation_split": None, "training_split": None, "fewshot_split": "test"}
+        files = {"data_files": {"test": str(Path(self.data).resolve())}}
+        return {"task": self.task, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
+
+    def run(self, engine: Engine, key: str) -> list[Score]:
+        """Raises ValueError for a task that lm-eval does not know or whose data cannot be had."""
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager()
+        if self.task not in manager.all_tasks:
+            raise ValueError(f"lm-eval has no task {self.task}; `lm-eval ls tasks` lists them.")
+        try:
+            results = simple_evaluate(
+                model=engine.lm,
+                tasks=[self.spec()],
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                task_manager=manager,
+                apply_chat_template=self.chat,
+                random_seed=self.seed,
+                numpy_random_seed=self.seed,
+                torch_random_seed=self.seed,
+                fewshot_random_seed=self.seed,
+            )
+        except (OSError, ConnectionError, ImportError) as error:
+            raise ValueError(f"{self.name} cannot be prepared ({error}); give it local data.") from error
+        return [score for task in results["results"] for score in scores_of(key, task, results)]
+
+
+def scores_of(key: str, task: str, results: Mapping[str, Any]) -> list[Score]:
+    """Every metric of one task. A mean over documents keeps its rows; of others only lm-eval's numbers are known."""
+    scores = []
+    reported = results["results"][task]
+    count = results.get("n-samples", {}).get(task, {}).get("effective", reported.get("sample_len", 0))
+    for entry, value in reported.items():
+        metric, _, filtered = entry.partition(",")
+        if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        title = metric if filtered == "none" else f"{metric} ({filtered})"
+        better = bool(results["higher_is_better"].get(task, {}).get(metric, True))
+        rows = rows_of_metric(results.get("samples", {}).get(task, ()), metric, filtered)
+        if better and rows and isclose(sum(rows) / len(rows), value, abs_tol=1e-9):
+            scores.append(mean_score(key, f"lm-eval/{task}", title, rows))
+            continue
+        stderr = reported.get(f"{metric}_stderr,{filtered}")
+        error = stderr if isinstance(stderr, int | float) else None
+        scores.append(Score(key, f"lm-eval/{task}", title, {}, float(value), error, LM_EVAL, int(count), better))
+    return scores
+
+
+def rows_of_metric(samples: Sequence[Mapping[str, Any]], metric: str, filtered: str) -> list[float]:
+    """The metric of each document, in their order, if it is a number for each."""
+    ours = [sample for sample in samples if sample.get("filter", "none") == filtered]
+    values = [sample.get(metric) for sample in sorted(ours, key=lambda sample: sample["doc_id"])]
+    return [float(value) for value in values] if all(isinstance(value, int | float) for value in values) else []
