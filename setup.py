@@ -31,7 +31,11 @@ setup(
     package_data={"palu_vllm": ["kernels/tuned/*.json"]},
     cmdclass={"build_py": BuildWithHook},
     install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
-    extras_require={"serve": ["vllm>=0.32,<0.34"], "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"]},
+    extras_require={
+        "serve": ["vllm>=0.32,<0.34"],
+        "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"],
+        "accuracy": ["lm-eval>=0.4.13", "datasets>=4", "rouge-score>=0.1.2", "matplotlib>=3.9"],
+    },
     entry_points={
         "console_scripts": [
             "palu-compress=offline_compress.cli:main",

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.perplexity import set_environment
+from benchmarks.accuracy.tokens import Tokens
+from benchmarks.perplexity import row_loss, set_environment
 
 
 class Engine:
@@ -26,15 +27,7 @@ class Engine:
             enable_prefix_caching=False,
         )
         self.llm = self.lm.model
-        self.tokenizer = self.llm.get_tokenizer()
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of a prompt: no BOS."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def begin(self) -> list[int]:
-        """What the tokenizer begins every prompt with: its BOS, or nothing."""
-        return self.tokenizer.encode("")
+        self.tokens = Tokens(self.llm.get_tokenizer())
 
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """The greedy continuation of each prompt, up to the first of ``stop``."""
@@ -48,22 +41,9 @@ class Engine:
         """Summed negative log-likelihood in nats of each row, from its second token on."""
         from vllm import SamplingParams
 
-        from benchmarks.perplexity import row_loss
-
         scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in rows], scoring, use_tqdm=False)
         return [row_loss(output.prompt_logprobs, row) for output, row in zip(outputs, rows, strict=True)]
-
-    def wrap(self, before: str, after: str, chat: bool) -> tuple[str, str]:
-        """What stands before and after a haystack; with ``chat`` as one turn of the model's chat template."""
-        if not chat:
-            return before, after
-        mark = "\x00haystack\x00"
-        turn = [{"role": "user", "content": before + mark + after}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        begin = self.tokenizer.decode(self.begin())
-        front, back = text.split(mark)
-        return front.removeprefix(begin), back
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.accuracy.engine import Engine
+from benchmarks.accuracy.tokens import Tokens
 
 SENTENCE_ENDS = (".", "!", "?", "\n")
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -40,19 +40,19 @@ def place(
     return [*pieces, *haystack[last:]]
 
 
-def sentence_end(engine: Engine) -> Callable[[int], bool]:
+def sentence_end(tokens: Tokens) -> Callable[[int], bool]:
     """Whether the text of a token ends a sentence."""
-    return cache(lambda token: engine.tokenizer.decode([token]).rstrip(" ").endswith(SENTENCE_ENDS))
+    return cache(lambda token: tokens.decode([token]).rstrip(" ").endswith(SENTENCE_ENDS))
 
 
 class Hay:
     """The token ids of a text, from which haystacks of any length begin at random sentences."""
 
-    def __init__(self, engine: Engine, text: str) -> None:
-        self.ids = engine.encode(text)
+    def __init__(self, tokens: Tokens, text: str) -> None:
+        self.ids = tokens.encode(text)
         if len(self.ids) < LEAST_WORDS:
             raise ValueError(f"the haystack has {len(self.ids)} tokens; expected a text of at least {LEAST_WORDS}.")
-        self.ends = sentence_end(engine)
+        self.ends = sentence_end(tokens)
         self._starts = [0, *(i + 1 for i, token in enumerate(self.ids[:-1]) if self.ends(token))]
 
     def cut(self, rng: random.Random, length: int) -> list[int]:
@@ -62,7 +62,7 @@ class Hay:
         return (self.ids * count)[start : start + length]
 
 
-def common_words(engine: Engine, text: str) -> list[str]:
+def common_words(tokens: Tokens, text: str) -> list[str]:
     """Words of ``text`` for keys and values: those of one token after a space where the tokenizer has enough of them.
 
     Raises ValueError for a text with too few different words.
@@ -71,7 +71,7 @@ def common_words(engine: Engine, text: str) -> list[str]:
     words = sorted(word for word, _ in counts.most_common(2000))
     if len(words) < LEAST_WORDS:
         raise ValueError(f"the haystack has {len(words)} different words; expected at least {LEAST_WORDS}.")
-    short = [word for word in words if len(engine.encode(f" {word}")) == 1]
+    short = [word for word in words if len(tokens.encode(f" {word}")) == 1]
     return short if len(short) >= LEAST_WORDS else words
 
 

@@ -1,5 +1,7 @@
 """Any task of lm-eval, through its vLLM backend and by its own metrics and standard errors."""
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
@@ -34,38 +36,48 @@ class LMEvalTask:
     def settings(self) -> dict:
         return {"task": self.name, **vars(self), "data": identity(self.data) if self.data else None}
 
-    def spec(self) -> str | dict[str, Any]:
-        """As ``simple_evaluate`` takes it: the name, or the task with its data replaced."""
+    def spec(self, index: Mapping[str, Any], folder: Path) -> str:
+        """The name; with ``data`` a file in ``folder`` that includes lm-eval's task and replaces its data."""
         if self.data is None:
             return self.task
         read_rows(Path(self.data), ())
         splits = {"test_split": "test", "validation_split": None, "training_split": None, "fewshot_split": "test"}
         files = {"data_files": {"test": str(Path(self.data).resolve())}}
-        return {"task": self.task, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
+        source = {"include": str(index[self.task].yaml_path), "task": self.task}
+        data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": files}
+        file = folder / "task.yaml"
+        file.write_text(json.dumps(source | data | splits), encoding="utf-8")  # JSON is YAML
+        return str(file)
+
+    def _evaluate(self, engine: Engine, task: str, manager: Any) -> Mapping[str, Any]:
+        from lm_eval import simple_evaluate
+
+        seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+        try:
+            return simple_evaluate(
+                model=engine.lm,
+                tasks=[task],
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                task_manager=manager,
+                apply_chat_template=self.chat,
+                **dict.fromkeys(seeds, self.seed),
+            )
+        except (OSError, ImportError) as error:
+            raise ValueError(f"{self.name} cannot be prepared ({error}); give it local data.") from error
 
     def run(self, engine: Engine, key: str) -> list[Score]:
         """Raises ValueError for a task that lm-eval does not know or whose data cannot be had."""
-        from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager()
         if self.task not in manager.all_tasks:
             raise ValueError(f"lm-eval has no task {self.task}; `lm-eval ls tasks` lists them.")
-        try:
-            results = simple_evaluate(
-                model=engine.lm,
-                tasks=[self.spec()],
-                num_fewshot=self.num_fewshot,
-                limit=self.limit,
-                task_manager=manager,
-                apply_chat_template=self.chat,
-                random_seed=self.seed,
-                numpy_random_seed=self.seed,
-                torch_random_seed=self.seed,
-                fewshot_random_seed=self.seed,
-            )
-        except (OSError, ConnectionError, ImportError) as error:
-            raise ValueError(f"{self.name} cannot be prepared ({error}); give it local data.") from error
+        if self.data and self.task not in manager.all_subtasks:
+            raise ValueError(f"lm-eval's {self.task} is a group; give local data to its tasks one by one.")
+        with tempfile.TemporaryDirectory(prefix="palu-lm-eval-") as folder:
+            task = self.spec(manager.task_index, Path(folder))
+            results = self._evaluate(engine, task, manager)
         return [score for task in results["results"] for score in scores_of(key, task, results)]
 
 

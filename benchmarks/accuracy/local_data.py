@@ -11,16 +11,25 @@ from offline_compress.calibration_text import read_documents
 # held-out splits; offline_compress has the training splits under the same names
 EVALUATION_SETS = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test", "c4": "allenai/c4:en:validation"}
 
+FILE_ENDINGS = (".txt", ".md", ".json", ".jsonl", ".parquet")
+
+
+def is_file(data: str) -> bool:
+    """Whether ``data`` is a file, not the id of a hub dataset. Raises ValueError for a file that does not exist."""
+    path = Path(data)
+    if path.is_file():
+        return True
+    if path.suffix in FILE_ENDINGS or path.is_absolute() or data.startswith("."):
+        raise ValueError(f"{data} does not exist; give a file or the id of a hub dataset.")
+    return False
+
 
 def read_text(data: str, characters: int | None = None) -> str:
     """A text file as it is; the documents of a jsonl or parquet file or a hub dataset joined by empty lines.
 
     Stops after ``characters``. Raises ValueError or CompressionError for data that cannot be read.
     """
-    path = Path(data)
-    if not path.exists() and (path.suffix or path.is_absolute()):
-        raise ValueError(f"{data} does not exist; give a text file or the id of a hub dataset.")
-    joint = "\n\n" if path.suffix in (".jsonl", ".parquet") or not path.exists() else ""
+    joint = "" if is_file(data) and Path(data).suffix not in (".jsonl", ".parquet") else "\n\n"
     size = 0
 
     def is_wanted(document: str) -> bool:
@@ -49,8 +58,11 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def identity(data: str) -> dict[str, str]:
-    """What decides the content: of a file its name and hash, of a hub dataset its id."""
-    path = Path(data)
-    if not path.is_file():
+    """What decides the content: of a file its name and hash, of a hub dataset its id.
+
+    Raises ValueError for a file that does not exist.
+    """
+    if not is_file(data):
         return {"data": data}
+    path = Path(data)
     return {"data": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

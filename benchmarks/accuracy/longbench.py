@@ -1,8 +1,7 @@
 """The sixteen English tasks of LongBench (Bai et al. 2023): prompts, lengths of answers and metrics as published.
 
-lm-eval has these tasks, and they are not driven through it: five of its prompts differ from the published ones, it
-stops at the first line break where LongBench skips leading ones, and its metrics need three libraries that are no
-longer kept. Rows have LongBench's fields; ``question`` may stand for ``input``, as in the copy that is read by default.
+lm-eval has these tasks, and they are not driven through it: six of its prompts differ from the published ones in white
+space, it stops at the first line break where LongBench skips leading ones, and its metrics need three more libraries. Rows have LongBench's fields; ``question`` may stand for ``input``, as in the copy that is read by default.
 """
 
 import json
@@ -13,8 +12,9 @@ from typing import Any
 
 from benchmarks.accuracy import longbench_metrics as metrics
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.local_data import identity, read_rows
+from benchmarks.accuracy.local_data import identity, is_file, read_rows
 from benchmarks.accuracy.scores import Score, mean_score
+from benchmarks.accuracy.tokens import Tokens
 
 HUB_ID = "Xnhyacinth/LongBench"  # a copy of THUDM/LongBench without its loading script, which datasets refuses
 PUBLISHED = json.loads((Path(__file__).parent / "longbench_prompts.json").read_text(encoding="utf-8"))["tasks"]
@@ -72,7 +72,7 @@ class LongBenchTask:
 
     def rows(self) -> list[dict[str, Any]]:
         """Raises ValueError for rows without the fields, and for a hub that does not give the dataset."""
-        if Path(self.data).exists() or self.file.suffix:
+        if is_file(str(self.file)):
             return read_rows(self.file, ("context", "answers"))[: self.limit]
         from datasets import load_dataset
 
@@ -81,21 +81,19 @@ class LongBenchTask:
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"the hub does not give {self.data} {self.task} ({error}); give local files.") from error
 
-    def prompt(self, engine: Engine, row: Mapping[str, Any]) -> list[int]:
+    def prompt(self, tokens: Tokens, row: Mapping[str, Any]) -> list[int]:
         """Truncated in the middle before the chat template goes around it, and BOS in front."""
         asked = row.get("input", row.get("question", ""))
         text = PUBLISHED[self.task]["prompt"].replace("{input}", asked).replace("{context}", row["context"])
-        chat = self.chat and self.task not in WITHOUT_CHAT
-        front, back = ([*map(engine.encode, engine.wrap("", "", True))]) if chat else ([], [])
-        front = engine.begin() + front
+        front, back = tokens.wrap("", "", self.chat and self.task not in WITHOUT_CHAT)
         room = self.max_length - PUBLISHED[self.task]["max_tokens"] - len(front) - len(back)
         if room < 2:
             raise ValueError(f"a context of {self.max_length} is too short for {self.name} and its answer.")
-        return front + truncate_middle(engine.encode(text), room) + back
+        return front + truncate_middle(tokens.encode(text), room) + back
 
     def run(self, engine: Engine, key: str) -> list[Score]:
         rows = self.rows()
         published = PUBLISHED[self.task]
-        responses = engine.generate([self.prompt(engine, row) for row in rows], published["max_tokens"])
+        responses = engine.generate([self.prompt(engine.tokens, row) for row in rows], published["max_tokens"])
         values = [score(self.task, response, row) for response, row in zip(responses, rows, strict=True)]
         return [mean_score(key, self.name, published["metric"], values)]

@@ -15,6 +15,7 @@ from benchmarks.accuracy.haystack import Hay, Prompt, common_words, place, share
 from benchmarks.accuracy.local_data import identity, read_text
 from benchmarks.accuracy.needle_styles import NeedleStyle, bare
 from benchmarks.accuracy.scores import Score, subset_scores
+from benchmarks.accuracy.tokens import Tokens
 
 MOST_CHARACTERS = 4_000_000
 
@@ -40,20 +41,20 @@ class NeedleTask:
     def settings(self) -> dict:
         return {"task": self.name, **vars(self), "style": vars(self.style), "haystack": identity(self.haystack)}
 
-    def prompts(self, engine: Engine) -> list[Prompt]:
+    def prompts(self, tokens: Tokens) -> list[Prompt]:
         """In the order of lengths, depths and samples. Raises ValueError for a length that leaves no haystack."""
         text = read_text(self.haystack, MOST_CHARACTERS)
-        hay, words, rng = Hay(engine, text), common_words(engine, text), random.Random(self.seed)
+        hay, words, rng = Hay(tokens, text), common_words(tokens, text), random.Random(self.seed)
         cells = itertools.product(self.lengths, self.depths, range(self.samples))
-        return [self._prompt(engine, hay, words, rng, length, depth) for length, depth, _ in cells]
+        return [self._prompt(tokens, hay, words, rng, length, depth) for length, depth, _ in cells]
 
     def _prompt(
-        self, engine: Engine, hay: Hay, words: list[str], rng: random.Random, length: int, depth: int
+        self, tokens: Tokens, hay: Hay, words: list[str], rng: random.Random, length: int, depth: int
     ) -> Prompt:
         drawn = rng.sample(words, 4)
         style = self.style.filled(" ".join(drawn[:2]), " ".join(drawn[2:]))
-        before, after = engine.wrap(style.before, style.question, self.chat)
-        front, needle, back = engine.begin() + engine.encode(before), engine.encode(style.needle), engine.encode(after)
+        front, back = tokens.wrap(style.before, style.question, self.chat)
+        needle = tokens.encode(style.needle)
         room = length - style.max_tokens - len(front) - len(needle) - len(back)
         if room < 0:
             raise ValueError(f"--lengths {length} leaves no haystack; expected at least {length - room} tokens.")
@@ -61,7 +62,7 @@ class NeedleTask:
         return Prompt([*front, *filled, *back], (style.answer,), {"length": length, "depth": depth})
 
     def run(self, engine: Engine, key: str) -> list[Score]:
-        prompts = self.prompts(engine)
+        prompts = self.prompts(engine.tokens)
         responses = engine.generate([prompt.ids for prompt in prompts], self.style.max_tokens, self.style.stop)
         pairs = list(zip(responses, prompts, strict=True))
         found = [share_found(response, prompt.answers) for response, prompt in pairs]

@@ -29,8 +29,8 @@ class PerplexityTask:
 
     def run(self, engine: Engine, key: str) -> list[Score]:
         most = self.limit and self.limit * self.context * CHARACTERS_PER_TOKEN
-        ids = engine.encode(read_text(self.text, most))
-        rows = rows_of(ids, self.context, engine.begin())
+        ids = engine.tokens.encode(read_text(self.text, most))
+        rows = rows_of(ids, self.context, engine.tokens.begin)
         if self.limit:
             rows = spread_rows(rows, self.limit)
         return [perplexity_score(key, self.context, engine.losses(rows), [len(row) - 1 for row in rows])]

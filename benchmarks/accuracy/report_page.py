@@ -18,9 +18,9 @@ small { color: #666; font-weight: 400; }
 """
 NOTE = (
     "± is one standard error, by linearization over rows (binomial for 0/1 scores; perplexity in log space). "
-    "Differences and recovery are paired by row; * marks those that are not, because only the value is known. Recovery is score / "
-    "dense score, for perplexity and other scores of which less is better dense score / score. An error of 0 says that "
-    "all rows agreed, not that nothing is uncertain."
+    "Differences and recovery are paired by row; * marks those that are not, because only the value is known. "
+    "Recovery is score / dense score, and the inverse for perplexity and whatever else is better when lower. "
+    "An error of 0 says that all rows agreed, not that nothing is uncertain."
 )
 
 

@@ -17,6 +17,7 @@ from benchmarks.accuracy.local_data import identity, read_text
 from benchmarks.accuracy.needle import MOST_CHARACTERS
 from benchmarks.accuracy.ruler_styles import RULER_STYLES, RulerStyle
 from benchmarks.accuracy.scores import Score, subset_scores
+from benchmarks.accuracy.tokens import Tokens
 
 HOPS = 4
 
@@ -113,24 +114,23 @@ class RulerTask:
     def settings(self) -> dict:
         return {"task": self.name, **vars(self), "haystack": identity(self.haystack)}
 
-    def prompts(self, engine: Engine) -> list[Prompt]:
+    def prompts(self, tokens: Tokens) -> list[Prompt]:
         """In the order of lengths and samples. Raises ValueError for a length too short for the needles."""
         text = read_text(self.haystack, MOST_CHARACTERS)
-        words, rng, style = common_words(engine, text), random.Random(self.seed), RULER_STYLES[self.style]
+        words, rng, style = common_words(tokens, text), random.Random(self.seed), RULER_STYLES[self.style]
         kind = KINDS.get(self.kind, Kind("noise"))
         if style.single and (self.kind == "vt" or kind.values * kind.queries > 1):
             raise ValueError(f"--ruler-style {self.style} has one key and one value; not for {self.name}.")
-        cut = haystack_of(engine, kind, style, Hay(engine, text if kind.hay == "text" else NOISE * 8), words)
+        cut = haystack_of(tokens, kind, style, Hay(tokens, text if kind.hay == "text" else NOISE * 8), words)
         prompts = []
         for length, _ in itertools.product(self.lengths, range(self.samples)):
             question = variable_tracking(style, rng) if self.kind == "vt" else retrieval(kind, style, rng, words)
-            prompts.append(self._prompt(engine, cut, rng, question, length))
+            prompts.append(self._prompt(tokens, cut, rng, question, length))
         return prompts
 
-    def _prompt(self, engine: Engine, cut: Callable, rng: random.Random, question: Question, length: int) -> Prompt:
-        before, after = engine.wrap(question.front, question.back, self.chat)
-        front, back = engine.begin() + engine.encode(before), engine.encode(after)
-        needles = [engine.encode(needle) for needle in question.needles]
+    def _prompt(self, tokens: Tokens, cut: Callable, rng: random.Random, question: Question, length: int) -> Prompt:
+        front, back = tokens.wrap(question.front, question.back, self.chat)
+        needles = [tokens.encode(needle) for needle in question.needles]
         used = len(front) + len(back) + sum(map(len, needles)) + RULER_STYLES[self.style].max_tokens
         if used > length:
             raise ValueError(f"--lengths {length} is too short for {self.name}; expected at least {used} tokens.")
@@ -140,13 +140,13 @@ class RulerTask:
         return Prompt([*front, *filled, *back], question.answers, {"length": length})
 
     def run(self, engine: Engine, key: str) -> list[Score]:
-        prompts, style = self.prompts(engine), RULER_STYLES[self.style]
+        prompts, style = self.prompts(engine.tokens), RULER_STYLES[self.style]
         responses = engine.generate([prompt.ids for prompt in prompts], style.max_tokens, style.stop)
         found = [share_found(response, prompt.answers) for response, prompt in zip(responses, prompts, strict=True)]
         return subset_scores(key, self.name, "found", found, [prompt.subset for prompt in prompts])
 
 
-def haystack_of(engine: Engine, kind: Kind, style: RulerStyle, hay: Hay, words: list[str]) -> Callable:
+def haystack_of(tokens: Tokens, kind: Kind, style: RulerStyle, hay: Hay, words: list[str]) -> Callable:
     """``cut(rng, length)``: that many ids of the haystack, or of whole needles at most, and where sentences end."""
     if kind.hay != "needles":
         return lambda rng, length: (hay.cut(rng, length), hay.ends)
@@ -154,7 +154,7 @@ def haystack_of(engine: Engine, kind: Kind, style: RulerStyle, hay: Hay, words: 
 
     def cut(rng: random.Random, length: int) -> tuple[list[int], Callable[[int], bool]]:
         ids: list[int] = []
-        while len(ids) + len(more := engine.encode(retrieval(one, style, rng, words).needles[0])) <= length:
+        while len(ids) + len(more := tokens.encode(retrieval(one, style, rng, words).needles[0])) <= length:
             ids += more
         return ids, hay.ends
 
