@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             from benchmarks.accuracy.compare import compare
 
-            for line in compare(options):
+            for line in filter(lambda line: line.headline, compare(options)):
                 shares = [e.recovery.value if e else None for e in line.others]
                 shown = ", ".join("n/a" if share is None else f"{share:.1%}" for share in shares)
                 print(f"{line.title}: {line.metric} {line.dense.value:.4g}, recovery {shown}")

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from typing import Any
 from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.local_data import identity, read_rows
 from benchmarks.accuracy.scores import LM_EVAL, Score, mean_score
+
+
+@cache
+def task_manager() -> Any:
+    """lm-eval's index of tasks, which takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class LMEvalTask:
         file.write_text(json.dumps(source | data | splits), encoding="utf-8")  # JSON is YAML
         return str(file)
 
-    def _evaluate(self, engine: Engine, task: str, manager: Any) -> Mapping[str, Any]:
+    def _evaluate(self, engine: Engine, task: str) -> Mapping[str, Any]:
         from lm_eval import simple_evaluate
 
         seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -59,7 +68,7 @@ class LMEvalTask:
                 tasks=[task],
                 num_fewshot=self.num_fewshot,
                 limit=self.limit,
-                task_manager=manager,
+                task_manager=task_manager(),
                 apply_chat_template=self.chat,
                 **dict.fromkeys(seeds, self.seed),
             )
@@ -68,16 +77,14 @@ class LMEvalTask:
 
     def run(self, engine: Engine, key: str) -> list[Score]:
         """Raises ValueError for a task that lm-eval does not know or whose data cannot be had."""
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager()
+        manager = task_manager()
         if self.task not in manager.all_tasks:
             raise ValueError(f"lm-eval has no task {self.task}; `lm-eval ls tasks` lists them.")
         if self.data and self.task not in manager.all_subtasks:
             raise ValueError(f"lm-eval's {self.task} is a group; give local data to its tasks one by one.")
         with tempfile.TemporaryDirectory(prefix="palu-lm-eval-") as folder:
             task = self.spec(manager.task_index, Path(folder))
-            results = self._evaluate(engine, task, manager)
+            results = self._evaluate(engine, task)
         return [score for task in results["results"] for score in scores_of(key, task, results)]
 
 

@@ -1,7 +1,9 @@
 """The sixteen English tasks of LongBench (Bai et al. 2023): prompts, lengths of answers and metrics as published.
 
 lm-eval has these tasks, and they are not driven through it: six of its prompts differ from the published ones in white
-space, it stops at the first line break where LongBench skips leading ones, and its metrics need three more libraries. Rows have LongBench's fields; ``question`` may stand for ``input``, as in the copy that is read by default.
+space, it stops at the first line break where LongBench skips leading ones, and its metrics need three more libraries.
+
+Rows have LongBench's fields; ``question`` may stand for ``input``, as in the copy that is read by default.
 """
 
 import json
