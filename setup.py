@@ -35,6 +35,7 @@ setup(
         "finetune": ["peft>=0.21"],
         "serve": ["vllm>=0.32,<0.34"],
         "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"],
+        "accuracy": ["lm-eval>=0.4.13", "datasets>=4", "rouge-score>=0.1.2", "matplotlib>=3.9"],
     },
     entry_points={
         "console_scripts": [

@@ -47,13 +47,18 @@ def row_loss(prompt_logprobs: Sequence, row: Sequence[int]) -> float:
     return -sum(prompt_logprobs[i][token].logprob for i, token in enumerate(row) if i > 0)
 
 
-def load_llm(model: Path, context: int, dtype: str, **options):
-    """A vLLM engine in this process. Imports vLLM only here, because its environment is set first."""
+def set_environment() -> None:
+    """vLLM in this process, quiet, with a small cache on a CPU; what the user has set stays."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the result
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def load_llm(model: Path, context: int, dtype: str, **options):
+    """A vLLM engine in this process. Imports vLLM only here, because its environment is set first."""
+    set_environment()
     from vllm import LLM
 
     return LLM(
