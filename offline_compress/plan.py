@@ -54,7 +54,7 @@ class Plan:
     def workers(self) -> int:
         """Groups that are decomposed at a time."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return min(self.options.workers or threads, self.num_groups)
+        return min(self.options.workers or threads, max(self.key.num_groups, self.value.num_groups))
 
     @property
     def budget_bytes(self) -> int | None:
