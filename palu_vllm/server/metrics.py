@@ -2,7 +2,7 @@
 
 vLLM makes one logger per engine, in the process of the API server, and calls it after every step. vLLM internals
 used: ``StatLoggerBase`` (public, its statistics declared unstable) and ``cache_config.kv_cache_size_tokens``, which
-the engine reports when it is ready. ``/metrics`` shows the metrics beside vLLM's own, whose names they must not begin with.
+the engine reports when it is ready. ``/metrics`` shows them beside vLLM's own, whose prefix they must not have.
 """
 
 from functools import cache
