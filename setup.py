@@ -28,7 +28,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["palu_vllm*", "offline_compress*"]),
-    package_data={"palu_vllm": ["kernels/tuned/*.json"]},
+    package_data={"palu_vllm": ["kernels/tuned/*.json", "server/*.html"]},
     cmdclass={"build_py": BuildWithHook},
     install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
     extras_require={
@@ -45,5 +45,7 @@ setup(
             "palu-doctor=palu_vllm.server.doctor:main",
         ],
         "vllm.general_plugins": ["palu=palu_vllm:register"],
+        "vllm.stat_logger_plugins": ["palu=palu_vllm.server.metrics:PaluStatLogger"],
+        "vllm.endpoint_plugins": ["palu=palu_vllm.server.endpoint:PaluEndpoint"],
     },
 )

@@ -1,0 +1,50 @@
+"""The picture of the dashboard in the docs: ``python -m benchmarks.dashboard_picture``.
+
+Compresses the shipped model, serves it, streams to it and has Chromium draw the page meanwhile.
+"""
+
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from openai import OpenAI
+
+from benchmarks.demo import CALIBRATION, MODEL, PROMPT
+from benchmarks.provenance import ROOT
+from benchmarks.server import Server, serve
+
+PICTURE = ROOT / "docs" / "images" / "dashboard.png"
+STREAMS, TOKENS = 8, 1500
+# a browser without a screen and without a way out
+CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+            "--window-size=1040,1000", "--timeout=25000"]  # fmt: skip
+
+
+def stream(server: Server) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    options = {"max_tokens": TOKENS, "stream": True, "extra_body": {"ignore_eos": True}}
+    for _ in client.completions.create(model=server.model, prompt=PROMPT, **options):
+        pass
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="palu-dashboard-") as scratch:
+        out, profile = Path(scratch) / "out", Path(scratch) / "browser"
+        subprocess.run(
+            ["palu-compress", MODEL, out, "--calib-data", CALIBRATION, "--target-compression", "6"], check=True
+        )
+        with serve(out, ["--attention-backend", "palu"], pool_gib=0.05, environment={"VLLM_PLUGINS": "palu"}) as server:
+            threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
+            for thread in threads:
+                thread.start()
+            page = f"{server.url}/v1/palu/dashboard"
+            subprocess.run([*CHROMIUM, f"--user-data-dir={profile}", f"--screenshot={PICTURE}", page], check=True)
+            for thread in threads:
+                thread.join()
+    print(f"{PICTURE.relative_to(ROOT)} drawn")
+
+
+if __name__ == "__main__":
+    main()

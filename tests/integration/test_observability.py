@@ -1,0 +1,113 @@
+"""A live server's metrics, info route and page, the page in a real Chromium."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+from palu_vllm.checkpoint import read_config
+from tests.serving import prompts, server
+
+pytestmark = pytest.mark.serving
+
+KEY = "a secret of this test"
+GRAFANA = Path(__file__).parents[2] / "docker" / "grafana" / "palu.json"
+
+
+@pytest.fixture(scope="module")
+def model(palu):
+    return palu("llama", (32, 24), (40, 16))
+
+
+@pytest.fixture(scope="module")
+def running(model, tmp_path_factory):
+    log = tmp_path_factory.mktemp("observed") / "log"
+    arguments = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+    with server(model, log, *arguments, "--api-key", KEY, VLLM_PLUGINS="palu") as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+        for request in prompts(40, 40):
+            client.completions.create(model=str(model), prompt=request, max_tokens=8, extra_body={"ignore_eos": True})
+        yield running
+
+
+def get(url, key=KEY):
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.read().decode()
+
+
+def metrics(running):
+    """``{name: value}`` of every sample, sums over labels."""
+    found: dict[str, float] = {}
+    for line in get(f"{running.url}/metrics").splitlines():
+        if not line.startswith("#"):
+            name = re.match(r"[\w:]+", line)[0]
+            found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def test_metrics_say_what_the_checkpoint_and_the_log_say(running, model):
+    _, palu, geometry = read_config(model)
+    found = metrics(running)
+    capacity = int(re.search(r"KV cache size: ([\d,]+) tokens", running.log.read_text())[1].replace(",", ""))
+    assert found["palu_cache_bytes_per_token"] == palu.bytes_per_token(geometry, "float32")
+    assert found["palu_cache_capacity_tokens"] == capacity
+    assert found["palu_info"] == 1
+
+
+def test_bytes_in_use_rise_with_a_running_request_and_fall_again(running, model):
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+    stream = client.completions.create(
+        model=str(model), prompt=prompts(64)[0], max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+    )
+    used = [metrics(running)["palu_cache_used_bytes"] for part, _ in zip(stream, range(40), strict=False)]
+    assert max(used) > 0
+    for _ in stream:
+        pass
+    deadline = time.monotonic() + 30
+    while metrics(running)["palu_cache_used_bytes"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert metrics(running)["palu_cache_used_bytes"] == 0
+
+
+def test_every_metric_of_the_grafana_dashboard_exists(running):
+    found = set(metrics(running))
+    for panel in json.loads(GRAFANA.read_text())["panels"]:
+        for target in panel["targets"]:
+            names = set(re.findall(r"(?:vllm:|palu_)\w+", target["expr"]))
+            assert names and names <= found, (panel["title"], names - found)
+
+
+@pytest.mark.parametrize("route", ["info", "dashboard"])
+def test_the_routes_want_the_api_key(running, route):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(f"{running.url}/v1/palu/{route}", key=None)
+    assert get(f"{running.url}/v1/palu/{route}")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_draws_in_a_real_browser(model, tmp_path):
+    """Without a key, because a browser cannot send one with the first request."""
+    arguments = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+    with server(model, tmp_path / "log", *arguments, VLLM_PLUGINS="palu") as running:
+        info = json.loads(get(f"{running.url}/v1/palu/info"))
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                   "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                   f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1040,900",
+                   "--virtual-time-budget=7000"]  # fmt: skip
+        page = f"{running.url}/v1/palu/dashboard"
+        drawn = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
+        picture = tmp_path / "page.png"
+        subprocess.run([*command, f"--screenshot={picture}", page], capture_output=True, timeout=120, check=True)
+    assert f"{info['compression_ratio']:.2f}x" in drawn
+    assert f"{info['bytes_per_token']:,} bytes" in drawn and f"{info['dense_bytes_per_token']:,} bytes" in drawn
+    assert drawn.count("<title>layer") == 2 * len(info["rank_k"])
+    assert re.search(r'id="problem" hidden', drawn), "the page reports a problem"
+    assert picture.stat().st_size > 10_000

@@ -1,0 +1,61 @@
+"""The route and the page, without an engine; with one: ``tests/integration/test_observability.py``."""
+
+import asyncio
+import re
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+
+from palu_vllm.checkpoint import read_config
+from palu_vllm.server.endpoint import PAGE, PaluEndpoint
+
+
+def client_of(model):
+    """An application as vLLM builds it, around the configuration of ``model``, None for a server without an engine."""
+    app, plugin = FastAPI(), PaluEndpoint()
+    engine = None
+    if model is not None:
+        config = EngineArgs(model=str(model), dtype="float32", enforce_eager=True).create_engine_config()
+        engine = SimpleNamespace(vllm_config=config)
+    plugin.attach_router(app)
+    asyncio.run(plugin.init_state(engine, app.state, Namespace()))
+    return TestClient(app)
+
+
+def test_it_is_what_vllm_asks_for():
+    assert isinstance(PaluEndpoint(), EndpointPlugin)
+
+
+def test_info_says_what_the_checkpoint_says(palu):
+    model = palu("llama", (32, 24), (40, 16))
+    _, config, geometry = read_config(model)
+    answer = client_of(model).get("/v1/palu/info").json()
+    assert (answer["rank_k"], answer["rank_v"]) == (config.rank_k, config.rank_v)
+    assert answer["bytes_per_token"] == config.bytes_per_token(geometry, "float32")
+    assert answer["dense_bytes_per_token"] == geometry.dense_bytes_per_token("float32")
+    assert answer["dtype"] == "float32" and answer["model"] == str(model)
+
+
+@pytest.mark.parametrize("has_engine", [True, False])
+def test_another_model_gets_one_sentence(dense, has_engine):
+    answer = client_of(dense() if has_engine else None).get("/v1/palu/info")
+    assert answer.status_code == 404 and "not a palu model" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("method", ["post", "put", "delete", "patch"])
+def test_nothing_can_be_written(palu, method):
+    client = client_of(palu("llama", (32, 24), (40, 16)))
+    for route in ("info", "dashboard"):
+        assert getattr(client, method)(f"/v1/palu/{route}").status_code == 405
+
+
+def test_the_page_loads_nothing_from_elsewhere():
+    page = PAGE.read_text(encoding="utf-8")
+    addresses = set(re.findall(r"https?://[^\"' )]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not an address that is fetched
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page) and "@import" not in page
