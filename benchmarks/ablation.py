@@ -2,7 +2,8 @@
 
 Every row is a run of ``palu-compress`` on the shipped model, judged as in ``benchmarks.quality_table``: perplexity and
 KL divergence from the dense model on rows of held-out text, by transformers in float32. Rows of one ratio differ in the
-choices named only. Writes a table (on stdout), a plot and JSON.
+choices named only. Writes a table (on stdout), a plot and JSON. Rows that the JSON already has, made with the same text
+and samples, are kept with the commit that made them; ``--again`` makes them anew.
 """
 
 import argparse
@@ -56,7 +57,7 @@ class Arm:
 
 
 PAPER = Arm("whiten", "fisher_uniform")
-WEIGHTED = Arm("weighted", "energy", refit=True)  # what --objective weighted does by itself
+WEIGHTED = Arm("weighted", "energy", refit=True)  # the default
 ARMS = (
     Arm("svd", "uniform"),
     Arm("whiten", "uniform"),
@@ -90,7 +91,15 @@ def judged(arm: Arm, ratio: float, samples: int, dtype: str, judge: Judge) -> di
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     kept = ("bytes_per_token", "rank_k", "rank_v", "rebuild_work_per_token", "seconds")
     facts = {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "weighted": arm == WEIGHTED}
+    facts["commit"] = provenance()["commit"]
     return facts | {name: report[name] for name in kept} | judge.score(model)
+
+
+def known_rows(path: Path, facts: dict[str, Any]) -> dict[tuple[float, str], dict[str, Any]]:
+    """Rows of a result file by ratio and title; none where it was made with other ``facts``."""
+    result = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    same = all(result.get(name) == value for name, value in facts.items())
+    return {(row["ratio"], row["arm"]): row for row in result["rows"]} if same else {}
 
 
 def main() -> None:
@@ -101,17 +110,20 @@ def main() -> None:
     parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("--again", action="store_true", help="make rows anew that the result file already has")
     options = parser.parse_args()
     dtype = json.loads((MODEL / "config.json").read_text())["dtype"]
     dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
     facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
              "calibration_samples": options.calib_samples}  # fmt: skip
+    known = {} if options.again else known_rows(options.out, facts)
     rows: list[dict[str, Any]] = []
     for ratio in options.ratios:
         for arm in ARMS:
-            rows.append(judged(arm, ratio, options.calib_samples, dtype, judge))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            row = known.get((ratio, arm.title())) or judged(arm, ratio, options.calib_samples, dtype, judge)
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
         options.out.write_text(json.dumps({"rows": rows, **facts, "provenance": provenance()}, indent=1) + "\n")
     plot(rows, facts["dense"]["perplexity"], options.plot)
     print(table(rows, facts["dense"]["perplexity"]))

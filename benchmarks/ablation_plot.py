@@ -9,7 +9,7 @@ def increase(row: dict, dense: float) -> float:
 
 
 def taken_away(rows: list[dict], ratio: float, dense: float) -> float:
-    """The share of the paper's increase of perplexity that ``--objective weighted`` does not have, at one ratio."""
+    """The share of the paper's increase of perplexity that the default does not have, at one ratio."""
     of_ratio = [row for row in rows if row["ratio"] == ratio]
     paper, weighted = (next(row for row in of_ratio if row[which]) for which in ("paper", "weighted"))
     return 1 - increase(weighted, dense) / increase(paper, dense)
@@ -23,16 +23,14 @@ def table(rows: list[dict], dense: float) -> str:
     lines.append("|---" * (2 + 3 * len(ratios)) + "|")
     cells: dict[str, list[str]] = {}
     for row in rows:
-        name = row["arm"] + " (the paper)" * row["paper"] + " (`--objective weighted`)" * row["weighted"]
+        name = row["arm"] + " (the paper)" * row["paper"] + " (the default)" * row["weighted"]
         score = f"{row['perplexity']:.2f} ({increase(row, dense):+.1f} %)"
         cells.setdefault(name, []).append(f"{score} | {row['kl']:.4f} | {row['bytes_per_token']}")
     work = {row["arm"]: row["rebuild_work_per_token"] for row in rows if row["ratio"] == min(ratios)}
     for name, scores in cells.items():
         lines.append(f"| {name} | {' | '.join(scores)} | {work[name.split(' (')[0]]} |")
     kept = [f"{taken_away(rows, ratio, dense):.0%} at {ratio:.1%}" for ratio in ratios]
-    return "\n".join(
-        [*lines, "", f"Of the paper's increase of perplexity `--objective weighted` takes away {', '.join(kept)}."]
-    )
+    return "\n".join([*lines, "", f"Of the paper's increase of perplexity the default takes away {', '.join(kept)}."])
 
 
 def plot(rows: list[dict], dense: float, target: Path) -> None:
@@ -53,7 +51,7 @@ def plot(rows: list[dict], dense: float, target: Path) -> None:
         panel.grid(alpha=0.3, axis="x", which="both")
     panel.set_yticks(range(len(arms)), arms)
     panel.invert_yaxis()
-    figure.suptitle("The shipped model; black: the paper's method, red: --objective weighted")
+    figure.suptitle("The shipped model; black: the paper's method, red: the default")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, bbox_inches="tight")
     pyplot.close(figure)

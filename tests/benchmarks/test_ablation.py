@@ -1,8 +1,10 @@
 """The ablation's arms are options that the compressor has, and its table says what its rows say."""
 
+import json
+
 import pytest
 
-from benchmarks.ablation import ARMS, PAPER, WEIGHTED
+from benchmarks.ablation import ARMS, PAPER, WEIGHTED, known_rows
 from benchmarks.ablation_plot import plot, table, taken_away
 from offline_compress.cli import parse_options
 from offline_compress.options import CompressOptions
@@ -33,10 +35,19 @@ def test_titles_tell_arms_apart():
     assert PAPER in ARMS and WEIGHTED in ARMS
 
 
-def test_the_row_called_weighted_is_what_the_command_does(tmp_path):
+def test_rows_are_kept_only_where_they_were_made_with_the_same_text(tmp_path):
+    path, facts = tmp_path / "ablation.json", {"context": 1024, "rows_of_text": 12}
+    assert known_rows(path, facts) == {}
+    path.write_text(json.dumps({"rows": rows(), **facts}))
+    assert known_rows(path, facts) == {(row["ratio"], row["arm"]): row for row in rows()}
+    assert known_rows(path, facts | {"rows_of_text": 16}) == {}
+
+
+def test_the_row_called_the_default_is_what_the_command_does(tmp_path):
     from benchmarks.demo import MODEL
 
-    options = CompressOptions(str(MODEL), tmp_path, calib_data="F", objective="weighted")
+    options = CompressOptions(str(MODEL), tmp_path, calib_data="F")
+    assert options.objective == WEIGHTED.objective
     plan = make_plan(options, open_source(str(MODEL)))
     assert options.search == WEIGHTED.search
     assert plan.key.size == plan.value.size == WEIGHTED.group_size
