@@ -4,6 +4,7 @@ Compresses the shipped model, serves it, streams to it and has Chromium draw the
 """
 
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -32,9 +33,8 @@ def stream(server: Server) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="palu-dashboard-") as scratch:
         out, profile = Path(scratch) / "out", Path(scratch) / "browser"
-        subprocess.run(
-            ["palu-compress", MODEL, out, "--calib-data", CALIBRATION, "--target-compression", "6"], check=True
-        )
+        compress = [sys.executable, "-m", "offline_compress", MODEL, out, "--calib-data", CALIBRATION]
+        subprocess.run([*compress, "--target-compression", "6", "--calib-samples", "16"], check=True, cwd=ROOT)
         with serve(out, ["--attention-backend", "palu"], pool_gib=0.05, environment={"VLLM_PLUGINS": "palu"}) as server:
             threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
             for thread in threads:
