@@ -1,7 +1,7 @@
 """How much memory does palu-compress need for a model of 7B shape?
 
-``python -m benchmarks.compressor_memory [--json] [--samples N] [--seqlen N] [--group-size N] [--search NAME]
-[--layers N]``
+``python -m benchmarks.compressor_memory [--json] [--samples N] [--seqlen N] [--group-size N]
+[--objective NAME] [--search NAME] [--layers N]``
 
 Writes a sharded bfloat16 checkpoint of random weights (hidden 4096, 32 heads, 2 layers unless told otherwise) in a
 temporary directory, compresses it in a process of its own and compares the peak of that process's resident memory,
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.synthetic import large_config, write_model, write_text
-from offline_compress.options import SEARCHES
+from offline_compress.options import OBJECTIVES, SEARCHES
 
 FLOAT32 = 4
 
@@ -33,6 +33,7 @@ def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         "--rank-ratio": "0.5",
         "--group-size": arguments.group_size,
+        "--objective": arguments.objective,
         "--search": arguments.search,
         "--calib-data": text,
         "--calib-samples": arguments.samples,
@@ -60,6 +61,7 @@ def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "samples": arguments.samples,
         "seqlen": arguments.seqlen,
         "group_size": arguments.group_size,
+        "objective": arguments.objective,
         "search": arguments.search,
         "packages": report["provenance"]["packages"],
         "git_revision": report["provenance"]["git_revision"],
@@ -73,6 +75,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--objective", choices=OBJECTIVES, default="whiten")
     parser.add_argument("--search", choices=SEARCHES, default="uniform")
     parser.add_argument("--layers", type=int, default=2)
     arguments = parser.parse_args()

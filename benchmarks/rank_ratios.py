@@ -1,7 +1,8 @@
 """Perplexity and recall of the shipped model against the share of KV rank kept: ``python -m benchmarks.rank_ratios``.
 
 Every row is compressed by ``palu-compress``, scored through vLLM on held-out text (``benchmarks.perplexity``)
-and asked to repeat facts (``demo.check``). Writes JSON and the plot that the README shows.
+and asked to repeat facts (``demo.check``). Writes JSON and the plot that the README shows. Rows that the JSON already has
+are kept with the commit that made them; ``--again`` makes them anew.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def compressed_row(ratio: float, objective: str, search: str | None, context: in
         command += ["--search", search] if search else []
         subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         report = json.loads((out / "palu_report.json").read_text())
-        return {"ratio": ratio, "objective": objective, "bytes_per_token": report["bytes_per_token"],
+        return {"ratio": ratio, "objective": objective, "search": report["search"],
+                "commit": provenance()["commit"], "bytes_per_token": report["bytes_per_token"],
                 "dense_bytes_per_token": report["dense_bytes_per_token"], **score(out, context)}  # fmt: skip
 
 
@@ -90,13 +92,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_ratios", description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--search", help="as palu-compress --search (default: that of the objective)")
+    parser.add_argument("--again", action="store_true", help="make rows anew that the result file already has")
     options = parser.parse_args()
-    dense, rows = score(MODEL, options.context), []
+    before = {"context": options.context, "rows": []} if options.again else json.loads(RESULT.read_text())
+    if before["context"] != options.context:
+        parser.error(f"{RESULT.name} has rows of {before['context']} tokens; add --again to replace them")
+    known = {(row["ratio"], row["objective"]): row for row in before["rows"]}
+    dense, rows = before.get("dense") or score(MODEL, options.context), []
     for ratio in RATIOS:
         for objective in OBJECTIVES:
-            rows.append(compressed_row(ratio, objective, options.search, options.context))
-            print(json.dumps(rows[-1]), flush=True)
-    RESULT.write_text(json.dumps({"dense": dense, "rows": rows, "provenance": provenance()}, indent=1) + "\n")
+            row = known.get((ratio, objective)) or compressed_row(ratio, objective, options.search, options.context)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    RESULT.write_text(
+        json.dumps({"context": options.context, "dense": dense, "rows": rows, "provenance": provenance()}, indent=1)
+        + "\n"
+    )
     plot(rows, dense, PLOT)
     print(markdown(rows, dense))
 
