@@ -1,8 +1,8 @@
 """Perplexity and recall of the shipped model against the share of KV rank kept: ``python -m benchmarks.rank_ratios``.
 
 Every row is compressed by ``palu-compress``, scored through vLLM on held-out text (``benchmarks.perplexity``)
-and asked to repeat facts (``demo.check``). Writes JSON and the plot that the README shows. Rows that the JSON already has
-are kept with the commit that made them; ``--again`` makes them anew.
+and asked to repeat facts (``demo.check``). Writes JSON and the plot that the README shows. Rows that the JSON
+already has are kept with the commit that made them; ``--again`` makes them anew.
 """
 
 import argparse
