@@ -16,7 +16,7 @@ from benchmarks.provenance import ROOT
 from benchmarks.server import Server, serve
 
 PICTURE = ROOT / "docs" / "images" / "dashboard.png"
-STREAMS, TOKENS = 8, 1500
+STREAMS, TOKENS, BLOCKS = 8, 1500, 200
 # a browser without a screen and without a way out
 CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
@@ -34,8 +34,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="palu-dashboard-") as scratch:
         out, profile = Path(scratch) / "out", Path(scratch) / "browser"
         compress = [sys.executable, "-m", "offline_compress", MODEL, out, "--calib-data", CALIBRATION]
-        subprocess.run([*compress, "--target-compression", "6", "--calib-samples", "16"], check=True, cwd=ROOT)
-        with serve(out, ["--attention-backend", "palu"], pool_gib=0.05, environment={"VLLM_PLUGINS": "palu"}) as server:
+        options = ["--rank-ratio", "0.35", "--latent-bits", "4", "--calib-samples", "16"]
+        subprocess.run([*compress, *options], check=True, cwd=ROOT)
+        arguments = ["--attention-backend", "palu", "--num-gpu-blocks-override", str(BLOCKS)]
+        with serve(out, arguments, environment={"VLLM_PLUGINS": "palu"}) as server:
             threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
             for thread in threads:
                 thread.start()
