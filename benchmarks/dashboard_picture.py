@@ -36,7 +36,7 @@ def main() -> None:
         compress = [sys.executable, "-m", "offline_compress", MODEL, out, "--calib-data", CALIBRATION]
         options = ["--rank-ratio", "0.35", "--latent-bits", "4", "--calib-samples", "16"]
         subprocess.run([*compress, *options], check=True, cwd=ROOT)
-        arguments = ["--attention-backend", "palu", "--num-gpu-blocks-override", str(BLOCKS)]
+        arguments = ["--attention-backend", "palu", "--enforce-eager", "--num-gpu-blocks-override", str(BLOCKS)]
         with serve(out, arguments, environment={"VLLM_PLUGINS": "palu"}) as server:
             threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
             for thread in threads:

@@ -12,6 +12,15 @@ from offline_compress.workers import in_order, one_thread, working
 from palu_vllm.checkpoint import SINGLE
 
 
+@pytest.fixture(autouse=True)
+def threads_can_be_set(monkeypatch):
+    """An engine of vLLM on CPU that ran in this process has replaced the function by one that does nothing."""
+    monkeypatch.setattr(torch, "set_num_threads", torch._C.set_num_threads)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_results_come_in_order(number):
     def slow_at_first(value: int) -> int:

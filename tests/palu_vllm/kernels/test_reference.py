@@ -100,14 +100,15 @@ def test_normalised_keys_do_not_depend_on_the_length_of_the_latent(name):
 def test_shifting_all_positions_changes_nothing(layer):
     problem = random_problem(layer, [(9, 30)])
     shape, shift = layer.shape, 100
+    latents = problem.latents.latent_k, problem.latents.latent_v
     rebuild = replace(problem.rebuild, cos_sin=cos_sin_table(30 + shift, shape.rotary_width))
     mask = visible(torch.arange(21, 30), torch.arange(30), shape.sliding_window)
 
     def outputs(first: int) -> torch.Tensor:
         positions = torch.arange(first, first + 30)
         query = rotate(problem.query[:9], rebuild.cos_sin, positions[21:])
-        keys = rebuild_keys(problem.latents.latent_k, rebuild, shape, positions)
-        return latent_attention(query, keys, problem.latents.latent_v, mask, shape)
+        keys = rebuild_keys(latents[0].unflatten(-1, (-1, shape.rank_k)).flatten(1, 2), rebuild, shape, positions)
+        return latent_attention(query, keys, latents[1].unflatten(-1, (-1, shape.rank_v)).flatten(1, 2), mask, shape)
 
     torch.testing.assert_close(outputs(0), outputs(shift), atol=1e-4, rtol=1e-4)
 
