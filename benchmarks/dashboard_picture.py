@@ -16,7 +16,7 @@ from benchmarks.provenance import ROOT
 from benchmarks.server import Server, serve
 
 PICTURE = ROOT / "docs" / "images" / "dashboard.png"
-STREAMS, TOKENS, BLOCKS = 8, 1500, 200
+STREAMS, TOKENS, BLOCKS, NAME = 8, 1500, 200, "shipped-model"
 # a browser without a screen and without a way out
 CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
@@ -26,7 +26,7 @@ CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disabl
 def stream(server: Server) -> None:
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
     options = {"max_tokens": TOKENS, "stream": True, "extra_body": {"ignore_eos": True}}
-    for _ in client.completions.create(model=server.model, prompt=PROMPT, **options):
+    for _ in client.completions.create(model=NAME, prompt=PROMPT, **options):
         pass
 
 
@@ -37,6 +37,7 @@ def main() -> None:
         options = ["--rank-ratio", "0.35", "--latent-bits", "4", "--calib-samples", "16"]
         subprocess.run([*compress, *options], check=True, cwd=ROOT)
         arguments = ["--attention-backend", "palu", "--enforce-eager", "--num-gpu-blocks-override", str(BLOCKS)]
+        arguments += ["--served-model-name", NAME]
         with serve(out, arguments, environment={"VLLM_PLUGINS": "palu"}) as server:
             threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
             for thread in threads:
