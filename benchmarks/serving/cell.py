@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import io
 import threading
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -60,12 +62,13 @@ class Watched:
 
 
 def bench_serve(flags: list[str]) -> dict[str, Any]:
-    """What ``vllm bench serve`` reports, run in this process, which has imported vLLM once for all cells."""
+    """What ``vllm bench serve`` reports, run silently in this process, which has imported vLLM once for all cells."""
     from vllm.benchmarks.serve import add_cli_args, main_async
 
     parser = argparse.ArgumentParser()
     add_cli_args(parser)
-    return asyncio.run(main_async(parser.parse_args(flags)))
+    with redirect_stdout(io.StringIO()):
+        return asyncio.run(main_async(parser.parse_args(flags)))
 
 
 def measure(server: Server, load: Load) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
         for place, arm in enumerate(arms):
             _bars(axes, [row for row in rows if row["arm"] == arm], name, place / (len(arms) + 1), contexts)
         axes.set_title(title, fontsize=10)
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
         axes.set_xticks([i + 0.4 for i in range(len(contexts))], [f"{context} tokens" for context in contexts])
     grid.flat[0].legend(arms, fontsize=9)
     png = io.BytesIO()

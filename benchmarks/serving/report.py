@@ -51,7 +51,11 @@ def figure_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(value: Mapping[str, float]) -> str:
-    return f"{value['median']:.4g} [{value['least']:.4g}, {value['most']:.4g}]"
+    return f"{_number(value['median'])} [{_number(value['least'])}, {_number(value['most'])}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
 def page(result: Mapping[str, Any], png: bytes) -> str:
