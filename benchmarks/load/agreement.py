@@ -34,7 +34,7 @@ NAMES = {
     "output_tokens_per_second": "output_throughput",
 }
 WARMUPS = 12
-WORDS, TOKENS = (40, 160), (16, 64)
+WORDS, TOKENS = (150, 350), (16, 64)
 
 
 def write_prompts(file: Path, count: int, seed: int) -> None:
@@ -124,7 +124,7 @@ def measure(users: int, rate: float, count: int, turns: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load.agreement", description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=1.5)
+    parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -22,7 +22,7 @@ from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.perplexity import HELD_OUT
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.server import Server, serve
-from benchmarks.serving.arms import HELP, Arm, compress, parse_arms
+from benchmarks.serving.arms import HELP, Arm, compress, parse_arms, why_missing
 from benchmarks.serving.cell import Load, measure
 from benchmarks.serving.plots import comparison
 from benchmarks.serving.pool import bytes_per_token, contexts_held, equal_pool
@@ -62,10 +62,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def longest_request(options: argparse.Namespace) -> int:
+    """In tokens, of whole blocks: vLLM reports its capacity as a number of such requests."""
+    tokens = max(map(int, options.contexts.split(","))) + options.output
+    return -(-tokens // options.block_size) * options.block_size
+
+
 def common_flags(options: argparse.Namespace, arm: Arm) -> list[str]:
     """What all arms are started with, and the arm's own."""
-    longest = max(map(int, options.contexts.split(","))) + options.output
-    flags = ["--dtype", options.dtype, "--max-model-len", str(longest), "--max-num-seqs", str(MAX_REQUESTS),
+    longest = str(longest_request(options))
+    flags = ["--dtype", options.dtype, "--max-model-len", longest, "--max-num-seqs", str(MAX_REQUESTS),
              "--block-size", str(options.block_size), "--no-enable-prefix-caching"]  # fmt: skip
     return [*flags, *(("--load-format", "dummy") if options.dummy else ()), *arm.flags]
 
@@ -118,7 +124,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 started.append(start(arm, options, stack))
                 arms[arm.name] = started[-1].facts
             except RuntimeError as error:
-                arms[arm.name] = {"missing": str(error).strip().splitlines()[-1]}
+                arms[arm.name] = {"missing": why_missing(error)}
                 print(f"{arm.name}: missing, {arms[arm.name]['missing']}", file=sys.stderr)
         rows = [
             row for context in options.contexts.split(",") for row in measure_context(started, int(context), options)
@@ -133,10 +139,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError with one sentence for options that cannot be measured."""
     parse_arms(options.arms.split(","), options.model, Path())
-    longest = max(map(int, options.contexts.split(","))) + options.output
+    longest = longest_request(options)
     limit = AutoConfig.from_pretrained(options.model).max_position_embeddings
     if longest > limit:
-        raise ValueError(f"contexts and output reach {longest} tokens, the model's limit is {limit}; lower --contexts.")
+        raise ValueError(
+            f"contexts and output reach {longest} tokens in whole blocks, the model's limit is {limit}; "
+            "lower --contexts."
+        )
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from palu_vllm.checkpoint import read_config
 CALIBRATION_SAMPLES = 16  # as in benchmarks.quality_table
 PALU = ("--attention-backend", "palu")
 BUDGET = re.compile(r"palu-(\d+(?:\.\d+)?)x")
+NAMED_ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
 HELP = (
     "dense; a cache dtype of vLLM (fp8, fp8_e5m2, ...), on the dense model; palu (half the rank in 16 bits); palu-6x "
     "(palu-compress --target-compression 6); NAME=DIR (a compressed checkpoint that exists)"
@@ -69,6 +70,12 @@ def parse_arms(names: Sequence[str], model: Path, scratch: Path) -> list[Arm]:
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"--arms names an arm twice: {', '.join(arm.name for arm in arms)}.")
     return arms
+
+
+def why_missing(error: RuntimeError) -> str:
+    """The first exception that the end of a server's log names; the others follow from it. Else the last line."""
+    lines = str(error).strip().splitlines()
+    return next((found[0] for line in lines if (found := NAMED_ERROR.search(line))), lines[-1])
 
 
 def compress(arm: Arm, model: Path, calibration: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serving.arms import PALU, Arm, compress_flags, parse_arm, parse_arms
+from benchmarks.serving.arms import PALU, Arm, compress_flags, parse_arm, parse_arms, why_missing
 
 
 def test_names(tmp_path, dense, palu):
@@ -41,3 +41,13 @@ def test_a_directory_that_is_no_palu_checkpoint(dense, tmp_path):
 def test_an_arm_twice(dense, tmp_path):
     with pytest.raises(ValueError, match="twice"):
         parse_arms(["dense", "dense"], dense("llama"), tmp_path)
+
+
+def test_the_reason_is_the_first_exception_of_the_log():
+    log = """vllm serve ended with 1:
+(EngineCore pid=7) ValueError: No common block size for 16.
+(APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.
+  warnings.warn('resource_tracker: There appear to be 2 leaked objects')
+"""
+    assert why_missing(RuntimeError(log)) == "ValueError: No common block size for 16."
+    assert why_missing(RuntimeError("vllm serve did not answer within 300 s:\nloading")) == "loading"

@@ -1,6 +1,7 @@
 """The whole command on tiny random models: servers, loads, files."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,21 +19,25 @@ def run(*arguments):
 
 
 def test_half_the_bytes_hold_twice_the_contexts(dense, palu, tmp_path):
-    """Ranks are half of a group's numbers. A cache dtype that a CPU does not have is a row, not the end."""
-    out = tmp_path / "side"
+    """Ranks are half of a group's numbers. An arm that does not start is a row, not the end."""
+    out, half = tmp_path / "side", palu("llama", 32, 32)
+    refused = shutil.copytree(half, tmp_path / "refused") / "config.json"
+    rope = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+    refused.write_text(json.dumps(json.loads(refused.read_text()) | rope))
     ended = run(
-        "--model", str(dense("llama")), "--arms", f"dense,turboquant_k8v4,half={palu('llama', 32, 32)}", "--dummy",
-        "--contexts", "64", "--output", "200", "--pool-mib", "4", "--block-size", "16", "--dtype", "float32",
+        "--model", str(dense("llama")), "--arms", f"dense,refused={refused.parent},half={half}", "--dummy",
+        "--contexts", "64", "--output", "192", "--pool-mib", "4", "--block-size", "32", "--dtype", "float32",
         "--repeats", "1", "--out", str(out),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     result = json.loads(out.with_suffix(".json").read_text())
-    dense_row, half = result["rows"]
+    assert len(result["rows"]) == 2, result["arms"]
+    dense_row, half_row = result["rows"]
     assert result["arms"]["dense"]["bytes_per_token"] == pytest.approx(2048, rel=0.01)
     assert result["arms"]["half"]["bytes_per_token"] == pytest.approx(1024, rel=0.01)
-    assert "missing" in result["arms"]["turboquant_k8v4"]
-    assert half["held"] == 15 and dense_row["held"] == 7  # 255 and 127 blocks, 17 per request
-    assert dense_row["peak_running"]["most"] < half["peak_running"]["most"] == half["load"]
+    assert "rope type 'dynamic' is not supported" in result["arms"]["refused"]["missing"]
+    assert half_row["held"] == 15 and dense_row["held"] == 7  # 127 and 63 blocks, 8 per request
+    assert dense_row["peak_running"]["most"] < half_row["peak_running"]["most"] == half_row["load"]
     assert "perplexity" not in result["arms"]["dense"]
     assert all(out.with_suffix(ending).stat().st_size for ending in (".html", ".png"))
 
