@@ -13,7 +13,7 @@ from benchmarks.methods.dense import Dense
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def keys_and_values(model: PreTrainedModel, rows: torch.Tensor) -> Pairs:
     """Per layer rotated keys and values, float32 ``[rows, num_kv_heads, tokens, head_dim]``.
 

@@ -120,8 +120,8 @@ def decoquant(layer: Layer, tokens: int) -> Iterator[Family]:
 
 def matryoshkakv(training: dict[str, int], layer: Layer, tokens: int) -> Iterator[Family]:
     """Ranks per head, or the same rank for every head."""
-    heads, interval = 2 * layer.num_layers * layer.num_kv_heads, max(1, layer.head_dim // 16)
-    make = partial(MatryoshkaKV, interval=interval, update_num=max(1, heads // 4), **training)
+    heads, interval = 2 * layer.num_layers * layer.num_kv_heads, max(4, layer.head_dim // 16)
+    make = partial(MatryoshkaKV, interval=interval, update_num=max(1, heads // 2), **training)
     yield Family(lambda total: make(total_rank=total), heads * interval, heads * layer.head_dim)
     yield Family(lambda rank: make(key_truncate_index=rank, value_truncate_index=rank), 1, layer.head_dim)
 

@@ -3,17 +3,19 @@ makes of the text.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.methods.attention import methods_attention
+from benchmarks.methods.calibration import keys_and_values
 from benchmarks.methods.interface import expect
-from benchmarks.methods.matryoshka_training import masked, projected_cache
-from benchmarks.methods.prompts import Prompt
+from benchmarks.methods.matryoshka_training import filled_cache, leading
 
-MOST_NEW = 32  # tokens after a prompt that judge
+MOST_TOKENS = 384  # of a row
+MOST_NEW = 32  # of those, after the prompt, that judge
 
 
 class Cut(NamedTuple):
@@ -70,13 +72,21 @@ def searched(
     """``greedy_cuts`` of ``directions [2, layers, kv_heads, head_dim, head_dim]``, judged by the last hidden states of
     the newest tokens of ``rows``, which read all before them as projected.
     """
-    prompts = [Prompt(model, row, torch.float32) for row in rows]
+    rows = rows[:, :MOST_TOKENS]
     length = rows.shape[1] - min(MOST_NEW, rows.shape[1] // 4)
+    pairs = zip(*keys_and_values(model, rows), strict=True)
+    sides = zip(pairs, directions, strict=True)
+    coordinates = [[x[:, :, :length] @ u for x, u in zip(*side, strict=True)] for side in sides]
+
+    @lru_cache(maxsize=4 * len(directions[0]))  # a trial differs from the last one in two layers or sides at most
+    def rebuilt(side: int, layer: int, ranks: tuple[int, ...]) -> torch.Tensor:
+        return coordinates[side][layer] @ leading(directions[side, layer], torch.tensor(ranks)).mT
 
     def hidden(ranks: torch.Tensor) -> torch.Tensor:
-        cache = projected_cache(model, prompts, length, masked(directions, ranks))
+        kept = [[rebuilt(i, j, tuple(heads)) for j, heads in enumerate(side)] for i, side in enumerate(ranks.tolist())]
+        cache = filled_cache(zip(*kept, strict=True), model.dtype)
         return model.get_decoder()(rows[:, length:], past_key_values=cache).last_hidden_state
 
     full = torch.full(directions.shape[:3], directions.shape[-1])
-    with methods_attention(model):
+    with methods_attention(model, "sdpa"):
         return greedy_cuts(hidden, full, interval, update_num)

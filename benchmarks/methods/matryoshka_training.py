@@ -2,22 +2,18 @@
 say what the dense one says. Ranks are drawn anew at every step and for every head, so that any prefix is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import orthogonal
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.methods.attention import methods_attention
-from benchmarks.methods.cache import MethodCache
-from benchmarks.methods.calibration import differentiable
-from benchmarks.methods.dense import Dense
+from benchmarks.methods.calibration import differentiable, keys_and_values
 from benchmarks.methods.progress import Progress
-from benchmarks.methods.projection import Projected, Subspaces
-from benchmarks.methods.prompts import Prompt, compressed
 
 RATES = 8  # ranks are drawn among as many equal parts of a head
 MOST_NEW = 128  # tokens after a prompt that a step learns from
@@ -47,37 +43,38 @@ class Projections(nn.Module):
         orthogonal(self, "directions", orthogonal_map="cayley")
 
 
-def masked(directions: torch.Tensor, ranks: torch.Tensor) -> tuple[Subspaces, ...]:
-    """Per layer all ``directions [2, layers, kv_heads, head_dim, head_dim]``, with zeros for those beyond ``ranks
-    [2, layers, kv_heads]``: the same as leaving them out.
-    """
+def leading(directions: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """``directions [..., head_dim, head_dim]`` with zeros for those beyond ``ranks [...]``, as good as left out."""
     kept = torch.arange(directions.shape[-1], device=directions.device) < ranks[..., None]
-    return tuple(Subspaces(keys, values) for keys, values in zip(*(directions * kept[..., None, :]), strict=True))
+    return directions * kept[..., None, :]
 
 
-def projected_cache(
-    model: PreTrainedModel, prompts: Sequence[Prompt], length: int, spaces: tuple[Subspaces, ...]
-) -> MethodCache:
-    """What is left of the first ``length`` tokens of each prompt."""
-    return compressed(Projected(spaces=spaces), [prompt.first(length) for prompt in prompts], prompts[0].layers, model)
+def filled_cache(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> DynamicCache:
+    """transformers' own cache of the keys and values ``[rows, kv_heads, tokens, head_dim]`` of each layer."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(pairs):
+        cache.update(keys.to(dtype), values.to(dtype), layer)
+    return cache
 
 
 class Teacher:
-    """Rows of text in every layer of the dense model, and what it predicts."""
+    """Rows of text: keys and values of the dense model in every layer, and what it predicts."""
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, rows: torch.Tensor) -> None:
-        self.rows = rows
-        self.prompts = [Prompt(model, row, torch.float32) for row in rows]
-        caches = [MethodCache(Dense(), self.prompts[0].layers) for _ in rows]
-        logits = [model(r[None], past_key_values=cache).logits[0] for r, cache in zip(rows, caches, strict=True)]
+        self.rows, self.pairs = rows, keys_and_values(model, rows)
+        logits = [model(row[None], use_cache=False).logits[0] for row in rows]
         self.log_probabilities = torch.stack(logits).log_softmax(-1)  # [rows, tokens, vocabulary]
 
     def loss(
-        self, model: PreTrainedModel, which: torch.Tensor, span: slice, spaces: tuple[Subspaces, ...], form: Training
+        self, model: PreTrainedModel, which: torch.Tensor, span: slice, kept: torch.Tensor, form: Training
     ) -> torch.Tensor:
-        """Of the tokens of ``span`` in the rows ``which``, which read all before them as projected."""
-        cache = projected_cache(model, [self.prompts[row] for row in which.tolist()], span.start, spaces)
+        """Of the tokens of ``span`` in the rows ``which``, which read all before them as the directions ``kept`` [2,
+        layers, kv_heads, head_dim, head_dim] give them back.
+        """
+        sides = zip(self.pairs, zip(*kept, strict=True), strict=True)
+        layers = ([x[which, :, : span.start] @ u @ u.mT for x, u in zip(*layer, strict=True)] for layer in sides)
+        cache = filled_cache(layers, model.dtype)
         found = model(self.rows[which, span], past_key_values=cache).logits.log_softmax(-1)
         dense = self.log_probabilities[which, span]
         divergence = (dense.exp() * (dense - found)).sum(-1).mean()
@@ -91,19 +88,19 @@ def distilled(model: PreTrainedModel, rows: torch.Tensor, directions: torch.Tens
     weights stay as they are.
     """
     draw = torch.Generator().manual_seed(form.seed)
-    count, tokens = rows.shape
+    tokens, head_dim = rows.shape[1], directions.shape[-1]
     new = min(MOST_NEW, tokens // 4)
-    with differentiable(model), methods_attention(model):
+    with differentiable(model), methods_attention(model, "sdpa"):
         teacher, projections = Teacher(model, rows), Projections(directions)
         optimizer = torch.optim.Adam(projections.parameters(), lr=form.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, form.max_steps)
         progress = Progress(min(REPORTS, form.max_steps))
         for step in range(form.max_steps):
-            which = torch.randperm(count, generator=draw)[: form.batch]
+            which = torch.randperm(len(rows), generator=draw)[: form.batch]
             start = int(torch.randint(tokens // 4, tokens - new, (1,), generator=draw))
-            ranks = 1 + torch.randint(RATES, directions.shape[:3], generator=draw)
-            spaces = masked(projections.directions, (ranks * directions.shape[-1]) // RATES)
-            loss = teacher.loss(model, which, slice(start, start + new), spaces, form)
+            ranks = (1 + torch.randint(RATES, directions.shape[:3], generator=draw)) * head_dim // RATES
+            kept = leading(projections.directions, ranks)
+            loss = teacher.loss(model, which, slice(start, start + new), kept, form)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(projections.parameters(), 1.0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.methods.interface import Layer, Method, Store, Tokens
+from benchmarks.methods.interface import Layer, Store, Tokens
 from benchmarks.methods.rotary import rotate, unrotate
 
 
@@ -31,18 +31,6 @@ def rebuild(coordinates: torch.Tensor, basis: torch.Tensor, offset: torch.Tensor
     wide = coordinates.float() @ basis.mT
     wide = wide if offset is None else wide + offset
     return wide.unflatten(2, (heads // basis.shape[0], -1)).transpose(1, 2).flatten(0, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Projected(Method):
-    """Each layer within subspaces of its own."""
-
-    name = "projected"
-
-    spaces: tuple[Subspaces, ...]
-
-    def store(self, layer: Layer) -> Store:
-        return ProjectedStore(self.spaces[layer.index], layer)
 
 
 class ProjectedStore(Store):

@@ -3,7 +3,6 @@
 A prompt attends to itself uncompressed, so what the layers hand to their stores is the same for all methods.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from benchmarks.methods.attention import layers_of, methods_attention
 from benchmarks.methods.cache import MethodCache
 from benchmarks.methods.dense import Dense, DenseStore
-from benchmarks.methods.interface import Layer, Method, Store, Tokens, held_bytes, part
+from benchmarks.methods.interface import Layer, Method, Store, Tokens, held_bytes
 
 
 class RecordingStore(DenseStore):
@@ -37,7 +36,7 @@ class Recording(Method):
 class Prompt:
     """The tokens of one prompt in every layer; ``row`` int64 ``[tokens]``."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, row: torch.Tensor, dtype: torch.dtype) -> None:
         self.row, self.layers = row, layers_of(model, dtype)
         cache = MethodCache(Recording(), self.layers)
@@ -58,13 +57,8 @@ class Prompt:
     def dense_nbytes(self) -> int:
         return self.nbytes(Dense())
 
-    def first(self, count: int) -> "Prompt":
-        """Its first ``count`` tokens, which saw nothing of the others."""
-        cut = copy.copy(self)
-        cut.row, cut.tokens = self.row[:count], [part(each, slice(0, count)) for each in self.tokens]
-        return cut
 
-
+@torch.inference_mode()
 def compressed(method: Method, prompts: Sequence[Prompt], layers: list[Layer], model: PreTrainedModel) -> MethodCache:
     """The cache of a batch of prompts of one length, as ``model`` leaves it behind.
 
