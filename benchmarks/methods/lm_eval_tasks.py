@@ -8,6 +8,7 @@ import argparse
 import copy
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +84,19 @@ class CompressedLM(TemplateLM):
         return found
 
 
+def manager_of(names: Sequence[str], include: Path | None) -> TaskManager:
+    """lm-eval's index of tasks, its own ones, which take seconds to read, only if they are needed.
+
+    Raises ValueError for a task that is in neither.
+    """
+    found = TaskManager(include_path=str(include), include_defaults=False) if include else None
+    if found is None or not set(names) <= set(found.all_tasks):
+        found = TaskManager(include_path=include and str(include))
+    unknown = [name for name in names if name not in found.all_tasks]
+    expect(not unknown, f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+    return found
+
+
 class LMEval:
     """The tasks of ``--lm-eval``, those of ``--lm-eval-include`` among them."""
 
@@ -90,9 +104,7 @@ class LMEval:
         """Raises ValueError for a task that lm-eval does not know."""
         self.names, self.limit, self.seed = options.lm_eval, options.lm_eval_limit, options.seed
         self.dense, self.tokens, self.dtype = dense, tokens, dtype
-        self.manager = TaskManager(include_path=options.lm_eval_include and str(options.lm_eval_include))
-        unknown = [name for name in self.names if name not in self.manager.all_tasks]
-        expect(not unknown, f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+        self.manager = manager_of(self.names, options.lm_eval_include)
 
     def row(self, arm: Arm) -> dict[str, dict[str, dict[str, float]]]:
         """``lm_eval``: every metric of every task. Raises ValueError for a task whose data cannot be had."""

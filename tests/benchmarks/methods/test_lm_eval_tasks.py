@@ -11,7 +11,7 @@ from benchmarks.accuracy.tokens import Tokens
 from benchmarks.methods import __main__ as command
 from benchmarks.methods.dense import Dense
 from benchmarks.methods.kivi import KIVI
-from benchmarks.methods.lm_eval_tasks import CompressedLM, LMEval
+from benchmarks.methods.lm_eval_tasks import CompressedLM, manager_of
 from benchmarks.methods.prompts import Prompt, method_arm
 from benchmarks.perplexity import HELD_OUT
 from tests.tiny_models import build_dense
@@ -53,10 +53,6 @@ def lm_of(model, tokens):
         return CompressedLM(arm, tokens, lambda ids: Prompt(model, torch.tensor(ids), torch.float32))
 
     return lm
-
-
-def options(folder, names, limit=2):
-    return Namespace(lm_eval=names, lm_eval_include=folder, lm_eval_limit=limit, seed=0)
 
 
 def requests(tokens, *answers):
@@ -106,9 +102,15 @@ def test_compare_has_a_column_per_task(model, folder, tmp_path, monkeypatch, cap
     assert "<th>own_choice, acc</th>" in (tmp_path / "methods.html").read_text()
 
 
-def test_what_cannot_be_is_refused(model, tokens, folder, lm_of):
+@pytest.mark.slow
+def test_lm_evals_own_tasks_are_known_and_others_refused(folder):
+    """Reads lm-eval's index."""
+    assert {"own_choice", "arc_easy"} <= set(manager_of(("own_choice", "arc_easy"), folder).all_tasks)
     with pytest.raises(ValueError, match="no task own_choices"):
-        LMEval(options(folder, ("own_choices",)), model, tokens, torch.float32)
+        manager_of(("own_choice", "own_choices"), folder)
+
+
+def test_what_cannot_be_is_refused(tokens, lm_of):
     with pytest.raises(ValueError, match="has no context"):
         lm_of(Dense())._loglikelihood_tokens([(("", ""), [256], tokens.encode("x"))])
     with pytest.raises(ValueError, match="no context to compress"):
