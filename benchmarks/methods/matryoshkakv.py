@@ -33,9 +33,9 @@ class MatryoshkaKV(Method):
     value_truncate_index: int = 64
     total_rank: int | None = None
     max_steps: int = 150
-    unitary_transform_lr: float = 5e-3
-    soft_target_loss_weight: float = 0.25
-    ce_loss_weight: float = 0.75
+    unitary_transform_lr: float = 1e-2
+    soft_target_loss_weight: float = 1.0
+    ce_loss_weight: float = 0.0
     train_batch_size: int = 2
     seed: int = 0
     interval: int = 4

@@ -11,9 +11,7 @@ from benchmarks.methods.measure import Judge
 from tests.benchmarks.methods.stores import layer
 
 FULL = 2 * 3 * 2 * 16  # keys and values, layers, heads, numbers
-TRAINED = MatryoshkaKV(
-    max_steps=60, unitary_transform_lr=1e-2, soft_target_loss_weight=1.0, ce_loss_weight=0.0, interval=4, update_num=4
-)
+TRAINED = MatryoshkaKV(max_steps=60, interval=4, update_num=4)
 UNTRAINED = replace(TRAINED, max_steps=0)
 
 
