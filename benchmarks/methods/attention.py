@@ -122,10 +122,10 @@ def layers_of(model: PreTrainedModel, dtype: torch.dtype) -> list[Layer]:
 
 
 @contextmanager
-def methods_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends through stores inside, and as before afterwards."""
+def methods_attention(model: PreTrainedModel, implementation: str = IMPLEMENTATION) -> Iterator[None]:
+    """The model attends through stores inside, or by another implementation, and as before afterwards."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

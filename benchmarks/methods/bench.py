@@ -1,10 +1,10 @@
 """What every row of a comparison shares: the model, what it is scored on and asked about, and what methods learn."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from benchmarks.accuracy.tokens import Tokens
 from benchmarks.methods import retrieval
 from benchmarks.methods.interface import Method
-from benchmarks.methods.matryoshkakv import MatryoshkaKV
 from benchmarks.methods.measure import Judge
 from benchmarks.methods.prompts import Arm, Prompt
 from benchmarks.methods.registry import described
 from benchmarks.methods.retrieval import ASKED, DEPTHS, Questions, Quiz
 from benchmarks.quality_table import rows_of_text
 from palu_vllm.checkpoint import read_json
+
+if TYPE_CHECKING:
+    from benchmarks.methods.lm_eval_tasks import LMEval
 
 Row = dict[str, Any]
 TUNE_NEW_TOKENS = 32
@@ -31,16 +33,17 @@ def dtype_of(model: Path) -> torch.dtype:
 
 
 def learner(model: PreTrainedModel, rows: torch.Tensor) -> Callable[[Method], Method]:
-    """``calibrated`` on ``rows``, each setting once; MatryoshkaKV's directions serve every rank."""
-    known: dict[str, Any] = {}
+    """``calibrated`` on ``rows``; every lesson is studied once, and every setting taught once."""
+    lessons: dict[Hashable, Any] = {}
+    taught: dict[str, Method] = {}
 
     def learn(method: Method) -> Method:
-        name = method.name if isinstance(method, MatryoshkaKV) else described(method)
-        if name not in known:
-            known[name] = method.calibrated(model, rows)
-        if isinstance(method, MatryoshkaKV):
-            return replace(method, directions=known[name].directions)
-        return known[name]
+        lesson, setting = (type(method), method.lesson), described(method)
+        if lesson not in lessons:
+            lessons[lesson] = method.studied(model, rows)
+        if setting not in taught:
+            taught[setting] = method.taught(lessons[lesson])
+        return taught[setting]
 
     return learn
 
@@ -58,6 +61,17 @@ def questions(options: argparse.Namespace, tokens: Tokens) -> dict[str, Question
     }
 
 
+def lm_eval_of(
+    options: argparse.Namespace, dense: PreTrainedModel, tokens: Tokens, dtype: torch.dtype
+) -> "LMEval | None":
+    """The tasks that were asked for; lm-eval, an optional dependency, is imported only then."""
+    if not options.lm_eval:
+        return None
+    from benchmarks.methods.lm_eval_tasks import LMEval
+
+    return LMEval(options, dense, tokens, dtype)
+
+
 @dataclass(frozen=True)
 class Bench:
     """``prompt`` is calibration text to fill stores with; ``tuner`` chooses knobs there, ``judge`` scores elsewhere."""
@@ -70,10 +84,11 @@ class Bench:
     judge: Judge
     learn: Callable[[Method], Method]
     quizzes: dict[str, Quiz]
+    lm_eval: "LMEval | None"
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Bench":
-        """Raises ValueError where questions do not fit the prompt."""
+        """Raises ValueError where questions do not fit the prompt, and for unknown tasks of lm-eval."""
         dtype = dtype_of(options.model)
         dense = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
         tokens, length = Tokens(AutoTokenizer.from_pretrained(options.model)), options.prompt_tokens
@@ -89,9 +104,11 @@ class Bench:
             judge=Judge(dense, rows_of_text(options.model, options.text, context, options.rows), length),
             learn=learner(dense, calibration),
             quizzes={name: Quiz(dense, tokens, each, dtype) for name, each in questions(options, tokens).items()},
+            lm_eval=lm_eval_of(options, dense, tokens, dtype),
         )
 
     def score(self, arm: Arm) -> Row:
-        """What ``Judge`` says, and the share of right answers in each column of questions."""
+        """What ``Judge`` says, the share of right answers in each column of questions, and lm-eval's tasks."""
         found = {name: quiz.found(arm) for name, quiz in self.quizzes.items()}
-        return self.judge.score_arm(arm) | {name: sum(each) / len(each) for name, each in found.items()}
+        shares = {name: sum(each) / len(each) for name, each in found.items()}
+        return self.judge.score_arm(arm) | shares | (self.lm_eval.row(arm) if self.lm_eval else {})

@@ -34,17 +34,24 @@ def saving(row: Row, dense: Row, which: str = "bytes_at_prompt_end") -> float:
     return dense[which] / row[which]
 
 
+def lm_eval_columns(dense: Row) -> list[tuple[str, str]]:
+    """Each task of lm-eval with its first metric."""
+    return [(task, next(iter(metrics))) for task, metrics in dense.get("lm_eval", {}).items()]
+
+
 def columns(rows: Sequence[Row]) -> list[str]:
     asked = [title for name, title in ASKED.items() if name in rows[0]]
+    asked += [", ".join(column) for column in lm_eval_columns(rows[0])]
     return ["method", "setting", "perplexity", "KL", *asked, "fewer bytes, prompt", "at the end", "ms per token"]
 
 
 def cells(row: Row, dense: Row) -> list[str]:
     """As many as ``columns``."""
-    asked = [name for name in ASKED if name in dense]
+    asked = [name for name in ASKED if name in dense] + lm_eval_columns(dense)
     if "unreachable" in row:
         return [row["method"], f"not reached: {row['unreachable']}", *[""] * (len(asked) + 5)]
-    shares = [f"{row[name]:.0%}" for name in asked]
+    shares = [f"{row[name]:.0%}" for name in ASKED if name in dense]
+    shares += [f"{row['lm_eval'][task][metric]:.3f}" for task, metric in lm_eval_columns(dense)]
     times = [f"{saving(row, dense, which):.2f}x" for which in ("bytes_at_prompt_end", "bytes_after")]
     measured = [f"{row['perplexity']:.3f}", f"{row['kl']:.4f}", *shares, *times]
     return [row["method"], row["setting"], *measured, f"{1000 * row['seconds_per_token']:.0f}"]

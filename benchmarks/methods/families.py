@@ -17,6 +17,7 @@ from benchmarks.methods.matryoshkakv import MatryoshkaKV
 from benchmarks.methods.pyramidinfer import PyramidInfer
 from benchmarks.methods.pyramidkv import PyramidKV
 from benchmarks.methods.qpruningkv import QPruningKV
+from benchmarks.methods.rolling_h2o import RollingH2O
 from benchmarks.methods.rolling_streaming_llm import RollingStreamingLLM
 from benchmarks.methods.snapkv import SnapKV
 from benchmarks.methods.streaming_llm import StreamingLLM
@@ -69,6 +70,16 @@ def rolling(layer: Layer, tokens: int) -> Iterator[Family]:
     yield Family(lambda recent: RollingStreamingLLM(recent_size=recent), 1, tokens)
 
 
+def rolling_h2o(layer: Layer, tokens: int) -> Iterator[Family]:
+    """As published half of them heavy hitters, or three in four."""
+    for share in (2, 4):
+
+        def make(kept: int, share: int = share) -> Method:
+            return RollingH2O(hh_size=kept - kept // share, recent_size=kept // share)
+
+        yield Family(make, SMALLEST_CAPACITY, tokens)
+
+
 def pyramidinfer(layer: Layer, tokens: int) -> Iterator[Family]:
     """Layers keep half of the prompt on average even at a ratio of 0, so budgets above 2 are out of reach."""
     for strategy in ("cosine", "linear"):
@@ -107,8 +118,12 @@ def decoquant(layer: Layer, tokens: int) -> Iterator[Family]:
         yield fixed(DecoQuant(bits=bits, group_size=group))
 
 
-def matryoshkakv(layer: Layer, tokens: int) -> Iterator[Family]:
-    yield Family(lambda rank: MatryoshkaKV(key_truncate_index=rank, value_truncate_index=rank), 1, layer.head_dim)
+def matryoshkakv(training: dict[str, int], layer: Layer, tokens: int) -> Iterator[Family]:
+    """Ranks per head, or the same rank for every head."""
+    heads, interval = 2 * layer.num_layers * layer.num_kv_heads, max(4, layer.head_dim // 16)
+    make = partial(MatryoshkaKV, interval=interval, update_num=max(1, heads // 2), **training)
+    yield Family(lambda total: make(total_rank=total), heads * interval, heads * layer.head_dim)
+    yield Family(lambda rank: make(key_truncate_index=rank, value_truncate_index=rank), 1, layer.head_dim)
 
 
 def lorc(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -130,6 +145,7 @@ FAMILIES: dict[str, Callable[[Layer, int], Iterator[Family]]] = {
     "streaming_llm": partial(pruning, StreamingLLM),
     "streaming_llm_rolling": rolling,
     "h2o": partial(pruning, H2O),
+    "h2o_rolling": rolling_h2o,
     "snapkv": partial(pruning, SnapKV),
     "pyramidkv": partial(pruning, PyramidKV),
     "pyramidinfer": pyramidinfer,
@@ -137,7 +153,8 @@ FAMILIES: dict[str, Callable[[Layer, int], Iterator[Family]]] = {
     "kvquant": kvquant,
     "zipcache": zipcache,
     "decoquant": decoquant,
-    "matryoshkakv": matryoshkakv,
+    "matryoshkakv": partial(matryoshkakv, {}),
+    "matryoshkakv-pca": partial(matryoshkakv, {"max_steps": 0}),
     "lorc": lorc,
     "kvsharer": kvsharer,
 }

@@ -5,7 +5,7 @@ request is its prompt.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -88,8 +88,25 @@ class Method(ABC):
         """The layer, itself or an earlier one, whose store holds the keys and values that this one attends to."""
         return layer
 
+    @property
+    def lesson(self) -> Hashable:
+        """Methods of one class and lesson learn the same of a model, so that it has to be ``studied`` once."""
+        return None
+
+    def studied(self, model: torch.nn.Module, rows: torch.Tensor) -> Any:
+        """What there is to learn from ``model`` and token ids ``rows [rows, tokens]``."""
+        return None
+
+    def taught(self, found: Any) -> Self:
+        """The method with what it takes from ``studied``; itself if nothing. Raises ValueError where nothing fits."""
+        return self
+
     def calibrated(self, model: torch.nn.Module, rows: torch.Tensor) -> Self:
-        """The method with what it learns from ``model`` and token ids ``rows [rows, tokens]``; itself if nothing."""
+        """The method with what it learns from ``model`` and token ids ``rows [rows, tokens]``."""
+        return self.taught(self.studied(model, rows))
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Itself: copies of a cache share what the method has learnt."""
         return self
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from benchmarks.methods.attention import layers_of
-from benchmarks.methods.calibration import keys_and_values
+from benchmarks.methods.calibration import gradients, keys_and_values
 from benchmarks.methods.interface import Layer, Method, Store, expect
 from benchmarks.methods.kvquant_store import KVQuantStore, Ranges, flat, value_range
 from benchmarks.methods.rotary import unrotate
@@ -17,17 +17,29 @@ ABITS = (4, 3, 2)
 SAMPLE = 2**18  # numbers at most, evenly spaced, that levels are fitted to
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """Keys before rotation and values of calibration text in a layer, and how much an error in each number costs."""
+
+    layer: Layer
+    keys: torch.Tensor  # [rows, tokens, num_kv_heads * head_dim]
+    values: torch.Tensor  # [rows, tokens, num_kv_heads * head_dim]
+    key_weights: torch.Tensor  # as keys
+    value_weights: torch.Tensor  # as values
+
+
 @dataclass(frozen=True, kw_only=True)
 class KVQuant(Method):
     """``1 - sparsity_threshold`` of each token's numbers are outliers, the same count for every token as with the
-    published ``cap_outliers``. ``nuq`` takes levels from 1-d k-means on calibration text, which counts every number
-    alike (published: by Fisher information); without, they are evenly spaced.
+    published ``cap_outliers``. ``nuq`` takes levels from 1-d k-means on calibration text, in which a number counts as
+    its Fisher information, the square of the loss's gradient, if ``fisher``; without, they are evenly spaced.
     """
 
     name = "kvquant"
 
     abits: int = 4
     nuq: bool = True
+    fisher: bool = True
     include_sparse: bool = True
     sparsity_threshold: float = 0.99
     first_few_fp16: int = 1
@@ -44,28 +56,45 @@ class KVQuant(Method):
         """How many numbers of a token of ``width`` are kept on each side of the range."""
         return round((1 - self.sparsity_threshold) * width / 2) if self.include_sparse else 0
 
-    def calibrated(self, model: torch.nn.Module, rows: torch.Tensor) -> Self:
+    @property
+    def lesson(self) -> bool:
+        return self.fisher and self.nuq
+
+    def studied(self, model: torch.nn.Module, rows: torch.Tensor) -> list[Evidence]:
         layers, cached = layers_of(model, torch.float32), keys_and_values(model, rows)
-        return replace(
-            self, ranges=tuple(self._ranges(*pair, layer) for pair, layer in zip(cached, layers, strict=True))
-        )
+        positions, found = torch.arange(rows.shape[1], device=rows.device), []
+        slopes = gradients(model, rows) if self.lesson else [tuple(map(torch.ones_like, pair)) for pair in cached]
+        for layer, pairs in zip(layers, zip(cached, slopes, strict=True), strict=True):
+            (keys, values), (key_slopes, value_slopes) = pairs
+            key_slopes = unrotate(key_slopes, positions, layer) if self.lesson else key_slopes
+            sides = unrotate(keys, positions, layer), values, key_slopes.square(), value_slopes.square()
+            found.append(Evidence(layer, *map(flat, sides)))
+        return found
 
-    def _ranges(self, keys: torch.Tensor, values: torch.Tensor, layer: Layer) -> Ranges:
-        flat_keys = flat(unrotate(keys, torch.arange(keys.shape[2], device=keys.device), layer)).flatten(0, 1)
+    def taught(self, found: list[Evidence]) -> Self:
+        return replace(self, ranges=tuple(self._ranges(each) for each in found))
+
+    def _ranges(self, found: Evidence) -> Ranges:
+        """Without the tokens that are kept as they are."""
+        sides = found.keys, found.values, found.key_weights, found.value_weights
+        keys, values, *weights = (side[:, self.first_few_fp16 :].flatten(0, 1) for side in sides)
         tail = (1 - self.sparsity_threshold) / 2 if self.include_sparse else 0.0
-        ordered = flat_keys.sort(0).values
-        last = len(ordered) - 1
-        low, high = ordered[round(tail * last)], ordered[round((1 - tail) * last)]
+        last = len(keys) - 1
+        low, high = (keys.kthvalue(1 + round(share * last), dim=0).values for share in (tail, 1 - tail))
         middle, half = (high + low) / 2, ((high - low) / 2).clamp(min=1e-6)
-        flat_values = flat(values).flatten(0, 1)
-        _, value_middle, value_half = value_range(flat_values, self.outliers(flat_values.shape[1]), layer.dtype)
-        key_levels = self._levels((flat_keys - middle) / half)
-        return Ranges(middle, half, key_levels, self._levels((flat_values - value_middle) / value_half))
+        _, value_middle, value_half = value_range(values, self.outliers(values.shape[1]), found.layer.dtype)
+        key_levels = self._levels((keys - middle) / half, weights[0])
+        return Ranges(middle, half, key_levels, self._levels((values - value_middle) / value_half, weights[1]))
 
-    def _levels(self, normal: torch.Tensor) -> torch.Tensor:
+    def _levels(self, normal: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Of numbers that the range maps to ``[-1, 1]``; those beyond it do not count."""
         even = torch.linspace(-1, 1, 2**self.abits, device=normal.device)
-        sample = normal.clamp(-1, 1).flatten()
-        return k_means(sample[:: -(-len(sample) // SAMPLE)], even) if self.nuq else even
+        if not self.nuq:
+            return even
+        inside = normal.abs() <= 1 + 1e-3  # its ends are float16
+        numbers, weights = normal[inside].clamp(-1, 1), weights[inside]
+        spacing = -(-len(numbers) // SAMPLE)
+        return k_means(numbers[::spacing], even, weights[::spacing])
 
     def store(self, layer: Layer) -> Store:
         expect(bool(self.ranges), "kvquant has to be calibrated first")
@@ -73,11 +102,18 @@ class KVQuant(Method):
         return KVQuantStore(self.ranges[layer.index], layer, count, self.first_few_fp16)
 
 
-def k_means(x: torch.Tensor, levels: torch.Tensor, rounds: int = 20) -> torch.Tensor:
-    """Lloyd's algorithm on numbers ``x [count]`` from rising ``levels``; a level without numbers stays."""
+def k_means(x: torch.Tensor, levels: torch.Tensor, weights: torch.Tensor, rounds: int = 50) -> torch.Tensor:
+    """Lloyd's algorithm on numbers ``x [count]``, each of its weight ``[count]``, from rising ``levels``; a level whose
+    numbers weigh nothing stays.
+    """
+    order = x.argsort()
+    x, weights = x[order].double(), weights[order].double()
+    zero = x.new_zeros(1)
+    weight_before, sum_before = (torch.cat([zero, each.cumsum(0)]) for each in (weights, weights * x))
     for _ in range(rounds):
-        nearest = torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
-        counts = torch.zeros_like(levels).index_add_(0, nearest, torch.ones_like(x))
-        sums = torch.zeros_like(levels).index_add_(0, nearest, x)
-        levels = torch.where(counts > 0, sums / counts.clamp(min=1), levels).sort().values
+        ends = torch.searchsorted(x, (levels[1:] + levels[:-1]).double() / 2)
+        ends = torch.cat([ends.new_zeros(1), ends, ends.new_tensor([len(x)])])
+        weight, total = weight_before[ends].diff(), sum_before[ends].diff()
+        means = (total / weight.clamp(min=1e-300)).to(levels)
+        levels = torch.where(weight > 0, means, levels).sort().values
     return levels

@@ -30,9 +30,10 @@ def value_range(rows: torch.Tensor, count: int, dtype: torch.dtype) -> tuple[Out
     """The ``count`` extremes at either side of each token of ``rows [tokens, width]``, and of the rest the middle and
     half the range, float16 ``[tokens, 1]``.
     """
-    outliers = Outliers.extremes(rows, count, dtype)
-    inner = rows.sort(-1).values[:, count : rows.shape[1] - count]
-    low, high = inner[:, :1], inner[:, -1:]
+    outliers, ordered = Outliers.extremes(rows, count, dtype), rows
+    if count:  # a row without its extremes runs from the next smallest number to the next largest
+        ordered = torch.cat([rows.topk(count + 1, largest=side).values[:, count:] for side in (False, True)], 1)
+    low, high = ordered.aminmax(dim=1, keepdim=True)
     return outliers, ((high + low) / 2).half(), ((high - low) / 2).clamp(min=1e-4).half()
 
 
@@ -68,7 +69,7 @@ def bits_of(levels: torch.Tensor) -> int:
 
 def farthest(normal: torch.Tensor, rows: torch.Tensor, count: int, dtype: torch.dtype) -> Outliers:
     """The ``count`` numbers of each row that are farthest from the middle of their channels."""
-    indices = normal.abs().argsort(dim=-1, descending=True, stable=True)[:, :count]
+    indices = normal.abs().topk(count, dim=-1).indices
     return Outliers(indices.to(index_dtype(rows.shape[1])), rows.gather(1, indices).to(dtype))
 
 

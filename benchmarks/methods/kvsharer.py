@@ -36,13 +36,15 @@ class KVSharer(Method):
     def store(self, layer: Layer) -> Store:
         return DenseStore(layer)
 
-    def calibrated(self, model: PreTrainedModel, rows: torch.Tensor) -> Self:
-        """Raises ValueError if no ``shared_layers`` layers may be shared."""
+    @property
+    def lesson(self) -> float:
+        return self.threshold
+
+    def studied(self, model: PreTrainedModel, rows: torch.Tensor) -> Sharing:
+        """All layers that can be shared, in the order in which they are found."""
         own = _last_hidden(model, rows, ())
         sharing: Sharing = ()
         for layer, source in _dissimilar_pairs(model, rows):
-            if len(sharing) == self.shared_layers:
-                break
             taken = {each for pair in sharing for each in pair}
             sources = {pair[1] for pair in sharing}
             if layer in taken or source in taken - sources:
@@ -50,9 +52,13 @@ class KVSharer(Method):
             tried = (*sharing, (layer, source))
             if cosine_similarity(_last_hidden(model, rows, tried), own, dim=-1).mean() >= self.threshold:
                 sharing = tried
-        found = len(sharing)
-        expect(found == self.shared_layers, f"{found} layers can be shared at threshold {self.threshold}")
-        return replace(self, sharing=tuple(sorted(sharing)))
+        return sharing
+
+    def taught(self, found: Sharing) -> Self:
+        """Raises ValueError if no ``shared_layers`` layers may be shared."""
+        enough = len(found) >= self.shared_layers
+        expect(enough, f"{len(found)} layers can be shared at threshold {self.threshold}")
+        return replace(self, sharing=tuple(sorted(found[: self.shared_layers])))
 
 
 def _dissimilar_pairs(model: PreTrainedModel, rows: torch.Tensor) -> list[tuple[int, int]]:

@@ -29,16 +29,18 @@ class LoRC(Method):
     def __post_init__(self) -> None:
         expect(0 < self.d_min <= self.d_max, f"d_min is {self.d_min}, expected above 0 and at most d_max")
 
-    def calibrated(self, model: torch.nn.Module, rows: torch.Tensor) -> Self:
+    def studied(self, model: torch.nn.Module, rows: torch.Tensor) -> list[tuple["Factored", "Factored"]]:
         """From the weights alone. Raises ValueError for models that normalise keys or join their projections."""
         attentions = [layer.self_attn for layer in model.get_decoder().layers]
         plain = all(hasattr(each, "k_proj") and not hasattr(each, "k_norm") for each in attentions)
         expect(plain, "lorc needs k_proj and v_proj, and keys that are not normalised")
-        found = [(_svd(a.k_proj), _svd(a.v_proj)) for a in attentions]
-        ranks = progressive_ranks([(k.S, v.S) for k, v in found], self.d_max, self.d_min)
+        return [(Factored.of(each.k_proj), Factored.of(each.v_proj)) for each in attentions]
+
+    def taught(self, found: list[tuple["Factored", "Factored"]]) -> Self:
+        ranks = progressive_ranks([(k.singular, v.singular) for k, v in found], self.d_max, self.d_min)
         factors = [
-            Subspaces(k.U[None, :, :rank], v.U[None, :, :rank], _bias(a.k_proj), _bias(a.v_proj), unrotated=True)
-            for a, (k, v), rank in zip(attentions, found, ranks, strict=True)
+            Subspaces(k.left[None, :, :rank], v.left[None, :, :rank], k.bias, v.bias, unrotated=True)
+            for (k, v), rank in zip(found, ranks, strict=True)
         ]
         return replace(self, factors=tuple(factors))
 
@@ -47,12 +49,18 @@ class LoRC(Method):
         return ProjectedStore(self.factors[layer.index], layer)
 
 
-def _svd(linear: torch.nn.Linear) -> torch.return_types.linalg_svd:
-    return torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
+@dataclass(frozen=True)
+class Factored:
+    """What a projection's weight is decomposed into."""
 
+    left: torch.Tensor  # [width, full rank]
+    singular: torch.Tensor  # [full rank], largest first
+    bias: torch.Tensor | None  # [1, 1, width]
 
-def _bias(linear: torch.nn.Linear) -> torch.Tensor | None:
-    return None if linear.bias is None else linear.bias.detach().float()[None, None]
+    @classmethod
+    def of(cls, linear: torch.nn.Linear) -> "Factored":
+        left, singular, _ = torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
+        return cls(left, singular, None if linear.bias is None else linear.bias.detach().float()[None, None])
 
 
 def progressive_ranks(singular: list[tuple[torch.Tensor, torch.Tensor]], d_max: float, d_min: float) -> list[int]:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from benchmarks.accuracy.options import names as task_names
 from benchmarks.accuracy.options import numbers
 from benchmarks.accuracy.ruler import KINDS
 from benchmarks.accuracy.ruler_styles import RULER_STYLES
@@ -67,6 +68,9 @@ def question_options() -> argparse.ArgumentParser:
     add("--needle-style", default="demo", help="usual, demo, or a JSON file")
     add("--ruler-task", choices=KINDS, default="niah_multikey_1")
     add("--ruler-style", choices=RULER_STYLES, default="demo")
+    add("--lm-eval", type=task_names, default=(), metavar="TASK,...", help="tasks of lm-eval, a column each")
+    add("--lm-eval-include", type=Path, metavar="DIR", help="task files of your own, on local data")
+    add("--lm-eval-limit", type=int, help="documents of each task")
     add("--seed", type=int, default=0, help="chooses haystacks, keys and values")
     add("--tune-rows", type=int, default=1, help="rows of calibration text to choose knobs on")
     add("--out", type=Path, metavar="STEM", help="writes STEM.json, whose rows are kept and added to, and the reports")

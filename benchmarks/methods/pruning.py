@@ -99,18 +99,24 @@ def received_attention(tokens: Tokens, last: int, scale: float, weights: torch.T
     times its weight of ``weights [last]``, and averaged over the query heads of a KV head. ``[kv_heads, tokens]``.
     """
     kv_heads, length, _ = tokens.keys.shape
-    queries = tokens.queries[:, length - last :].unflatten(0, (kv_heads, -1))
+    queries = tokens.queries[:, length - last :]
     total = queries.new_zeros(kv_heads, length)
     for start in range(0, last, 256):  # rows at a time: a whole matrix of a long prompt would not fit
-        rows = queries[:, :, start : start + 256]
-        scores = torch.einsum("hqnd,htd->hqnt", rows, tokens.keys) * scale
-        first = length - last + start
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(first)
-        paid = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        paid = paid_attention(queries[:, start : start + 256], tokens.keys, length - last + start, scale)
         if weights is not None:
             paid = paid * weights[start : start + 256, None].to(paid)
-        total += paid.sum(2).mean(1)
+        total += paid.sum(1)
     return total
+
+
+def paid_attention(queries: torch.Tensor, keys: torch.Tensor, first: int, scale: float) -> torch.Tensor:
+    """Probabilities ``[kv_heads, n, tokens]`` that ``queries [num_heads, n, head_dim]`` of the tokens from place
+    ``first`` on pay to ``keys [kv_heads, tokens, head_dim]``, causally, averaged over the query heads of a KV head.
+    """
+    rows = queries.unflatten(0, (keys.shape[0], -1))
+    scores = torch.einsum("hqnd,htd->hqnt", rows, keys) * scale
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(first)
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)
 
 
 def pooled(scores: torch.Tensor, kernel_size: int, pooling: str) -> torch.Tensor:

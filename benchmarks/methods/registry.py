@@ -16,6 +16,7 @@ from benchmarks.methods.matryoshkakv import MatryoshkaKV
 from benchmarks.methods.pyramidinfer import PyramidInfer
 from benchmarks.methods.pyramidkv import PyramidKV
 from benchmarks.methods.qpruningkv import QPruningKV
+from benchmarks.methods.rolling_h2o import RollingH2O
 from benchmarks.methods.rolling_streaming_llm import RollingStreamingLLM
 from benchmarks.methods.snapkv import SnapKV
 from benchmarks.methods.streaming_llm import StreamingLLM
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
         StreamingLLM,
         RollingStreamingLLM,
         H2O,
+        RollingH2O,
         SnapKV,
         PyramidKV,
         PyramidInfer,

@@ -12,12 +12,14 @@ from benchmarks.provenance import provenance
 Row = dict[str, Any]
 NAMED = ("model", "text", "calib_data")  # files, of which the name is enough
 NUMBERS = ("prompt_tokens", "new_tokens", "rows", "needles", "seed", "calib_samples", "tune_rows")
+ASKED = ("lm_eval", "lm_eval_limit")  # recorded only if given
 WORDED = ("needle_style", "ruler_style", "ruler_task", "map_lengths", "map_samples")
 
 
 def settings_of(options: argparse.Namespace) -> Row:
     """What all rows of one file have in common."""
     given = {name: getattr(options, name) for name in (*NUMBERS, *WORDED) if hasattr(options, name)}
+    given |= {name: getattr(options, name) for name in ASKED if getattr(options, name, None)}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {name: getattr(options, name).name for name in NAMED} | listed
 

@@ -130,20 +130,21 @@ class Quiz:
         cache, scores = arm.compress([prompt for _, prompt in batch]), []
         for asked in zip(*(passage.questions for passage, _ in batch), strict=True):
             ids = torch.tensor([question.ids for question in asked])
-            responses = self._responses(arm.model, copy.deepcopy(cache), ids)
+            most, stop = self.questions.max_tokens, self.questions.stop
+            responses = greedy(arm.model, copy.deepcopy(cache), ids, self.tokens, most, stop)
             scores.append([share_found(r, q.answers) for r, q in zip(responses, asked, strict=True)])
         return [score for of_passage in zip(*scores, strict=True) for score in of_passage]
 
-    def _responses(self, model: PreTrainedModel, cache: Cache, step: torch.Tensor) -> list[str]:
-        """The greedy continuation of each row of ``step [batch, tokens]``, up to the first text to stop at."""
-        ids = step[:, :0]
-        for _ in range(self.questions.max_tokens):
-            step = model(step, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
-            ids = torch.cat([ids, step], 1)
-            texts = [self.tokens.decode(row) for row in ids.tolist()]
-            if self.questions.stop and all(any(stop in text for stop in self.questions.stop) for text in texts):
-                break
-        return [self._before_stop(text) for text in texts]
 
-    def _before_stop(self, text: str) -> str:
-        return text[: min([text.find(stop) for stop in self.questions.stop if stop in text], default=None)]
+def greedy(
+    model: PreTrainedModel, cache: Cache, step: torch.Tensor, tokens: Tokens, most: int, stop: tuple[str, ...]
+) -> list[str]:
+    """The continuation of each row of ``step [batch, tokens]``, ``most`` tokens or up to the first text to stop at."""
+    ids = step[:, :0]
+    for _ in range(most):
+        step = model(step, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, step], 1)
+        texts = [tokens.decode(row) for row in ids.tolist()]
+        if stop and all(any(each in text for each in stop) for text in texts):
+            break
+    return [text[: min([text.find(each) for each in stop if each in text], default=None)] for text in texts]

@@ -12,6 +12,7 @@ from benchmarks.methods.matryoshkakv import MatryoshkaKV
 from benchmarks.methods.pyramidinfer import PyramidInfer
 from benchmarks.methods.pyramidkv import PyramidKV
 from benchmarks.methods.qpruningkv import QPruningKV
+from benchmarks.methods.rolling_h2o import RollingH2O
 from benchmarks.methods.rolling_streaming_llm import RollingStreamingLLM
 from benchmarks.methods.snapkv import SnapKV
 from benchmarks.methods.streaming_llm import StreamingLLM
@@ -36,12 +37,17 @@ CASES = {
     "qpruningkv-layerquant": QPruningKV(
         method="LayerQuant", quant_method="layerquant", max_capacity_prompts=10, group_size=8, quant_end_layers=1
     ),
-    "matryoshkakv": MatryoshkaKV(key_truncate_index=10, value_truncate_index=8),
+    "matryoshkakv": MatryoshkaKV(total_rank=110, max_steps=3),
+    "matryoshkakv-pca": MatryoshkaKV(key_truncate_index=10, value_truncate_index=8, max_steps=0),
     "lorc": LoRC(d_max=0.75, d_min=0.5),
     "kvsharer": KVSharer(threshold=-1.0),
     "kvquant": KVQuant(abits=3, sparsity_threshold=0.9, first_few_fp16=2),
     "zipcache": ZipCache(streaming_gap=4),
     "pyramidinfer": PyramidInfer(prefill_decay_ratio=0.1, min_context_length=8),
+    "pyramidinfer-decoding": PyramidInfer(
+        prefill_decay_ratio=0.1, min_context_length=8, recent_ratio=0.04, exceed_length_to_compress=2
+    ),
     "streaming_llm_rolling": RollingStreamingLLM(recent_size=20),
+    "h2o_rolling": RollingH2O(hh_size=12, recent_size=8),
     "decoquant": DecoQuant(),
 }

@@ -10,7 +10,7 @@ from benchmarks.methods.options import parser
 from benchmarks.perplexity import HELD_OUT
 from tests.tiny_models import build_dense
 
-METHODS = ("kivi", "snapkv", "matryoshkakv")
+METHODS = ("kivi", "snapkv", "matryoshkakv-pca")
 
 
 @pytest.fixture(scope="module")

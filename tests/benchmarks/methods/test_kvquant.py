@@ -16,11 +16,39 @@ def rows():
 def test_k_means_levels_are_the_means_of_what_is_nearest_to_them():
     x = torch.randn(4000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     even = torch.linspace(-1, 1, 8)
-    levels = k_means(x, even, rounds=300)
+    levels = k_means(x, even, torch.ones_like(x), rounds=300)
     nearest = (x[:, None] - levels).abs().argmin(1)
     torch.testing.assert_close(levels, torch.stack([x[nearest == i].mean() for i in range(8)]), atol=2e-3, rtol=0)
     error, error_even = ((x[:, None] - each).abs().amin(1).square().mean() for each in (levels, even))
     assert error < error_even
+
+
+def test_k_means_levels_go_where_numbers_weigh_most():
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    even, weights = torch.linspace(-1, 1, 8), (3 * x).exp()
+    plain, weighted = (k_means(x, even, each, rounds=300) for each in (torch.ones_like(x), weights))
+    error, error_plain = ((weights * (x[:, None] - each).abs().amin(1).square()).mean() for each in (weighted, plain))
+    assert error < error_plain and weighted.median() > plain.median()
+    nowhere = torch.where(x > 0, weights, 0)
+    assert torch.equal(k_means(x, even, nowhere, rounds=1)[:3], even[:3])
+
+
+def test_fisher_information_is_that_of_the_projections_outputs(dense_model, rows):
+    """By hooks on the projections themselves: their outputs are keys before rotation, and values."""
+    outputs = []
+    attention = dense_model.model.layers[1].self_attn
+    hooks = [
+        p.register_forward_hook(lambda *call: outputs.append(call[2])) for p in (attention.k_proj, attention.v_proj)
+    ]
+    loss = dense_model(rows[:1], labels=rows[:1]).loss
+    slopes = torch.autograd.grad(loss, outputs)
+    for hook in hooks:
+        hook.remove()
+    found = KVQuant().studied(dense_model, rows)[1]
+    for weights, slope in zip((found.key_weights, found.value_weights), slopes, strict=True):
+        assert weights.shape == (3, 64, 32) and slope.abs().max() > 0
+        torch.testing.assert_close(weights[0], slope[0].square().float(), rtol=1e-3, atol=1e-12)
+    assert (KVQuant(fisher=False).studied(dense_model, rows)[1].key_weights == 1).all()
 
 
 def test_more_bits_and_outliers_diverge_less(dense_model, rows):

@@ -1,4 +1,4 @@
-"""Methods that keep coordinates within a subspace: MatryoshkaKV and LoRC."""
+"""Coordinates within a subspace, and LoRC, which keeps them; MatryoshkaKV has its own file."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.methods.attention import layers_of
 from benchmarks.methods.calibration import keys_and_values
 from benchmarks.methods.lorc import LoRC, progressive_ranks
-from benchmarks.methods.matryoshkakv import MatryoshkaKV, principal
-from benchmarks.methods.measure import Judge
+from benchmarks.methods.matryoshkakv import principal
 from benchmarks.methods.rotary import rotate, unrotate
 from tests.benchmarks.methods.conftest import SMALL
 from tests.benchmarks.methods.stores import layer, rotation, tokens
@@ -39,17 +38,6 @@ def test_principal_directions_lose_least():
     assert lost < 1e-3
 
 
-def test_every_prefix_of_matryoshkas_directions_is_a_method(dense_model, rows):
-    judge = Judge(dense_model, rows, 50)
-    found = MatryoshkaKV(key_truncate_index=16, value_truncate_index=16).calibrated(dense_model, rows)
-    scores = []
-    for rank in (4, 12, 16):
-        method = MatryoshkaKV(key_truncate_index=rank, value_truncate_index=rank, directions=found.directions)
-        scores.append(judge.score_method(dense_model, method, torch.float32))
-    assert scores[0]["kl"] > scores[1]["kl"] > scores[2]["kl"] and scores[2]["kl"] < 1e-5
-    assert [score["bytes_at_prompt_end"] / 50 for score in scores] == [3 * 2 * 2 * rank * 4 for rank in (4, 12, 16)]
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_lorc_caches_what_truncated_weights_would_make(tmp_path, rows, family):
     """The store gives back the keys and values of a model whose projections are the truncated ones."""
@@ -78,9 +66,7 @@ def test_what_cannot_be_is_refused(tmp_path, rows):
     qwen3 = AutoModelForCausalLM.from_pretrained(build_dense(tmp_path / "q", "qwen3", **SMALL))
     with pytest.raises(ValueError, match="not normalised"):
         LoRC().calibrated(qwen3, rows)
-    for method in (LoRC(), MatryoshkaKV()):
-        with pytest.raises(ValueError, match="calibrated first"):
-            method.store(layer())
-    for make, knobs in ((LoRC, {"d_min": 0.9}), (MatryoshkaKV, {"key_truncate_index": 0})):
-        with pytest.raises(ValueError, match="."):
-            make(**knobs)
+    with pytest.raises(ValueError, match="calibrated first"):
+        LoRC().store(layer())
+    with pytest.raises(ValueError, match="d_min"):
+        LoRC(d_min=0.9)
