@@ -27,6 +27,11 @@ class SinkWindowSpec(SlidingWindowSpec):
     def sink_blocks(self) -> int:
         return cdiv(self.num_sinks, self.block_size)
 
+    @property
+    def num_retained_tokens(self) -> int:
+        """0: workers of vLLM 0.33, which hide all blocks before a window from attention, leave the table alone."""
+        return 0
+
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
         """What a window needs, and the sinks; never more than the blocks of a whole request."""
         window = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len)

@@ -86,7 +86,7 @@ def cached(found: SinkWindowManager, indices: list[int]) -> list[bytes]:
     hashes = [bytes([index]) * 32 for index in range(12)]
     blocks = found.block_pool.get_new_blocks(len(indices))
     for index, block in zip(indices, blocks, strict=True):
-        block.block_hash = make_block_hash_with_group_id(hashes[index], 0)
+        block.set_block_hash(make_block_hash_with_group_id(hashes[index], 0), num_tokens=BLOCK * (index + 1))
         found.block_pool.cached_block_hash_to_block.insert(block.block_hash, block)
     found.block_pool.free_blocks(reversed(blocks))
     return hashes
@@ -141,6 +141,11 @@ def test_sinks_stay_in_the_prefix_cache_however_sparse_it_is():
     assert [index for index, kept in enumerate(mask) if kept] == [0, 1, 8, 9]
     later = SinkWindowManager.reachable_block_mask(5, 12, kv_cache_spec=spec(), **options)
     assert [5 + index for index, kept in enumerate(later) if kept] == [8, 9]
+
+
+def test_workers_hide_no_block_from_attention():
+    """vLLM 0.33 hides those before this many tokens, unless it is 0; 0.32 does not ask."""
+    assert spec().num_retained_tokens == 0
 
 
 def test_memory_of_a_request_does_not_grow_with_the_length_of_the_model():
