@@ -187,7 +187,8 @@ def prefill_kernel(
         running_max = tl.load(carried_max_ptr + state_row, mask=row_carried, other=float("-inf"))
         running_sum = tl.load(carried_sum_ptr + state_row, mask=row_carried, other=0.0)
     accumulated = carried_values(carried_ptr, carried_row, row_carried, columns, RANK_V, VALUE_TILES)
-    position, dtype, workspace_tokens = cached + query, key_ptr.dtype.element_ty, tiles * TILE_CONTEXT
+    dtype = key_ptr.dtype.element_ty
+    position, workspace_tokens = cached + query, tiles * TILE_CONTEXT
     key_head_ptr = key_ptr + kv_head.to(tl.int64) * workspace_tokens * HEAD_DIM
     value_group_ptr = value_ptr + (kv_head // GROUP_SIZE_V).to(tl.int64) * workspace_tokens * RANK_V
     if NUM_SINKS > 0:
