@@ -76,7 +76,7 @@ def register_cache_spec(spec: "type[KVCacheSpec]", manager: "type[SingleTypeKVCa
     """
     from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-    KVCacheSpecRegistry.check_kv_cache_spec_registry({})
+    KVCacheSpecRegistry.check_kv_cache_spec_registry(kv_cache_spec={})
     KVCacheSpecRegistry.register(spec, manager)
 
 

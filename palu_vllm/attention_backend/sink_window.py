@@ -7,12 +7,13 @@ in that of the scheduler; both then know the manager.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHashList, KVCacheBlock, resolve_block_hashes
 from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
-from vllm.v1.kv_cache_interface import KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from palu_vllm.plugin import register_cache_spec
 
@@ -37,7 +38,7 @@ class SinkWindowSpec(SlidingWindowSpec):
         window = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len)
         return min(window + self.sink_blocks, cdiv(max_model_len, self.block_size))
 
-    def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
+    def is_uniform_with_collection(self, kv_cache_specs: dict[str, Any]) -> bool:
         """Whether all layers keep the same tokens; their latents may differ in width."""
         same = (
             isinstance(spec, SinkWindowSpec) and spec.num_sinks == self.num_sinks for spec in kv_cache_specs.values()
@@ -106,7 +107,7 @@ class SinkWindowManager(SlidingWindowManager):
         max_length: int,
         kv_cache_group_ids: list[int],
         block_pool: BlockPool,
-        kv_cache_spec: KVCacheSpec,
+        kv_cache_spec: SinkWindowSpec,
         *args,
         **kwargs,
     ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
@@ -125,7 +126,13 @@ class SinkWindowManager(SlidingWindowManager):
 
     @classmethod
     def reachable_block_mask(
-        cls, start_block: int, end_block: int, alignment_tokens: int | None, kv_cache_spec: KVCacheSpec, *args, **kwargs
+        cls,
+        start_block: int,
+        end_block: int,
+        alignment_tokens: int | None,
+        kv_cache_spec: SinkWindowSpec,
+        *args,
+        **kwargs,
     ) -> list[bool] | None:
         """Which blocks are worth keeping in the prefix cache: the sinks always."""
         mask = super().reachable_block_mask(start_block, end_block, alignment_tokens, kv_cache_spec, *args, **kwargs)

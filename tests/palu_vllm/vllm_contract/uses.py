@@ -43,6 +43,8 @@ OWN = {  # members of classes of vLLM's kind that vLLM does not know, or never c
     "PaluStatLogger._publish",
     "PaluStatLogger._set",
     "PaluStatLogger._set_used",
+    "SinkWindowSpec.num_retained_tokens",  # asked for by vLLM 0.33
+    "SinkWindowSpec.sink_blocks",
 }
 ENDPOINT = Use("", "vllm.plugins.endpoint_plugins.interface", "EndpointPlugin")
 SIBLING = Use("", "vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
