@@ -84,7 +84,15 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) ->
 
 
 def is_static(function: ast.FunctionDef) -> bool:
-    return any(isinstance(found, ast.Name) and found.id == "staticmethod" for found in function.decorator_list)
+    return _is_decorated(function, "staticmethod")
+
+
+def is_of_class(function: ast.FunctionDef) -> bool:
+    return _is_decorated(function, "classmethod")
+
+
+def _is_decorated(function: ast.FunctionDef, name: str) -> bool:
+    return any(isinstance(found, ast.Name) and found.id == name for found in function.decorator_list)
 
 
 class _Collector(ast.NodeVisitor):
