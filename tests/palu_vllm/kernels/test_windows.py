@@ -23,6 +23,13 @@ SMALL = {
     "bias": Layer(sizes(4, 2, 32, 2, 24, 20), has_bias=True),
     "partial_rotary_key_norm": Layer(sizes(4, 2, 48, 1, 17, 9), has_key_norm=True).with_rotary_dim(32),
 }
+every_layer = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("bias", torch.float16, id="bias"),
+        pytest.param("partial_rotary_key_norm", torch.float32, id="partial", marks=pytest.mark.slow),
+    ],
+)
 both_ways = pytest.mark.parametrize("shift", [False, True], ids=["keep", "shift"])
 
 
@@ -84,9 +91,7 @@ def test_shifting_matters_behind_the_window_only():
 
 
 @both_ways
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("bias", torch.float16), ("partial_rotary_key_norm", torch.float32)], ids=["bias", "partial"]
-)
+@every_layer
 def test_one_query_per_request(name, shift, dtype):
     problem = random_problem(streaming(name, shift), [(1, 63), (0, 5), (1, 3), (1, 111)], dtype=dtype)
     assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), 3), reference(problem), problem)
@@ -105,21 +110,20 @@ def test_several_queries_where_sinks_stay():
 
 
 @both_ways
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("bias", torch.float16), ("partial_rotary_key_norm", torch.float32)], ids=["bias", "partial"]
-)
+@every_layer
 def test_prefill(name, shift, dtype):
     problem = random_problem(streaming(name, shift), REQUESTS, dtype=dtype)
     assert_as_precise(prefill(problem), reference(problem), problem)
 
 
 @both_ways
-@pytest.mark.parametrize("num_sinks", [5, 40])
+@pytest.mark.parametrize("num_sinks", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_several_passes_equal_one(shift, num_sinks):
     problem = random_problem(streaming("bias", shift, num_sinks), REQUESTS, block_size=24)
     assert torch.equal(prefill(problem, workspace_bytes=TINY_WORKSPACE), prefill(problem))
 
 
+@pytest.mark.slow
 @both_ways
 def test_a_few_queries_are_prefilled_where_sinks_shift(shift):
     problem = random_problem(streaming("bias", shift), [(3, 50), (1, 33)])
@@ -128,6 +132,7 @@ def test_a_few_queries_are_prefilled_where_sinks_shift(shift):
     assert_as_precise(attend(problem, TritonAttention), reference(problem), problem)
 
 
+@pytest.mark.slow
 @both_ways
 def test_a_table_with_a_factor_on_its_length(shift):
     """As yarn has: turning a query back keeps its length."""
@@ -139,6 +144,7 @@ def test_a_table_with_a_factor_on_its_length(shift):
 lengths = st.integers(1, 90).flatmap(lambda length: st.tuples(st.integers(1, length), st.just(length)))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(["bias", "partial_rotary_key_norm", "uncompressed", "4_bits_odd_ranks"]),
