@@ -27,6 +27,10 @@ class Layer:
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
 
+    def with_sinks(self, num_sinks: int, sliding_window: int, shift_sinks: bool) -> "Layer":
+        sinks = {"num_sinks": num_sinks, "sliding_window": sliding_window, "shift_sinks": shift_sinks}
+        return replace(self, shape=replace(self.shape, **sinks))
+
     def with_rotary_dim(self, rotary_dim: int) -> "Layer":
         return replace(self, shape=replace(self.shape, rotary_dim=rotary_dim))
 

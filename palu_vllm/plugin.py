@@ -1,7 +1,8 @@
 """Everything that vLLM is told about palu. The only module that writes to vLLM's registries.
 
-vLLM internals used: ``AttentionBackendEnum`` and its ``register_backend`` (public), the pickling of its members
-and the call of ``VllmConfig.try_verify_and_update_config`` (both private, see the functions that touch them).
+vLLM internals used: ``AttentionBackendEnum`` and its ``register_backend`` (public), ``KVCacheSpecRegistry`` (public),
+the pickling of backends and the call of ``VllmConfig.try_verify_and_update_config`` (both private, see the functions
+that touch them).
 """
 
 import copyreg
@@ -14,6 +15,8 @@ from palu_vllm.config import FAMILIES
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+    from vllm.v1.kv_cache_interface import KVCacheSpec
 
 BACKEND = "PALU"
 BACKEND_CLASS = "palu_vllm.attention_backend.backend.PaluBackend"
@@ -63,6 +66,18 @@ def palu_backend() -> "AttentionBackendEnum":
         register_backend(BACKEND, BACKEND_CLASS)
         copyreg.pickle(AttentionBackendEnum, _reduce_backend)
     return AttentionBackendEnum[BACKEND]
+
+
+def register_cache_spec(spec: "type[KVCacheSpec]", manager: "type[SingleTypeKVCacheManager]") -> None:
+    """Tells vLLM which manager has the blocks of a spec. Harmless to repeat.
+
+    vLLM registers its own specs at the first question, and not at all where it then finds one: hence the question
+    about nothing. Until it registers them when they are imported.
+    """
+    from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+    KVCacheSpecRegistry.check_kv_cache_spec_registry(kv_cache_spec={})
+    KVCacheSpecRegistry.register(spec, manager)
 
 
 def _reduce_backend(member: "AttentionBackendEnum") -> Any:

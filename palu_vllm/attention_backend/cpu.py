@@ -4,7 +4,8 @@ Works through the context tile by tile with an online softmax, always in float32
 the fast case: tiles of all requests form one sequence of equal pieces of work, however unequal the requests are.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,7 +37,7 @@ def hide(scores: torch.Tensor, queries: Queries, tiles: Tiles, sliding_window: i
     """Sets ``scores [num_groups_v, tiles, heads * run, tile_tokens]`` to minus infinity where a query sees no key."""
     # of shape [tiles, run, tile_tokens]
     distance = queries.positions[tiles.owner].unsqueeze(-1) - tiles.positions.unsqueeze(1)
-    hidden = distance < 0
+    hidden = (distance < 0) | tiles.unused.unsqueeze(1)
     if sliding_window is not None:
         hidden |= distance >= sliding_window
     if hidden.any():
@@ -158,22 +159,41 @@ class TorchAttention:
         owners, run = queries.positions.shape
         tile, tiles_per_step = tiling(shape, run, block_size)
         first, last = torch.zeros(owners, dtype=torch.int64), queries.positions[:, -1]
-        if shape.sliding_window is not None:
-            first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=0)
         state = Softmax.empty(shape.num_groups_v, owners, shape.num_heads // shape.num_groups_v * run, shape.rank_v)
-        for tiles in cover(first, last, tile, tiles_per_step):
-            blocks = tiles.blocks(queries.block_table, block_size)
-            latent_k, latent_v = self.source.latents(cache, blocks, tiles.unused.flatten())
-            scores = self._scores(queries, tiles, latent_k)
-            hide(scores, queries, tiles, shape.sliding_window)
-            state.add(tiles.owner, scores, latent_v.unflatten(1, (-1, tile)).flatten(0, 1))
+        if shape.num_sinks:
+            whole_blocks = -(-shape.num_sinks // block_size) * block_size
+            tiles = cover(first, last.clamp(max=shape.num_sinks - 1), min(tile, whole_blocks), tiles_per_step)
+            self._add(state, self._before_sinks(queries), cache, tiles, None)
+        if shape.sliding_window is not None:
+            first = (queries.positions[:, 0] - shape.sliding_window + 1).clamp(min=shape.num_sinks)
+        self._add(state, queries, cache, cover(first, last, tile, tiles_per_step), shape.sliding_window)
         return state.result()
 
-    def _scores(self, queries: Queries, tiles: Tiles, latent_k: torch.Tensor) -> torch.Tensor:
+    def _before_sinks(self, queries: Queries) -> Queries:
+        """Turned back where sinks shift: that changes the distance to a sink as moving the sink does."""
+        shape = self.shape
+        if not shape.shift_sinks:
+            return queries
+        distances = (queries.positions + 1 - shape.cached_tokens).clamp(min=0)
+        return replace(queries, paired=self.source.turned_back(queries.paired, distances))
+
+    def _add(
+        self, state: Softmax, queries: Queries, cache: torch.Tensor, steps: Iterator[Tiles], window: int | None
+    ) -> None:
+        """Adds what ``queries`` see of tiles; sinks have no ``window``, and are too few to absorb anything."""
+        for tiles in steps:
+            blocks = tiles.blocks(queries.block_table, cache.shape[2])
+            latent_k, latent_v = self.source.latents(cache, blocks, tiles.unused.flatten())
+            absorbs = queries.positions.shape[1] == 1 and (window is not None or not self.shape.num_sinks)
+            scores = self._scores(queries, tiles, latent_k, absorbs)
+            hide(scores, queries, tiles, window)
+            state.add(tiles.owner, scores, latent_v.unflatten(1, (-1, tiles.positions.shape[1])).flatten(0, 1))
+
+    def _scores(self, queries: Queries, tiles: Tiles, latent_k: torch.Tensor, absorbs: bool) -> torch.Tensor:
         """``[num_groups_v, tiles, queries of a group, tile_tokens]`` of ``latent_k [num_groups_k, tokens, rank_k]``."""
         shape = self.shape
         count, tile = tiles.positions.shape
-        absorbed = self._absorbed_scores(tile) if queries.positions.shape[1] == 1 else None
+        absorbed = self._absorbed_scores(tile) if absorbs else None
         if absorbed:
             return by_value_group(absorbed.scores(queries.paired.squeeze(3), tiles, latent_k), shape)
         keys = self.source.rotate(self.source.keys(latent_k), tiles.positions.flatten())

@@ -78,12 +78,16 @@ class Tiles:
 
 
 def cover(first: torch.Tensor, last: torch.Tensor, tile_tokens: int, tiles_per_step: int) -> Iterator[Tiles]:
-    """The tiles that hold positions ``first .. last`` (int64 ``[owners]``, both included), in steps."""
+    """The tiles that hold positions ``first .. last`` (int64 ``[owners]``, both included), in steps; where ``last`` is
+    before ``first``, one unused tile or none.
+    """
     tile_of_first = first // tile_tokens
-    counts = last // tile_tokens - tile_of_first + 1
+    counts = (last // tile_tokens - tile_of_first + 1).clamp(min=0)
     # of shape [tiles]
     owners = torch.repeat_interleave(counts)
     indices = torch.arange(len(owners)) + (tile_of_first - counts.cumsum(0) + counts)[owners]
+    if not len(owners):
+        return
     for owner, index in zip(owners.split(tiles_per_step), indices.split(tiles_per_step), strict=True):
         positions = index[:, None] * tile_tokens + torch.arange(tile_tokens)
         yield Tiles(owner, positions, (positions < first[owner, None]) | (positions > last[owner, None]))
@@ -157,6 +161,15 @@ class KeySource:
         known = positions.clamp(max=len(self.rotations) - 1)  # unused slots may lie past the table
         angles = scratch.take("angles", len(known), self.rotations.shape[1], dtype=torch.complex64)
         return torch.index_select(self.rotations, 0, known, out=angles)
+
+    def turned_back(self, paired: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        """Rotated queries ``paired [owners, num_kv_heads, queries_per_kv, run, head_dim]`` (``pair_up``) as if they
+        were ``distances [owners, run]`` tokens earlier.
+        """
+        lengths = self.rotations[0].real  # that of a table with a factor (yarn's) is not 1
+        back = (self.angles(distances.flatten()).conj() / lengths).view(*distances.shape, -1)
+        pairs = torch.view_as_complex(paired.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * back[:, None, None]).flatten(-2)
 
     def rotate(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotates ``keys [num_kv_heads, tokens, head_dim]`` in place to ``positions [tokens]``."""

@@ -1,11 +1,13 @@
 """The attention layer of a palu model: queries of ``head_dim`` against latents of another width."""
 
 import torch
-from vllm.config import CacheConfig
+from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import _encode_layer_name
+from vllm.v1.kv_cache_interface import KVCacheSpec, replace_as
 
 from palu_vllm.attention_backend.backend import PaluBackend
+from palu_vllm.attention_backend.sink_window import SinkWindowSpec
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 
 
@@ -46,6 +48,11 @@ class LatentAttention(Attention):
         self.out_width = shape.rank_v if v_up is None else shape.head_dim
         if shape.slot is not None:
             self.kv_cache_torch_dtype = torch.uint8  # read by vLLM's get_kv_cache_spec only
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
+        """vLLM's, full or sliding; where a request keeps its first tokens beside a window, with these."""
+        spec = super().get_kv_cache_spec(vllm_config)
+        return replace_as(spec, SinkWindowSpec, num_sinks=self.shape.num_sinks) if self.shape.num_sinks else spec
 
     def forward(self, query: torch.Tensor, latent_k: torch.Tensor, latent_v: torch.Tensor) -> torch.Tensor:
         """Stores the latents and attends to those of the whole context.

@@ -71,6 +71,8 @@ def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
         "VALUE_START": shape.value_start,
         "BLOCK_SIZE": block_size,
         "SLIDING_WINDOW": shape.sliding_window,
+        "NUM_SINKS": shape.num_sinks,
+        "SHIFT_SINKS": shape.shift_sinks,
     }
 
 

@@ -59,6 +59,10 @@ def check_sizes(shape: AttentionShape) -> None:
         raise ValueError(f"got rotary_dim {shape.rotary_dim}, expected an even number from 2 to {shape.head_dim}")
     if shape.sliding_window is not None and shape.sliding_window < 1:
         raise ValueError(f"got sliding_window {shape.sliding_window}, expected at least 1 or None")
+    if shape.num_sinks < 0 or (shape.num_sinks and shape.sliding_window is None):
+        raise ValueError(f"got num_sinks {shape.num_sinks}, expected 0 or, beside a sliding window, more")
+    if shape.shift_sinks and not shape.num_sinks:
+        raise ValueError("got shift_sinks and num_sinks 0, expected sinks to shift")
     if shape.slot is not None and (shape.slot.key.rank, shape.slot.value.rank) != (shape.rank_k, shape.rank_v):
         found = f"{shape.slot.key.rank} and {shape.slot.value.rank}"
         raise ValueError(f"got a slot format for ranks {found}, expected {shape.rank_k} and {shape.rank_v}")

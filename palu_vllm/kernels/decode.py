@@ -12,17 +12,26 @@ from palu_vllm.kernels.decode_rebuilt import load_query_tiles, rebuilt_scores
 from palu_vllm.kernels.decode_reduce import V_UP_COLUMNS, decode_reduce_kernel, split_bounds
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.tiling import programs_of_group
+from palu_vllm.kernels.windows import tile_at, within_window
 
 
 @triton.jit
-def visible_to(position, tokens, valid, SLIDING_WINDOW: tl.constexpr, QUERIES: tl.constexpr):
+def visible_to(position, tokens, valid, SLIDING_WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, QUERIES: tl.constexpr):
     """Which ``tokens [TILE_TOKENS]`` a row at ``position [TILE_ROWS]`` sees; a single query sees all of its split."""
     visible = valid[:, None]
     if QUERIES > 1:
-        visible &= tokens[:, None] <= position[None, :]
-        if SLIDING_WINDOW is not None:
-            visible &= position[None, :] - tokens[:, None] < SLIDING_WINDOW
+        distance = position[None, :] - tokens[:, None]
+        visible &= within_window(distance, tokens[:, None], SLIDING_WINDOW, NUM_SINKS)
     return visible
+
+
+@triton.jit
+def store_sums(accumulated, row_ptrs, row_valid, columns, RANK_V: tl.constexpr):
+    """Tiles of sums of values ``[TILE_VALUES, TILE_ROWS]`` to the rows ``row_ptrs``."""
+    for index in tl.static_range(len(accumulated)):
+        column = columns + index * columns.shape[0]
+        mask = (column < RANK_V)[:, None] & row_valid[None, :]
+        tl.store(row_ptrs[None, :] + column[:, None], accumulated[index], mask=mask)
 
 
 @triton.jit
@@ -68,6 +77,8 @@ def decode_split_kernel(
     VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
+    SHIFT_SINKS: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_RANK: tl.constexpr,
@@ -94,7 +105,7 @@ def decode_split_kernel(
     seq_len = tl.load(seq_lens_ptr + request)
     token = tl.load(query_start_loc_ptr + request).to(tl.int64)
     query_len = (tl.load(query_start_loc_ptr + request + 1) - token).to(tl.int32)
-    start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
+    first, start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, NUM_SINKS, TILE_TOKENS)
     if (query_len == 0) | (start >= stop):
         return
 
@@ -120,41 +131,41 @@ def decode_split_kernel(
     if k_bias_ptr is not None:
         bias_ptr += first_kv_head * HEAD_DIM
     if FORMAT_K is not None:
-        tokens = start + tl.arange(0, TILE_TOKENS)
-        slots = slot_offsets(table_row_ptr, tokens, tokens < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-        latent = load_latent(group_ptr + slots, tokens < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+        tokens, valid, _ = tile_at(start, first, stop, seq_len, NUM_SINKS, SHIFT_SINKS, TILE_TOKENS)
+        slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+        latent = load_latent(group_ptr + slots, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
     # what does not change in the loop is not kept in registers, which are all needed within
     for tile_start in tl.range(start, stop, TILE_TOKENS, disable_licm=True):
-        tokens = tile_start + tl.arange(0, TILE_TOKENS)
-        valid = tokens < stop
+        tokens, valid, met_at = tile_at(tile_start, first, stop, seq_len, NUM_SINKS, SHIFT_SINKS, TILE_TOKENS)
         slots = slot_offsets(table_row_ptr, tokens, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
         slot_ptrs = group_ptr + slots
         if FORMAT_K is None:
             latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         # [TILE_TOKENS, TILE_ROWS]
         scores = rebuilt_scores(
-            latent, query_tiles, slot_ptrs, tokens, valid, head_of_row, k_up_ptr, stride_k_up_group, stride_k_up_rank,
-            k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head, GROUP_SIZE_K, KV_HEADS, HEAD_DIM,
-            ROTARY_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
+            latent, query_tiles, slot_ptrs, met_at + tl.arange(0, TILE_TOKENS), valid, head_of_row, k_up_ptr,
+            stride_k_up_group, stride_k_up_rank, k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head,
+            GROUP_SIZE_K, KV_HEADS, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
         )  # fmt: skip
         if coefficients_ptr is not None:
             key_group = first_kv_head // GROUP_SIZE_K
             up_ptr = k_up_ptr + key_group * stride_k_up_group + first_kv_head % GROUP_SIZE_K * HEAD_DIM
             scores += absorbed_scores(
                 latent, slot_ptrs, valid, up_ptr, stride_k_up_rank, bias_ptr, part_query_ptr, stride_query_token,
-                stride_query_head, query_len, tile_start, cos_sin_ptr, basis_ptr, coefficients_ptr, KV_HEADS,
+                stride_query_head, query_len, met_at, cos_sin_ptr, basis_ptr, coefficients_ptr, KV_HEADS,
                 QUERIES_PER_KV, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS, ROWS_PER_KV, TILE_ROWS,
             )  # fmt: skip
-        visible = visible_to(position, tokens, valid, SLIDING_WINDOW, QUERIES)
+        visible = visible_to(position, tokens, valid, SLIDING_WINDOW, NUM_SINKS, QUERIES)
         scores = tl.where(visible, scores * scale_log2, float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         accumulated = add_values(
             accumulated, correction, probabilities, slot_ptrs + key_to_value, valid, columns, dtype, RANK_V, FORMAT_V
         )
         if FORMAT_K is not None:
-            ahead = tokens + TILE_TOKENS
-            slots = slot_offsets(table_row_ptr, ahead, ahead < stop, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
-            latent = load_latent(group_ptr + slots, ahead < stop, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
+            tile_end = tile_start + TILE_TOKENS
+            ahead, valid, _ = tile_at(tile_end, first, stop, seq_len, NUM_SINKS, SHIFT_SINKS, TILE_TOKENS)
+            slots = slot_offsets(table_row_ptr, ahead, valid, stride_cache_block, stride_cache_slot, BLOCK_SIZE)
+            latent = load_latent(group_ptr + slots, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
 
     partial_row = (
         ((request * num_splits + split) * QUERIES + query) * (num_groups * PARTS * HEADS) + part * HEADS + head
@@ -162,10 +173,7 @@ def decode_split_kernel(
     if values_of_program == 0:
         tl.store(partial_max_ptr + partial_row, running_max, mask=row_valid)
         tl.store(partial_sum_ptr + partial_row, running_sum, mask=row_valid)
-    for index in tl.static_range(VALUE_TILES):
-        column = columns + index * TILE_VALUES
-        mask = (column < RANK_V)[:, None] & row_valid[None, :]
-        tl.store(partial_ptr + partial_row[None, :] * RANK_V + column[:, None], accumulated[index], mask=mask)
+    store_sums(accumulated, partial_ptr + partial_row * RANK_V, row_valid, columns, RANK_V)
 
 
 def partial_shapes(
@@ -216,6 +224,7 @@ def decode_attention(
         HEAD_DIM=shape.head_dim,
         RANK_V=shape.rank_v,
         SLIDING_WINDOW=shape.sliding_window,
+        NUM_SINKS=shape.num_sinks,
         TILE_TOKENS=tiling.tokens,
         TILE_VALUES=triton.next_power_of_2(shape.rank_v),
         TILE_COLUMNS=V_UP_COLUMNS,

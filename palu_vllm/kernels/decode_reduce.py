@@ -3,20 +3,28 @@
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.windows import first_place
+
 V_UP_COLUMNS = 16  # of one product with v_up, all of whose ranks are in the registers of 4 warps
 
 
 @triton.jit
-def split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
-    """Tokens ``[start, stop)`` of one split: whole tiles of what the window of the first query leaves; empty past the
-    last tile.
+def split_bounds(
+    seq_len,
+    query_len,
+    split,
+    num_splits,
+    SLIDING_WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+):
+    """The place where the context begins, and places ``[start, stop)`` of one split: whole tiles of sinks and of what
+    the window of the first query leaves; empty past the last tile.
     """
-    first = 0
-    if SLIDING_WINDOW is not None:
-        first = tl.maximum(seq_len - query_len + 1 - SLIDING_WINDOW, 0)
+    first = first_place(seq_len, query_len, SLIDING_WINDOW, NUM_SINKS, TILE_TOKENS)
     tiles_per_split = tl.cdiv(tl.cdiv(seq_len - first, TILE_TOKENS), num_splits)
     start = first + split * tiles_per_split * TILE_TOKENS
-    return start, tl.minimum(start + tiles_per_split * TILE_TOKENS, seq_len)
+    return first, start, tl.minimum(start + tiles_per_split * TILE_TOKENS, seq_len)
 
 
 @triton.jit
@@ -60,6 +68,7 @@ def decode_reduce_kernel(
     HEAD_DIM: tl.constexpr,
     RANK_V: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_VALUES: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
@@ -78,7 +87,7 @@ def decode_reduce_kernel(
     running_max = float("-inf")
     running_sum = 0.0
     for split in range(num_splits):
-        start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, TILE_TOKENS)
+        _, start, stop = split_bounds(seq_len, query_len, split, num_splits, SLIDING_WINDOW, NUM_SINKS, TILE_TOKENS)
         if start < stop:
             partial_row = ((request * num_splits + split) * queries + query) * num_heads + head
             partial_max = tl.load(partial_max_ptr + partial_row)

@@ -85,6 +85,8 @@ class TritonAttention:
         rows = decode_rows(self.shape, queries, group_parts(self.shape, queries, chip))
         if queries > DECODE_QUERIES[-1] or (queries > 1 and rows > DECODE_ROWS):
             return None
+        if queries > 1 and self.shape.shift_sinks:
+            return None  # they meet the sinks at places of their own
         return decode_plan(self.shape, self.rebuild, queries, dtype, chip)
 
     def store(

@@ -39,10 +39,17 @@ class AttentionShape:
     rank_v: int
     scale: float
     sliding_window: int | None = None  # a query sees itself and the window - 1 tokens before it
+    num_sinks: int = 0  # with a window: tokens at the start of a request that every query behind them sees too
+    shift_sinks: bool = False  # a query meets the sinks right before its window, else where they are
     slot: SlotFormat | None = None  # how latents are packed; None: the cache holds their numbers as they are
     rotary_dim: int | None = None  # how many numbers of a head are rotated, the first ones; None: all
     key_latents: int = 1
     value_latents: int = 1
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Sinks and window: most that a query sees, itself included; None where there is no window."""
+        return None if self.sliding_window is None else self.num_sinks + self.sliding_window
 
     @property
     def num_groups(self) -> int:

@@ -140,17 +140,18 @@ def value_columns(rank_v: int) -> tuple[int, int]:
     return min(width, padded(columns)), products
 
 
-def context_tiles(lengths: Lengths, sliding_window: int | None, tile_context: int) -> int:
-    """At least the number of tiles of what all requests see, and at least 1."""
+def context_tiles(lengths: Lengths, sliding_window: int | None, tile_context: int, num_sinks: int = 0) -> int:
+    """At least the number of tiles of what all requests see, and at least 1. Sinks have tiles of their own."""
+    of_sinks = lengths.requests * ceil_div(num_sinks, tile_context)
     longest, total = max(1, lengths.max_seq_len), lengths.total_seq_len
     if sliding_window is not None:
         longest = min(longest, lengths.max_query_len + sliding_window - 1)
         seen = lengths.queries + lengths.requests * (sliding_window - 1)
         total = seen if total is None else min(total, seen)
     tiles = lengths.requests * ceil_div(longest, tile_context)
-    if total is None:
-        return tiles
-    return min(tiles, (total + lengths.requests * (tile_context - 1)) // tile_context)
+    if total is not None:
+        tiles = min(tiles, (total + lengths.requests * (tile_context - 1)) // tile_context)
+    return of_sinks + tiles
 
 
 def plan_prefill(
@@ -165,7 +166,7 @@ def plan_prefill(
 
     Where not all fits, fewer groups are preferred to fewer tiles, as long as their programs fill the device.
     """
-    tiles = context_tiles(lengths, shape.sliding_window, tiling.context)
+    tiles = context_tiles(lengths, shape.sliding_window, tiling.context, shape.num_sinks)
     fitting = max(1, workspace_bytes // (tiling.context * workspace_width(shape) * element_size))
     programs = query_tiles(shape, lengths, tiling) * shape.group_size * value_programs(shape, tiling)
     filling = min(shape.num_groups, fitting, ceil_div(device.multiprocessors, programs))

@@ -60,6 +60,7 @@ def rebuild_keys_kernel(
     KEY_WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     TILE_CONTEXT: tl.constexpr,
     TILE_RANK: tl.constexpr,
     TILE_HALF: tl.constexpr,
@@ -69,7 +70,7 @@ def rebuild_keys_kernel(
     if tile >= tl.load(tile_starts_ptr + num_requests):
         return
     request, tokens, valid = find_context_tile(
-        tile, tile_starts_ptr, seq_lens_ptr, query_start_loc_ptr, num_requests, SLIDING_WINDOW, TILE_CONTEXT
+        tile, tile_starts_ptr, seq_lens_ptr, query_start_loc_ptr, num_requests, SLIDING_WINDOW, NUM_SINKS, TILE_CONTEXT
     )
     head_of_pass = tl.program_id(1).to(tl.int64)
     kv_head = first_group * GROUP_SIZE + head_of_pass
@@ -134,6 +135,7 @@ def unpack_values_kernel(
     VALUE_START: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     TILE_CONTEXT: tl.constexpr,
     TILE_VALUES: tl.constexpr,
 ):
@@ -142,7 +144,7 @@ def unpack_values_kernel(
     if tile >= tl.load(tile_starts_ptr + num_requests):
         return
     request, tokens, valid = find_context_tile(
-        tile, tile_starts_ptr, seq_lens_ptr, query_start_loc_ptr, num_requests, SLIDING_WINDOW, TILE_CONTEXT
+        tile, tile_starts_ptr, seq_lens_ptr, query_start_loc_ptr, num_requests, SLIDING_WINDOW, NUM_SINKS, TILE_CONTEXT
     )
     group_of_pass = tl.program_id(1).to(tl.int64)
     table_row_ptr = block_table_ptr + request * stride_block_table_request

@@ -96,11 +96,34 @@ def gather_latents(
     return unpack(keys, shape.slot.key), unpack(values, shape.slot.value)
 
 
-def visible(query_positions: torch.Tensor, key_positions: torch.Tensor, sliding_window: int | None) -> torch.Tensor:
-    """Which keys a query sees: itself and those before it, at most ``sliding_window``. Bool ``[queries, keys]``."""
+def visible(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, sliding_window: int | None, num_sinks: int = 0
+) -> torch.Tensor:
+    """Which keys a query sees: itself and those before it, of them the first ``num_sinks`` and the last
+    ``sliding_window``, itself among these. Bool ``[queries, keys]``.
+    """
     distance = query_positions[:, None] - key_positions[None, :]
     mask = distance >= 0
-    return mask if sliding_window is None else mask & (distance < sliding_window)
+    return mask if sliding_window is None else mask & ((distance < sliding_window) | (key_positions < num_sinks))
+
+
+def seen_positions(first_query: int, seq_len: int, shape: AttentionShape) -> torch.Tensor:
+    """What any query from position ``first_query`` on sees of a request, ascending."""
+    if shape.sliding_window is None:
+        return torch.arange(seq_len)
+    first = max(0, first_query - shape.sliding_window + 1)
+    return torch.cat((torch.arange(min(shape.num_sinks, first)), torch.arange(first, seq_len)))
+
+
+def met_at(query_position: int, positions: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+    """Where a query meets the keys of ``positions``: where they are, but for sinks that shift.
+
+    Those stand right before the window, so that the distances of what a query sees are those within a cache of
+    ``cached_tokens`` (StreamingLLM, arXiv 2309.17453, section 3.2).
+    """
+    if not shape.shift_sinks:
+        return positions
+    return positions + max(0, query_position + 1 - shape.cached_tokens) * (positions < shape.num_sinks)
 
 
 def latent_attention(
@@ -140,13 +163,16 @@ def paged_attention(
         if query_len == 0:
             continue
         query_positions = torch.arange(seq_len - query_len, seq_len, device=query.device)
-        first = 0 if shape.sliding_window is None else max(0, seq_len - query_len - shape.sliding_window + 1)
-        positions = torch.arange(first, seq_len, device=query.device)
+        positions = seen_positions(seq_len - query_len, seq_len, shape).to(query.device)
         latent_k, latent_v = gather_latents(cache, batch.block_table[request], positions, shape)
-        keys = rebuild_keys(latent_k, rebuild, shape, positions)
-        mask = visible(query_positions, positions, shape.sliding_window)
-        values = latent_attention(query[rows], keys, latent_v, mask, shape)
-        out[rows] = (values if v_up is None else apply_v_up(values, v_up, shape)).to(out.dtype)
+        mask = visible(query_positions, positions, shape.sliding_window, shape.num_sinks)
+        run = 1 if shape.shift_sinks else query_len  # queries that meet their keys at the same positions
+        values = []
+        for some, places, sees in zip(query[rows].split(run), query_positions.split(run), mask.split(run), strict=True):
+            keys = rebuild_keys(latent_k, rebuild, shape, met_at(int(places[-1]), positions, shape))
+            values.append(latent_attention(some, keys, latent_v, sees, shape))
+        means = torch.cat(values)
+        out[rows] = (means if v_up is None else apply_v_up(means, v_up, shape)).to(out.dtype)
 
 
 class ReferenceAttention:

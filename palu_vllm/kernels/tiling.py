@@ -227,6 +227,6 @@ def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_
 
     Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.
     """
-    longest = max_seq_len if shape.sliding_window is None else min(max_seq_len, shape.sliding_window)
+    longest = max_seq_len if shape.cached_tokens is None else min(max_seq_len, shape.cached_tokens)
     programs = requests * shape.num_groups * programs_of_group(shape, tiling)
     return max(1, min(device.multiprocessors // programs, ceil_div(longest, tiling.tokens)))

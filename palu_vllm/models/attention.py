@@ -18,6 +18,7 @@ from palu_vllm.attention_backend.layer import LatentAttention
 from palu_vllm.config import AttentionGeometry, PaluConfig
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.layer_shape import LayerShape
+from palu_vllm.models.streaming_llm import StreamingLLM
 
 
 class PaluAttention(nn.Module):
@@ -54,11 +55,13 @@ class PaluAttention(nn.Module):
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
         table = get_rope(whole.head_dim, **rope, dtype=torch.float32).cos_sin_cache
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
+        streaming = StreamingLLM.served(config)
+        sinks = streaming.operands if streaming else {}
         self.attn = LatentAttention(
-            shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype)),
+            shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype), **sinks),
             rebuild=self._rebuild(table),
             cache_config=cache_config,
-            sliding_window=_sliding_window(config, layer),
+            sliding_window=streaming.window if streaming else _sliding_window(config, layer),
             prefix=f"{prefix}.attn",
             v_up=self.v_up,
         )

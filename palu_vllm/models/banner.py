@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 
 from palu_vllm import __version__
 from palu_vllm.models.cache_facts import CacheFacts, served_facts
+from palu_vllm.models.streaming_llm import StreamingLLM
 
 logger = init_logger("vllm.palu")  # vLLM prints nothing of loggers that are not below its own
 
@@ -24,9 +25,12 @@ def banner(facts: CacheFacts) -> str:
 
 
 def show_banner(vllm_config: VllmConfig) -> None:
-    """Logs the banner once per server."""
+    """Logs the banner once per server, and what of a request is kept where that is not all of it."""
     if get_pp_group().is_first_rank and get_tensor_model_parallel_rank() == 0:
         logger.info("%s", banner(served_facts(vllm_config)))
+        if streaming := StreamingLLM.served(vllm_config.model_config.hf_config):
+            kept = (streaming.start_size, streaming.recent_size)
+            logger.info("of a request, only the first %d and the last %d tokens are kept and attended to", *kept)
 
 
 def _range(ranks: Sequence[int]) -> str:

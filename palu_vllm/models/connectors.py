@@ -12,6 +12,8 @@ from pathlib import Path
 from vllm import envs
 from vllm.config import VllmConfig
 
+from palu_vllm.models.streaming_llm import STREAMING_LLM, StreamingLLM
+
 OFFLOADING, FILES = "OffloadingConnector", "ExampleConnector"
 HOST_MEMORY = "CPUOffloadingSpec"
 
@@ -21,6 +23,10 @@ def check_connector(vllm_config: VllmConfig) -> None:
     name, transfer = _connector(vllm_config), vllm_config.kv_transfer_config
     if name is None:
         return
+    if StreamingLLM.served(vllm_config.model_config.hf_config):
+        raise ValueError(
+            f"the KV connector {name} does not know which blocks {STREAMING_LLM} keeps; leave one of the two out."
+        )
     if name not in (OFFLOADING, FILES) or (transfer and transfer.kv_connector_module_path):
         raise ValueError(
             f"moving latents with the KV connector {name} is not proven; use --kv-offloading-size, "

@@ -8,10 +8,11 @@ from vllm.config import VllmConfig
 
 from palu_vllm.config import AttentionGeometry, PaluConfig, whole_latent
 from palu_vllm.models.rank_ratio import STORED, ranks_at, stored_config
+from palu_vllm.models.streaming_llm import STREAMING_LLM, StreamingLLM
 
 LATENT_BITS = {"latent_bits": ("tiers_k", "tiers_v"), "latent_bits_k": ("tiers_k",), "latent_bits_v": ("tiers_v",)}
 RANK_RATIO = "rank_ratio"
-SETTINGS = (*LATENT_BITS, RANK_RATIO)
+SETTINGS = (*LATENT_BITS, RANK_RATIO, STREAMING_LLM)
 
 
 def apply_settings(vllm_config: VllmConfig) -> None:
@@ -30,6 +31,8 @@ def apply_settings(vllm_config: VllmConfig) -> None:
     changes = _other_bits(settings, hf_config.palu_config)
     if RANK_RATIO in settings:
         changes |= _fewer_ranks(hf_config, _ratio(settings[RANK_RATIO]))
+    if STREAMING_LLM in settings:
+        StreamingLLM.asked(settings[STREAMING_LLM]).write(hf_config)
     if changes:
         hf_config.palu_config = {**hf_config.palu_config, **changes}
         PaluConfig.from_hf_config(hf_config.to_dict())

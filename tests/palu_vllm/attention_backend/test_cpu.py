@@ -117,6 +117,32 @@ def test_random_batches_equal_the_specification(layer, window, batch, block_size
     torch.testing.assert_close(attend(problem), attend(problem, ReferenceAttention), atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    layer=st.sampled_from(list(EVERY_LAYER.values())),
+    sinks=st.tuples(st.integers(1, 80), st.integers(1, 200), st.booleans()),
+    batch=st.lists(requests | st.tuples(st.just(1), st.integers(1, 300)), min_size=1, max_size=5),
+    block_size=st.sampled_from([8, 16, 48, 128]),
+    seed=st.integers(0, 2**32),
+)
+def test_sinks_and_windows_equal_the_specification(layer, sinks, batch, block_size, seed):
+    problem = random_problem(layer.with_sinks(*sinks), batch, block_size, seed=seed)
+    torch.testing.assert_close(attend(problem), attend(problem, ReferenceAttention), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [False, True], ids=["keep", "shift"])
+@pytest.mark.parametrize("query_len", [1, 9])
+def test_nothing_between_sinks_and_window_is_read(shift, query_len):
+    problem = random_problem(LAYERS["two_groups_bias_head_dim_80"].with_sinks(5, 20, shift), [(query_len, 700)])
+    table = problem.batch.block_table.clone()
+    freed = slice(1, (700 - query_len + 1 - 20) // 16)
+    problem.cache[table[0, freed].long()] = float("nan")
+    expected = attend(problem)
+    table[0, freed] = 10**6
+    assert torch.equal(attend(replace(problem, batch=replace(problem.batch, block_table=table))), expected)
+    assert expected[:query_len].isfinite().all()
+
+
 @every_layer
 def test_padding_rows_stay_untouched(layer):
     assert (attend(random_problem(layer, REQUESTS))[-PADDING_ROWS:] == UNTOUCHED).all()

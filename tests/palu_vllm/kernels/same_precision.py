@@ -3,7 +3,7 @@
 import torch
 
 from palu_vllm.kernels.operands import AttentionShape
-from palu_vllm.kernels.reference import gather_latents, rebuild_keys, visible
+from palu_vllm.kernels.reference import gather_latents, met_at, rebuild_keys, seen_positions, visible
 from tests.palu_vllm.kernels.paged_batches import UNTOUCHED, Problem
 
 ALLOWED = 2.0  # times the error of the same-precision implementation
@@ -18,14 +18,18 @@ def same_precision_attention(problem: Problem) -> torch.Tensor:
     out = problem.empty_out()
     starts = batch.query_start_loc.tolist()
     for request, seq_len in enumerate(batch.seq_lens.tolist()):
-        rows = slice(starts[request], starts[request + 1])
-        query_positions = torch.arange(seq_len - rows.stop + rows.start, seq_len)
-        positions = torch.arange(seq_len)
+        rows = range(starts[request], starts[request + 1])
+        query_positions = torch.arange(seq_len - len(rows), seq_len)
+        positions = seen_positions(seq_len - len(rows), seq_len, shape)
         latent_k, latent_v = gather_latents(problem.cache, batch.block_table[request], positions, shape)
         latent_k, latent_v = (latent.to(problem.query.dtype) for latent in (latent_k, latent_v))
-        keys = rebuild_keys(latent_k, problem.rebuild, shape, positions).to(latent_k.dtype)
-        mask = visible(query_positions, positions, shape.sliding_window)
-        out[rows] = attention(problem.query[rows], keys, latent_v, mask, shape).to(out.dtype)
+        mask = visible(query_positions, positions, shape.sliding_window, shape.num_sinks)
+        run = 1 if shape.shift_sinks else max(1, len(rows))
+        for start in range(0, len(rows), run):
+            places = met_at(int(query_positions[start]), positions, shape)
+            keys = rebuild_keys(latent_k, problem.rebuild, shape, places).to(latent_k.dtype)
+            some = slice(rows[start], rows[start] + run)
+            out[some] = attention(problem.query[some], keys, latent_v, mask[start : start + run], shape).to(out.dtype)
     return out
 
 

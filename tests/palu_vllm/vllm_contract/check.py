@@ -3,7 +3,7 @@
 import ast
 
 from tests.palu_vllm.vllm_contract.sources import FUNCTIONS, Found, Sources
-from tests.palu_vllm.vllm_contract.uses import Call, Use, is_static, parameters
+from tests.palu_vllm.vllm_contract.uses import Call, Use, is_of_class, is_static, parameters
 
 OBJECT = set(dir(object))
 MEMBERS = {"Enum": {"name", "value", "__members__"}, "nn.Module": {"register_buffer"}}
@@ -71,7 +71,8 @@ def _called(use: Use, found: Found, within: Found | None, sources: Sources) -> s
     # Class.method(self, ...) hands its self over, instance.method(...) does not
     instance = use.instance or within is not None and not isinstance(within.node, ast.ClassDef)
     method = within is not None and within.node is not None
-    return _fits(use.call, found.node, bound=method and instance and not is_static(found.node))
+    bound = method and not is_static(found.node) and (instance or is_of_class(found.node))
+    return _fits(use.call, found.node, bound)
 
 
 def _made_by_fields(call: Call, found: Found, sources: Sources) -> str | None:

@@ -43,6 +43,8 @@ OWN = {  # members of classes of vLLM's kind that vLLM does not know, or never c
     "PaluStatLogger._publish",
     "PaluStatLogger._set",
     "PaluStatLogger._set_used",
+    "SinkWindowSpec.num_retained_tokens",  # asked for by vLLM 0.33
+    "SinkWindowSpec.sink_blocks",
 }
 ENDPOINT = Use("", "vllm.plugins.endpoint_plugins.interface", "EndpointPlugin")
 SIBLING = Use("", "vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
@@ -82,7 +84,15 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) ->
 
 
 def is_static(function: ast.FunctionDef) -> bool:
-    return any(isinstance(found, ast.Name) and found.id == "staticmethod" for found in function.decorator_list)
+    return _is_decorated(function, "staticmethod")
+
+
+def is_of_class(function: ast.FunctionDef) -> bool:
+    return _is_decorated(function, "classmethod")
+
+
+def _is_decorated(function: ast.FunctionDef, name: str) -> bool:
+    return any(isinstance(found, ast.Name) and found.id == name for found in function.decorator_list)
 
 
 class _Collector(ast.NodeVisitor):
