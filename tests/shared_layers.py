@@ -1,4 +1,4 @@
-"""The oracle of layers that share: the harness's KVSharer on a dense model, whose keys and values may have a lower rank."""
+"""The oracle of layers that share: the harness's KVSharer, on a dense model whose keys and values may have less rank."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +15,19 @@ from tests.tiny_models import split
 
 
 def dense_of(dense: Path, palu: Path) -> PreTrainedModel:
-    """The float32 model ``dense`` with the key and value projections that ``tiny_models`` has decomposed for ``palu``."""
+    """The float32 model ``dense`` with key and value projections of the ranks of ``palu``, by plain SVD."""
     model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
     _, config, geometry = read_config(palu)
     for layer in config.caching_layers:
         shape, attention = LayerShape.of(config, geometry, layer), model.model.layers[layer].self_attn
-        sides = (
-            (attention.k_proj, shape.num_groups_k, shape.rank_k),
-            (attention.v_proj, shape.num_groups_v, shape.rank_v),
-        )
-        for linear, groups, rank in sides:
-            down, up = split(linear.weight.detach().double(), groups, rank)
-            linear.weight.data = (up.mT @ down.unflatten(0, (groups, rank))).flatten(0, 1).float()
+        _lower_rank(attention.k_proj, shape.num_groups_k, shape.rank_k)
+        _lower_rank(attention.v_proj, shape.num_groups_v, shape.rank_v)
     return model
+
+
+def _lower_rank(linear: torch.nn.Linear, groups: int, rank: int) -> None:
+    down, up = split(linear.weight.detach().double(), groups, rank)
+    linear.weight.data = (up.mT @ down.unflatten(0, (groups, rank))).flatten(0, 1).float()
 
 
 @torch.inference_mode()

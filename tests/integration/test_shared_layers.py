@@ -1,4 +1,4 @@
-"""Layers that read the latents of an earlier layer: the harness's tokens, and the capacity of the layers that are left."""
+"""Layers that read the latents of an earlier one: the harness's tokens, and the capacity that the others leave."""
 
 import pytest
 import torch
@@ -27,9 +27,8 @@ WHOLE = {"rank_k": (64, 8, 64, 8, 64), "rank_v": (16, 64, 16, 64, 16), "source_l
 def test_alone_it_is_the_harnesss_kvsharer(dense, tmp_path):
     """At full rank, biases of keys and values included; of the pool's bytes, layers that share take none."""
     source, out = dense("qwen2", **MODEL), tmp_path / "out"
-    report = compress(
-        source, out, rank_ratio=1.0, objective="svd", search="uniform", share_map=((2, 0), (3, 1), (4, 0))
-    )
+    plain = {"rank_ratio": 1.0, "objective": "svd", "search": "uniform"}
+    report = compress(source, out, share_map=((2, 0), (3, 1), (4, 0)), **plain)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     expected = harness_tokens(model, SOURCES, REQUESTS, TOKENS)
     assert expected != harness_tokens(model, range(len(SOURCES)), REQUESTS, TOKENS)
@@ -83,15 +82,16 @@ def test_every_kind_of_layer(dense, palu, family, options):
 
 
 @pytest.mark.slow
-def test_preempted_and_resumed(palu):
-    """Room for one long request and a little more."""
-    requests = prompts(100, 90, 110)
+def test_preempted_and_resumed(palu, batches):
+    requests, tokens = prompts(130, 100, 120, 110), 60
     with engine(palu("llama", **UNEVEN)) as llm:
-        expected = [greedy(llm, [request], 60)[0] for request in requests]
-    with engine(palu("llama", **UNEVEN), num_gpu_blocks_override=14, max_model_len=192, disable_log_stats=False) as llm:
-        assert greedy(llm, requests, 60) == expected
-        counters = {metric.name: metric for metric in llm.get_metrics()}
-        assert counters["vllm:num_preemptions"].value > 0
+        expected = [greedy(llm, [request], tokens)[0] for request in requests]
+    batches.clear()
+    few = {"num_gpu_blocks_override": 24, "max_model_len": 256, "enable_prefix_caching": False}
+    with engine(palu("llama", **UNEVEN), **few) as llm:
+        assert greedy(llm, requests, tokens) == expected
+    lengths = {len(request) for request in requests}
+    assert any(row.is_first_chunk and row.seq_len not in lengths for batch in batches for row in batch)
 
 
 @pytest.mark.slow
@@ -110,13 +110,11 @@ def test_packed_latents_and_fewer_ranks_at_the_start(palu, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [UNEVEN, UNEVEN | {"rank_k": 32, "rank_v": 32}], ids=["ranks differ", "equal ranks"]
-)
-def test_model_runner_v2(palu, options):
-    directory = palu("llama", **options)
+@pytest.mark.parametrize("ranks", [{}, {"rank_k": 32, "rank_v": 32}], ids=["ranks differ", "equal ranks"])
+def test_model_runner_v2(palu, ranks):
+    directory = palu("llama", **UNEVEN | ranks)
     with engine(directory) as llm:
         expected = greedy(llm, REQUESTS, TOKENS)
     found = ask(directory, REQUESTS, TOKENS, {"max_num_batched_tokens": CHUNK}, **{V2: "1"})
     assert found.tokens == found.tokens_again == expected
-    assert found.runner == "vllm.v1.worker.gpu.model_runner"
+    assert found.runner == "vllm.v1.worker.cpu.model_runner"

@@ -140,7 +140,7 @@ def test_maps_that_no_model_can_have(pairs, sentence):
 def test_options_that_contradict(arguments, sentence):
     with pytest.raises(CompressionError) as error:
         parse_options(["model", "out", *arguments])
-    assert str(error.value) == sentence
+    assert str(error.value).startswith(sentence)
 
 
 def test_options_as_written():
