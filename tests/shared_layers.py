@@ -1,4 +1,4 @@
-"""The oracle of layers that share: the harness's KVSharer, on a dense model whose keys and values may have less rank."""
+"""The oracle of layers that share: the harness's KVSharer, on a dense model whose keys and values may be low-rank."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,16 +30,27 @@ def _lower_rank(linear: torch.nn.Linear, groups: int, rank: int) -> None:
     linear.weight.data = (up.mT @ down.unflatten(0, (groups, rank))).flatten(0, 1).float()
 
 
+def _cache(model: PreTrainedModel, source_layers: Sequence[int]) -> MethodCache:
+    sharing = tuple((layer, source) for layer, source in enumerate(source_layers) if layer != source)
+    return MethodCache(KVSharer(sharing=sharing), layers_of(model, torch.float32))
+
+
+@torch.inference_mode()
+def harness_logits(model: PreTrainedModel, source_layers: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    """``[rows, length, vocabulary]`` of ``tokens [rows, length]`` by ``benchmarks.methods``."""
+    with methods_attention(model):
+        return model(tokens, past_key_values=_cache(model, source_layers)).logits
+
+
 @torch.inference_mode()
 def harness_tokens(
     model: PreTrainedModel, source_layers: Sequence[int], requests: Sequence[Sequence[int]], count: int
 ) -> list[list[int]]:
     """``count`` greedy tokens of every request, each alone, by ``benchmarks.methods``."""
-    sharing = tuple((layer, source) for layer, source in enumerate(source_layers) if layer != source)
     continued = []
     with methods_attention(model):
         for ids in requests:
-            cache, step, tokens = MethodCache(KVSharer(sharing=sharing), layers_of(model, torch.float32)), ids, []
+            cache, step, tokens = _cache(model, source_layers), ids, []
             while len(tokens) < count:
                 tokens.append(model(torch.tensor([list(step)]), past_key_values=cache).logits[0, -1].argmax().item())
                 step = tokens[-1:]

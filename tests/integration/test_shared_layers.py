@@ -1,5 +1,6 @@
 """Layers that read the latents of an earlier one: the harness's tokens, and the capacity that the others leave."""
 
+import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,7 +12,7 @@ from tests.engine_process import V2, ask
 from tests.integration.test_half_rank import POOL, with_transformers
 from tests.integration.test_packed import capacity
 from tests.palu_checkpoints import with_tiers
-from tests.serving import attention_used, engine, greedy, outputs, prompts
+from tests.serving import attention_used, engine, greedy, outputs, prompts, server
 from tests.shared_layers import dense_of, harness_tokens
 
 pytestmark = pytest.mark.serving
@@ -118,3 +119,31 @@ def test_model_runner_v2(palu, ranks):
     found = ask(directory, REQUESTS, TOKENS, {"max_num_batched_tokens": CHUNK}, **{V2: "1"})
     assert found.tokens == found.tokens_again == expected
     assert found.runner == "vllm.v1.worker.cpu.model_runner"
+
+
+@pytest.mark.slow
+def test_kernels_serve_the_same_tokens(palu, monkeypatch):
+    """The Triton kernels, in Triton's interpreter."""
+    directory, requests = palu("qwen3", **UNEVEN), prompts(40, 5)
+    with engine(directory) as llm:
+        expected = greedy(llm, requests, 4)
+    monkeypatch.setenv("PALU_KERNELS", "triton")
+    with engine(directory) as llm:
+        assert greedy(llm, requests, 4) == expected
+        assert attention_used(llm) == {("PALU", "TritonAttention")}
+
+
+@pytest.mark.slow
+def test_a_compiled_server_on_two_devices(palu, tmp_path):
+    """Compiled layers that share follow their sources, and groups are split over devices."""
+    directory = palu("qwen2", **UNEVEN)
+    with engine(directory) as llm:
+        expected = greedy(llm, REQUESTS, TOKENS)
+    arguments = ("--dtype", "float32", "--max-model-len", "512", "-tp", "2")
+    with server(directory, tmp_path / "log", *arguments) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        greedily = {"max_tokens": TOKENS, "temperature": 0}
+        greedily |= {"extra_body": {"ignore_eos": True, "return_token_ids": True}}
+        found = [client.completions.create(model=str(directory), prompt=ids, **greedily) for ids in REQUESTS]
+    assert [each.choices[0].token_ids for each in found] == expected
+    assert "3 of 5 layers read those of an earlier one" in (tmp_path / "log").read_text()

@@ -1,16 +1,23 @@
 """KVSharer's search, and checkpoints whose layers share: the map of the harness, the tensors of the mathematics."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.methods.kvsharer import KVSharer
 from offline_compress import compress
 from offline_compress.cli import parse_options
+from offline_compress.head_order import grouped_order, permuted, similarity
 from offline_compress.layer_sharing import search_sharing, source_layers
+from offline_compress.model_access import KEY, OUTPUT, QUERY, VALUE, projection
 from offline_compress.options import CompressionError, CompressOptions
-from palu_vllm.checkpoint import attention_prefix, check_shapes, iterate_tensors, read_config
+from offline_compress.source import open_source
+from palu_vllm.checkpoint import SINGLE, attention_prefix, check_shapes, iterate_tensors, read_config
 from tests.offline_compress.tiny import build_dense
+from tests.shared_layers import dense_of, harness_logits
 
 LAYERS = 4
 
@@ -33,6 +40,44 @@ def test_the_map_is_the_harnesss(model_directory, count, threshold):
     expected = KVSharer(shared_layers=count, threshold=threshold).calibrated(model, tokens)
     assert found.pairs == expected.sharing
     assert threshold <= found.similarity < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"rank_ratio": 0.5}, 1e-4),
+        ({"rank_ratio": 0.5, "value_path": "factored", "hadamard": True}, 1e-4),
+        ({"rank_ratio": 1.0, "hadamard": True}, 1e-4),
+    ],
+)
+@torch.inference_mode()
+def test_what_is_written_is_the_harnesss_model(model_directory, tmp_path, options, tolerance):
+    """KVSharer on keys and values of the ranks, biases and norms included; rotations cancel."""
+    out, tokens = tmp_path / "out", torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(3))
+    compress(model_directory, out, objective="svd", search="uniform", share_map=((2, 0), (3, 0)), **options)
+    found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(tokens).logits
+    expected = harness_logits(dense_of(model_directory, out), (0, 1, 0, 0), tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def test_heads_of_readers_are_in_the_order_of_their_source(llama, tmp_path):
+    """The same tensors as of a model whose heads stood in that order."""
+    options = {"objective": "svd", "search": "uniform", "group_size": 2, "share_map": ((3, 0),)}
+    compress(llama, tmp_path / "reordered", reorder_heads=True, **options)
+    sides = [open_source(str(llama)).tensor(projection(0, name)) for name in (KEY, VALUE)]
+    order = grouped_order(sum(similarity(side, 4, None) for side in sides), 2)
+    moved = shutil.copytree(llama, tmp_path / "moved")
+    tensors = load_file(moved / SINGLE)
+    for layer in (0, 3):
+        for name in (QUERY, KEY, VALUE):
+            tensors[projection(layer, name)] = permuted(tensors[projection(layer, name)], order)
+        tensors[projection(layer, OUTPUT)] = permuted(tensors[projection(layer, OUTPUT)], order, dim=1)
+    save_file(tensors, moved / SINGLE, metadata={"format": "pt"})
+    compress(moved, tmp_path / "plain", **options)
+    reordered, plain = (dict(iterate_tensors(tmp_path / name)) for name in ("reordered", "plain"))
+    assert order != sorted(order)
+    for name in [name for name in plain if name.startswith((attention_prefix(0), attention_prefix(3)))]:
+        assert torch.equal(reordered[name], plain[name])
 
 
 def test_a_threshold_that_no_layers_meet(llama):
