@@ -1,5 +1,6 @@
 """KVSharer's search, and checkpoints whose layers share: the map of the harness, the tensors of the mathematics."""
 
+import json
 import shutil
 
 import pytest
@@ -32,8 +33,9 @@ def llama(tmp_path_factory):
     return build_dense(tmp_path_factory.mktemp("llama") / "model", num_hidden_layers=LAYERS)
 
 
-@pytest.mark.parametrize(("count", "threshold"), [(1, -1.0), (2, -1.0), (2, 0.7)])
+@pytest.mark.parametrize(("count", "threshold"), [(2, -1.0), (1, 0.75)])
 def test_the_map_is_the_harnesss(model_directory, count, threshold):
+    """At 0.75 Qwen2's most dissimilar pairs are refused."""
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     tokens = torch.randint(256, (3, 24), generator=torch.Generator().manual_seed(7))
     found = search_sharing(model, tokens, count, threshold)
@@ -42,22 +44,25 @@ def test_the_map_is_the_harnesss(model_directory, count, threshold):
     assert threshold <= found.similarity < 1
 
 
-@pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [
-        ({"rank_ratio": 0.5}, 1e-4),
-        ({"rank_ratio": 0.5, "value_path": "factored", "hadamard": True}, 1e-4),
-        ({"rank_ratio": 1.0, "hadamard": True}, 1e-4),
-    ],
-)
+@pytest.fixture(scope="module")
+def of_family(model_directory):
+    """Each family in another way."""
+    ways = {
+        "llama": {"rank_ratio": 1.0, "hadamard": True},
+        "qwen2": {"rank_ratio": 0.5},
+        "qwen3": {"rank_ratio": 0.5, "value_path": "factored", "hadamard": True},
+    }
+    return ways[json.loads((model_directory / "config.json").read_text())["model_type"]]
+
+
 @torch.inference_mode()
-def test_what_is_written_is_the_harnesss_model(model_directory, tmp_path, options, tolerance):
+def test_what_is_written_is_the_harnesss_model(model_directory, of_family, tmp_path):
     """KVSharer on keys and values of the ranks, biases and norms included; rotations cancel."""
     out, tokens = tmp_path / "out", torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(3))
-    compress(model_directory, out, objective="svd", search="uniform", share_map=((2, 0), (3, 0)), **options)
+    compress(model_directory, out, objective="svd", search="uniform", share_map=((2, 0), (3, 0)), **of_family)
     found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(tokens).logits
     expected = harness_logits(dense_of(model_directory, out), (0, 1, 0, 0), tokens)
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 def test_heads_of_readers_are_in_the_order_of_their_source(llama, tmp_path):
@@ -76,8 +81,10 @@ def test_heads_of_readers_are_in_the_order_of_their_source(llama, tmp_path):
     compress(moved, tmp_path / "plain", **options)
     reordered, plain = (dict(iterate_tensors(tmp_path / name)) for name in ("reordered", "plain"))
     assert order != sorted(order)
-    for name in [name for name in plain if name.startswith((attention_prefix(0), attention_prefix(3)))]:
-        assert torch.equal(reordered[name], plain[name])
+    compared = [name for name in plain if name.startswith((attention_prefix(0), attention_prefix(3)))]
+    assert all(torch.equal(reordered[name], plain[name]) for name in compared)
+    readers = {name.removeprefix(attention_prefix(3)) for name in compared if name.startswith(attention_prefix(3))}
+    assert readers == {"q_proj.weight", "o_proj.weight"}, "queries and outputs only"
 
 
 def test_a_threshold_that_no_layers_meet(llama):
@@ -86,9 +93,9 @@ def test_a_threshold_that_no_layers_meet(llama):
         search_sharing(model, torch.arange(20)[None], 1, 1.0)
 
 
-@pytest.mark.parametrize("objective", ["svd", "weighted"])
-def test_rank_search_gives_shared_layers_those_of_their_source(llama, text, tmp_path, objective):
-    options = {"calib_data": text, "calib_samples": 4, "calib_seqlen": 48, "search": "energy", "objective": objective}
+@pytest.mark.parametrize("search", ["energy", pytest.param("fisher_uniform", marks=pytest.mark.slow)])
+def test_rank_search_gives_shared_layers_those_of_their_source(llama, text, tmp_path, search):
+    options = {"calib_data": text, "calib_samples": 4, "calib_seqlen": 48, "search": search, "objective": "whiten"}
     report = compress(llama, tmp_path / "out", rank_ratio=0.5, share_map=((2, 0), (3, 1)), **options)
     assert report["source_layers"] == [0, 1, 0, 1]
     for ranks in (report["rank_k"], report["rank_v"]):
@@ -112,6 +119,7 @@ def test_a_searched_map_is_in_config_report_and_card(llama, text, tmp_path):
     assert "| layers without a cache |" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_is_of_the_whole_model(llama, text, tmp_path):
     """Layers that share leave their bytes to the others."""
     report = compress(
@@ -138,16 +146,6 @@ def test_dry_run_knows_the_bytes(llama, text, tmp_path, searched):
         written = compress(llama, tmp_path / "out", **options)
         assert written["bytes_per_token"] == told["bytes_per_token"]
         assert (tmp_path / "out" / "model.safetensors").stat().st_size == pytest.approx(told["disk_bytes"], rel=0.05)
-
-
-@pytest.mark.parametrize("value_path", ["fused", "factored"])
-def test_readers_have_queries_and_outputs_only(llama, tmp_path, value_path):
-    out = tmp_path / "out"
-    compress(llama, out, objective="svd", search="uniform", share_map=((2, 1),), value_path=value_path)
-    names = {
-        name.removeprefix(prefix) for name, _ in iterate_tensors(out) if name.startswith(prefix := attention_prefix(2))
-    }
-    assert names == {"q_proj.weight", "o_proj.weight"}
 
 
 @pytest.mark.parametrize(
