@@ -84,7 +84,7 @@ def test_every_kind_of_layer(dense, palu, family, options):
 
 @pytest.mark.slow
 def test_preempted_and_resumed(palu, batches):
-    requests, tokens = prompts(130, 100, 120, 110), 60
+    requests, tokens = prompts(40, 30, 50, 20), 100
     with engine(palu("llama", **UNEVEN)) as llm:
         expected = [greedy(llm, [request], tokens)[0] for request in requests]
     batches.clear()
