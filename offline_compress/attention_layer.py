@@ -1,6 +1,6 @@
 """The attention tensors of one compressed layer, from dense projections to the checkpoint's names."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from palu_vllm.config import PaluConfig
 from palu_vllm.layer_shape import LayerShape
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
+Outputs = Iterable[tuple[Put, torch.Tensor]]  # output projections, and where they go
 
 
 class Rotations(NamedTuple):
@@ -70,9 +71,10 @@ class Factorize:
 
 
 def write_attention(
-    put: Put,
+    put_of: Callable[[int], Put],
     view: LayerView,
     layer: int,
+    readers: Sequence[int],
     shape: LayerShape,
     bias: bool,
     rotations: Rotations,
@@ -80,26 +82,32 @@ def write_attention(
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerOutcome:
-    """Passes every tensor of the layer to ``put(name below self_attn., runs of its rows)``.
+    """Passes every tensor of ``layer`` and its ``readers`` to ``put_of(layer)(name below self_attn., runs of rows)``.
 
-    A projection at full rank is passed on as it is stored, values rotated per head where ``rotations`` say so; keys are
-    not, because rotary pairs must stay.
+    Readers attend to this layer's latents: they have queries, with its order of heads, and output projections, behind
+    its values, and nothing else. A projection at full rank is passed on as it is stored, values rotated per head where
+    ``rotations`` say so; keys are not, because rotary pairs must stay.
     """
-    source = view.plan.source
+    source, put = view.plan.source, put_of(layer)
 
-    def read(name: str) -> torch.Tensor:
-        return source.tensor(projection(layer, name)).to(device)
+    def read(name: str, of: int = layer) -> torch.Tensor:
+        return source.tensor(projection(of, name)).to(device)
 
-    put("q_proj.weight", source.chunks(projection(layer, QUERY)))
+    for each in (layer, *readers):
+        put_of(each)("q_proj.weight", source.chunks(projection(each, QUERY)))
+        if bias:
+            _write_query_and_output_bias(put_of(each), source, each, layer, shape, read(OUTPUT, each))
+        if shape.qk_norm:
+            put_of(each)("q_norm.weight", [read(NORMS[QUERY], each)])
     keys = Factorize(view.objectives.key, Refit(read_keys, view.probes), rotations.key)
     values = Factorize(view.objectives.value, Refit(read_values, view.probes), rotations.value)
     key = _write_key(put, read(KEY), shape, keys, searches.key)
-    value = _write_value(put, read, shape, values, searches.value, dtype)
+    outputs = ((put_of(each), read(OUTPUT, each)) for each in (layer, *readers))
+    value = _write_value(put, read, outputs, shape, values, searches.value, dtype)
     if bias:
-        _write_biases(put, source, layer, shape, read(OUTPUT))
+        put("k_bias", [source.tensor(projection(layer, KEY, "bias"))])
     if shape.qk_norm:
-        for norm in NORMS.values():
-            put(f"{norm}.weight", [read(norm)])
+        put("k_norm.weight", [read(NORMS[KEY])])
     return LayerOutcome(key, value)
 
 
@@ -122,33 +130,37 @@ def _write_key(
 def _write_value(
     put: Put,
     read: Callable[[str], torch.Tensor],
+    outputs: Outputs,
     shape: LayerShape,
     factorize: Factorize,
     search: ClipSearch,
     dtype: torch.dtype,
 ) -> Outcome:
+    """``outputs`` of all layers that read these values are read one at a time."""
     if shape.value_path == "uncompressed":
-        value, output = read(VALUE), read(OUTPUT)
-        if factorize.rotation is not None:
-            value, output = rotate_rows(value, shape.head_dim), rotate_columns(output, shape.head_dim)
+        rotates = factorize.rotation is not None
+        value = rotate_rows(read(VALUE), shape.head_dim) if rotates else read(VALUE)
         put("v_down.weight", [value])
-        put("o_proj.weight", [output])
+        for put_to, output in outputs:
+            put_to("o_proj.weight", [rotate_columns(output, shape.head_dim) if rotates else output])
         return Outcome(0.0, search(value, None))
     factors = factorize(read(VALUE), shape.num_groups_v, shape.rank_v)
     put("v_down.weight", [factors.down])
-    if shape.value_path == "factored":
+    fused = shape.value_path == "fused"
+    if not fused:
         put("v_up", [factors.up])
-        put("o_proj.weight", [read(OUTPUT)])
-    else:
-        put("o_proj.weight", fuse_output(read(OUTPUT), factors.up, shape.num_kv_heads, dtype))
+    for put_to, output in outputs:
+        rows = fuse_output(output, factors.up, shape.num_kv_heads, dtype) if fused else [output]
+        put_to("o_proj.weight", rows)
     return Outcome(factors.relative_error, search(factors.down, factors.up))
 
 
-def _write_biases(put: Put, source: SourceModel, layer: int, shape: LayerShape, output: torch.Tensor) -> None:
-    """Query and key biases as they are; the value bias leaves attention as a constant of the output projection."""
+def _write_query_and_output_bias(
+    put: Put, source: SourceModel, layer: int, values_of: int, shape: LayerShape, output: torch.Tensor
+) -> None:
+    """The query bias as it is; the value bias, of the layer ``values_of``, leaves attention as a constant."""
     put("q_proj.bias", [source.tensor(projection(layer, QUERY, "bias"))])
-    put("k_bias", [source.tensor(projection(layer, KEY, "bias"))])
-    value_bias = source.tensor(projection(layer, VALUE, "bias")).to(output.device)
+    value_bias = source.tensor(projection(values_of, VALUE, "bias")).to(output.device)
     constant = constant_output(output, value_bias, shape.num_kv_heads)
     own = projection(layer, OUTPUT, "bias")
     put("o_proj.bias", [constant + source.tensor(own).to(output.device) if own in source.tensors else constant])

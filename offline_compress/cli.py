@@ -8,7 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from offline_compress.command import run_command
-from offline_compress.options import DTYPES, OBJECTIVES, SEARCHES, VALUE_PATHS, CompressOptions
+from offline_compress.options import (
+    DEFAULT_SHARE_THRESHOLD,
+    DTYPES,
+    OBJECTIVES,
+    SEARCHES,
+    VALUE_PATHS,
+    CompressOptions,
+    LayerPairs,
+)
 from offline_compress.versions import add_version
 
 EPILOG = """\
@@ -96,6 +104,18 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
         "--reorder-heads", action="store_true", help="let similar KV heads share a group, instead of adjacent ones"
     )
     group.add_argument(
+        "--share-layers", type=int, default=defaults.share_layers, metavar="N",
+        help="layers that read the cache of an earlier one and hold none (KVSharer): of the most dissimilar pairs "
+        "those that change the last hidden states least; needs the whole model in float32 in memory",
+    )  # fmt: skip
+    group.add_argument(
+        "--share-threshold", type=float, metavar="C",
+        help=f"cosine with the model's own that they must keep (default: {DEFAULT_SHARE_THRESHOLD})",
+    )  # fmt: skip
+    group.add_argument(
+        "--share-map", type=_pairs, metavar="LAYER:SOURCE,...", help="which layers read which, like 7:2,9:4, unsearched"
+    )
+    group.add_argument(
         "--value-path", choices=VALUE_PATHS, default=defaults.value_path,
         help="v_up multiplied into o_proj, or kept apart, or whichever is smaller (default: %(default)s)",
     )  # fmt: skip
@@ -134,6 +154,12 @@ def _tiers(written: str) -> tuple[tuple[float, int], ...]:
     """The pairs of ``0.25:8,0.75:4``."""
     pairs = [part.split(":") for part in written.split(",")]
     return tuple((float(share), int(bits)) for share, bits in pairs)
+
+
+def _pairs(written: str) -> LayerPairs:
+    """Those of ``7:2,9:4``."""
+    pairs = [part.split(":") for part in written.split(",")]
+    return tuple((int(layer), int(source)) for layer, source in pairs)
 
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
@@ -218,13 +244,27 @@ def _compress(arguments: Sequence[str]) -> None:
 
 def _summary(options: CompressOptions, report: dict) -> str:
     chosen = _chosen(report) if "budget" in report else ""
-    return chosen + (
-        f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), keys rebuilt with "
-        f"{report['rebuild_work_per_token']} multiplications per cached token, {report['seconds']:.0f} s, "
-        f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
-        f"Serve it: vllm serve {options.out} --attention-backend palu"
+    return (
+        chosen
+        + _sharing(report)
+        + (
+            f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
+            f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), keys rebuilt with "
+            f"{report['rebuild_work_per_token']} multiplications per cached token, {report['seconds']:.0f} s, "
+            f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
+            f"Serve it: vllm serve {options.out} --attention-backend palu"
+        )
     )
+
+
+def _sharing(report: dict) -> str:
+    """Which layers hold no cache."""
+    pairs = [f"{layer} reads {source}" for layer, source in enumerate(report["source_layers"] or ()) if layer != source]
+    if not pairs:
+        return ""
+    found = report.get("layer_sharing")
+    similarity = f"; cosine of the last hidden states {found['similarity']:.3f}" if found else ""
+    return f"Layers that share: {', '.join(pairs)}{similarity}.\n"
 
 
 def _chosen(report: dict) -> str:

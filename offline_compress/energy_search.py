@@ -32,7 +32,10 @@ from offline_compress.stopwatch import lap
 
 @dataclass(frozen=True)
 class RankSearch:
-    """``ranks`` of K and of V per layer; ``energies`` and ``sensitivities`` of K0, V0, K1, V1, ..."""
+    """``ranks`` of K and of V per layer; ``energies`` and ``sensitivities`` of K0, V0, K1, V1, ...
+
+    Those of a layer that reads another's latents are its own projections', which are not written.
+    """
 
     ranks: tuple[list[int], list[int]]
     energies: tuple[torch.Tensor, ...]
@@ -87,8 +90,8 @@ def search_ranks(plan: Plan, tokens: torch.Tensor | None, journal: Journal, on_e
         energy * sensitivity / (1 if index % 2 else 1 + plan.options.k_cost)
         for index, (energy, sensitivity) in enumerate(zip(energies, measured, strict=True))
     ]
-    ranks = ranks_by_energy(weighed, plan.full_ranks, plan.options.rank_ratio)
-    return RankSearch((ranks[0::2], ranks[1::2]), tuple(energies), tuple(measured))
+    ranks = ranks_by_energy(plan.of_caching(weighed), plan.full_ranks, plan.options.rank_ratio)
+    return RankSearch(plan.for_all(ranks), tuple(energies), tuple(measured))
 
 
 def _resumed(plan: Plan, tokens: torch.Tensor | None, journal: Journal, on_event: OnEvent) -> list[list[float]]:

@@ -6,6 +6,7 @@ from offline_compress.decomposition import BLOCK_ROWS
 from offline_compress.fuse_output import FUSED_ROWS
 from offline_compress.grouping import Grouping
 from offline_compress.layer_errors import PROBED_SAMPLES
+from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
 from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
@@ -158,10 +159,22 @@ def _stored_bytes(plan: Plan) -> int:
     return plan.source.tensors[projection(0, KEY)].dtype.itemsize
 
 
+def _parameters(plan: Plan) -> int:
+    return sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in plan.source.tensors.values())
+
+
+def sharing_memory_bytes(plan: Plan) -> int:
+    """The whole model in float32, keys and values of the samples in all layers, and activations of one layer."""
+    geometry = plan.geometry
+    cached = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim
+    per_token = cached + 12 * geometry.hidden_size + 3 * plan.config.intermediate_size
+    return FLOAT32 * (_parameters(plan) + SHARING_SAMPLES * min(SHARING_TOKENS, plan.seqlen) * per_token)
+
+
 def fisher_memory_bytes(plan: Plan) -> int:
     """The whole model in float32, squared gradients, one sample's activations and logits with their gradients."""
     geometry, config = plan.geometry, plan.config
-    parameters = sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in plan.source.tensors.values())
+    parameters = _parameters(plan)
     matrices = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * geometry.hidden_size
     per_token = geometry.num_layers * (12 * geometry.hidden_size + 5 * config.intermediate_size) + 4 * config.vocab_size
     return FLOAT32 * (parameters + 2 * matrices + plan.seqlen * per_token)

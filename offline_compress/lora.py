@@ -48,10 +48,10 @@ def simulate_packing(model: nn.Module) -> None:
     """
     for layer in model.model.layers:
         attention = layer.self_attn
-        if attention.slot is not None:
+        if attention.slot is not None and not attention.layer_shape.shared:
             attention.k_down.register_forward_hook(_straight_through(attention.slot.key, attention.shape.rank_k))
             attention.v_down.register_forward_hook(_straight_through(attention.slot.value, attention.shape.rank_v))
-            attention.slot = None
+        attention.slot = None
 
 
 def _straight_through(form: LatentFormat, rank: int) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:

@@ -25,7 +25,7 @@ Compressed by palu-compress: keys and values are cached as low-rank latents
 | calibration | {calibration} |
 | rank of keys per layer | {ranks_k} |
 | rank of values per layer | {ranks_v} |
-
+{sharing}
 ```
 vllm serve THIS_DIRECTORY --attention-backend palu
 ```
@@ -46,12 +46,19 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
         bits_v=_bits(report["tiers_v"]),
         ranks_k=", ".join(map(str, report["rank_k"])),
         ranks_v=", ".join(map(str, report["rank_v"])),
+        sharing=_sharing(report["source_layers"] or []),
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def _group_sizes(size_k: int, size_v: int) -> str:
     return f"{size_k} KV heads" if size_k == size_v else f"{size_k} KV heads in K, {size_v} in V"
+
+
+def _sharing(source_layers: list[int]) -> str:
+    """A row of the table where layers share, else nothing."""
+    pairs = [f"{layer} reads {source}" for layer, source in enumerate(source_layers) if layer != source]
+    return f"| layers without a cache | {', '.join(pairs)} |\n" if pairs else ""
 
 
 def _bits(tiers: list[dict[str, Any]]) -> str:

@@ -16,6 +16,8 @@ DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4
 DEFAULT_RATIO = 0.5
 DEFAULT_SEQLEN = 1024
+DEFAULT_SHARE_THRESHOLD = 0.5
+LayerPairs = tuple[tuple[int, int], ...]  # (layer, the earlier layer whose cache it reads)
 
 
 class CompressionError(ValueError):
@@ -46,6 +48,8 @@ class CompressOptions:
     ``resume`` goes on with the work of a run that was killed, and keeps its own if it ends early; ``workers``
     groups of heads are decomposed at a time, None for as many as PyTorch has threads.
     ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
+    ``share_layers`` layers read the cache of an earlier one, chosen so that the last hidden states stay as similar as
+    ``share_threshold``, None for 0.5; ``share_map`` says which instead.
     """
 
     model: str
@@ -81,6 +85,9 @@ class CompressOptions:
     k_cost: float = 0.0
     group_size_k: int | None = None
     group_size_v: int | None = None
+    share_layers: int = 0
+    share_threshold: float | None = None
+    share_map: LayerPairs | None = None
 
     def __post_init__(self) -> None:
         if self.search is None:
@@ -100,6 +107,7 @@ class CompressOptions:
         self._check_counts()
         self._check_tiers()
         self._check_scales()
+        self._check_sharing()
 
     @property
     def has_budget(self) -> bool:
@@ -136,6 +144,23 @@ class CompressOptions:
                 f"latent clip ratio {self.latent_clip_ratio} is outside (0, 1]; give the share of the range of a group "
                 "that its codes cover, like 0.95."
             )
+
+    def _check_sharing(self) -> None:
+        if self.share_layers < 0:
+            raise CompressionError(f"number of layers that share is {self.share_layers}; expected 0 or more.")
+        if self.share_layers and self.share_map is not None:
+            raise CompressionError("--share-layers searches what --share-map gives; give one of them.")
+        if self.share_threshold is not None and not self.share_layers:
+            raise CompressionError("--share-threshold acts on --share-layers only; drop it.")
+        if self.share_threshold is not None and not -1 <= self.share_threshold <= 1:
+            raise CompressionError(
+                f"share threshold {self.share_threshold} is outside [-1, 1]; give a cosine, like 0.5."
+            )
+
+    @property
+    def least_similarity(self) -> float:
+        """Cosine that layers which share must leave the last hidden states with."""
+        return DEFAULT_SHARE_THRESHOLD if self.share_threshold is None else self.share_threshold
 
     @property
     def fixes_tiers_k(self) -> bool:

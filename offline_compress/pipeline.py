@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from offline_compress.clip_ratio import ClipSearch
 from offline_compress.energy_search import search_ranks
 from offline_compress.fisher import fisher_information, group_importance
 from offline_compress.journal import Journal, open_journal
+from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS, search_sharing
 from offline_compress.layer_views import LayerView, layer_views
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import is_replaced, key_value_weights, whole_model
@@ -92,13 +92,14 @@ def _write(
         on_event({"event": "note", "text": f"going on behind {done}"})
     journal.remembered("checked", lambda: _check(plan.source, on_event))
     lap()
+    plan, sharing = _shared(plan, samples, journal, on_event)
     palu, chosen = _decide(plan, samples, journal, on_event)
     layers = _write_weights(plan, palu, samples, staging, journal.section(WRITE), on_event)
     palu = _with_clip_ratios(palu, layers) if plan.searches_clip else palu
     (staging / "config.json").write_text(json.dumps(output_config(plan, palu), indent=2) + "\n", encoding="utf-8")
     copy_companions(plan.source.directory, staging)
     searched = [entry["seconds"] for entry in journal.section(SEARCH).layers()]
-    return Written(palu, layers, chosen, searched, taken_over)
+    return Written(palu, layers, chosen | sharing, searched, taken_over)
 
 
 def _check(source: SourceModel, on_event: OnEvent) -> bool:
@@ -117,6 +118,24 @@ def _samples(plan: Plan, on_event: OnEvent) -> CalibrationSamples | None:
     )
     on_event({"event": "calibration", "text": samples.label, "wanted": plan.samples_needed})
     return samples
+
+
+def _shared(
+    plan: Plan, samples: CalibrationSamples | None, journal: Journal, on_event: OnEvent
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the layers that share, searched where they were not given, and what the report says of it."""
+    options = plan.options
+    if not options.share_layers:
+        return plan, {}
+
+    def search() -> dict[str, Any]:
+        model = whole_model(plan.source, plan.config, plan.device)
+        tokens = samples.tokens[:SHARING_SAMPLES, :SHARING_TOKENS].to(plan.device)
+        return search_sharing(model, tokens, options.share_layers, options.least_similarity, on_event).report()
+
+    found = journal.remembered("sharing", search)
+    release_freed_memory()
+    return plan.sharing(tuple(map(tuple, found["pairs"]))), {"layer_sharing": found}
 
 
 def _decide(
@@ -175,12 +194,14 @@ def _write_weights(
     """Writes every tensor but those of the layers in ``journal``."""
     finished = [WrittenLayer.of(entry) for entry in journal.layers()]
     writer = CheckpointWriter(staging, tensor_specs(plan, palu), MAX_SHARD_BYTES, resume=bool(finished))
-    for layer in range(len(finished)):
-        writer.keep(attention_prefix(layer))
+    for layer, source in enumerate(plan.sources):
+        if source < len(finished):  # layers are written with the one that they read
+            writer.keep(attention_prefix(layer))
     views = layer_views(plan, _passed(plan, samples), journal.directory, len(finished))
     lap()
     for layer in range(len(finished), plan.geometry.num_layers):
-        outcome = _write_layer(plan, palu, layer, views, writer)
+        view, source = next(views), palu.source_layer(layer)
+        outcome = _write_layer(view, palu, layer, writer) if source == layer else finished[source].outcome
         writer.flush()
         finished.append(WrittenLayer(outcome, lap()))
         journal.add_layer(layer, finished[-1].entry())
@@ -197,16 +218,16 @@ def _passed(plan: Plan, samples: CalibrationSamples | None) -> torch.Tensor | No
     return samples.tokens[: plan.passes_samples] if plan.passes_samples else None
 
 
-def _write_layer(
-    plan: Plan, palu: PaluConfig, layer: int, views: Iterator[LayerView], writer: CheckpointWriter
-) -> LayerOutcome:
-    view, prefix = next(views), attention_prefix(layer)
+def _write_layer(view: LayerView, palu: PaluConfig, layer: int, writer: CheckpointWriter) -> LayerOutcome:
+    """Writes the attention of ``layer``, and of those that read it."""
+    plan = view.plan
     inputs = view.inputs if plan.searches_clip else None
     formats = palu.key_format(layer, plan.dtype), palu.value_format(layer, plan.dtype)
     return write_attention(
-        lambda name, chunks: writer.write(prefix + name, chunks),
+        lambda each: lambda name, chunks: writer.write(attention_prefix(each) + name, chunks),
         view,
         layer,
+        [each for each, source in enumerate(plan.sources) if source == layer != each],
         LayerShape.of(palu, plan.geometry, layer),
         palu.attention_bias,
         Rotations.of(palu, layer),

@@ -1,12 +1,14 @@
 """What will be done, once options and model are both known; nothing has been computed yet."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedConfig
 
 from offline_compress.grouping import Grouping, groupings
+from offline_compress.layer_sharing import SHARING_SAMPLES, source_layers
 from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
 from offline_compress.options import (
     DEFAULT_SEQLEN,
@@ -14,6 +16,7 @@ from offline_compress.options import (
     FISHER_SEARCHES,
     CompressionError,
     CompressOptions,
+    LayerPairs,
 )
 from offline_compress.rank_allocation import allocate_ranks, keeps_all
 from offline_compress.source import SourceModel
@@ -25,11 +28,15 @@ from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_
 NO_CALIBRATION = "none"
 WEIGHED_SAMPLES = 8  # whose attention is looked at
 SENSITIVITY_SAMPLES = 4  # that pass through the whole model for every projection
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Options joined with the model. ``notes`` are sentences about defaults that gave way to the model."""
+    """Options joined with the model. ``notes`` are sentences about defaults that gave way to the model.
+
+    ``source_layers`` is the layer that every layer reads latents of, None while that is each its own.
+    """
 
     options: CompressOptions
     source: SourceModel
@@ -40,15 +47,39 @@ class Plan:
     dtype: str
     device: torch.device
     notes: tuple[str, ...]
+    source_layers: tuple[int, ...] | None = None
 
     @property
     def geometry(self) -> AttentionGeometry:
         return self.source.geometry
 
+    def sharing(self, pairs: LayerPairs) -> "Plan":
+        """The plan where layers read others."""
+        return replace(self, source_layers=source_layers(pairs, self.geometry.num_layers))
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The layer that every layer reads."""
+        return self.source_layers or tuple(range(self.geometry.num_layers))
+
+    @property
+    def caching_layers(self) -> list[int]:
+        """Layers that read themselves: those that have ranks to choose."""
+        return sorted(set(self.sources))
+
+    def of_caching(self, of_matrices: Sequence[T]) -> list[T]:
+        """Of K0, V0, K1, V1, ... of all layers those of the layers that have a cache."""
+        return [of_matrices[2 * layer + side] for layer in self.caching_layers for side in range(2)]
+
+    def for_all(self, of_caching: Sequence[T]) -> tuple[list[T], list[T]]:
+        """K and V of every layer, which are its source's, from K and V of one caching layer after the other."""
+        places = [self.caching_layers.index(source) for source in self.sources]
+        return [of_caching[2 * place] for place in places], [of_caching[2 * place + 1] for place in places]
+
     @property
     def full_ranks(self) -> list[int]:
-        """Of K0, V0, K1, V1, ..."""
-        return [self.key.full_rank, self.value.full_rank] * self.geometry.num_layers
+        """Of K and V of one caching layer after the other."""
+        return [self.key.full_rank, self.value.full_rank] * len(self.caching_layers)
 
     @property
     def workers(self) -> int:
@@ -131,7 +162,8 @@ class Plan:
     @property
     def samples_needed(self) -> int:
         whitening = self.options.whiten_samples if self.options.has_budget else self.passes_samples
-        return max(whitening, self.options.fisher_samples if self.needs_fisher else 0)
+        fisher = self.options.fisher_samples if self.needs_fisher else 0
+        return max(whitening, fisher, SHARING_SAMPLES if self.options.share_layers else 0)
 
     def rotates(self, tiers: Iterable[Shares]) -> bool:
         """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""
@@ -152,8 +184,8 @@ class Plan:
 
     def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
         """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
-        ranks = allocate_ranks(search, importance, self.full_ranks, self.options.rank_ratio)
-        return ranks[0::2], ranks[1::2]
+        ranks = allocate_ranks(search, self.of_caching(importance), self.full_ranks, self.options.rank_ratio)
+        return self.for_all(ranks)
 
     def uniform_ranks(self) -> tuple[list[int], list[int]]:
         return self.ranks("uniform", [[1.0]] * (2 * self.geometry.num_layers))
@@ -177,6 +209,7 @@ class Plan:
             latent_symmetric=self.options.latent_symmetric,
             clip_k=self.clip_ratios,
             clip_v=self.clip_ratios,
+            source_layers=None if self.source_layers is None else list(self.source_layers),
             value_path="fused",
             attention_bias=projection(0, KEY, "bias") in self.source.tensors,
             qk_norm=projection(0, NORMS[KEY]) in self.source.tensors,
@@ -222,6 +255,15 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         device_of(options.device),
         notes,
     )
+    if options.share_map is not None:
+        plan = plan.sharing(options.share_map)
+    if options.share_layers >= plan.geometry.num_layers:
+        raise CompressionError(
+            f"{options.share_layers} of {plan.geometry.num_layers} layers cannot share, because the first has none "
+            "before it; give fewer --share-layers."
+        )
+    if options.share_layers and options.calib_data is None:
+        raise CompressionError("--share-layers needs text to try layers on; add --calib-data, or give a --share-map.")
     if options.has_budget and options.calib_data is None:
         raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
     if plan.samples_needed and options.calib_data is None:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from offline_compress.calibration import CalibrationSamples
-from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
+from offline_compress.estimate import (
+    activation_bytes,
+    disk_bytes,
+    fisher_memory_bytes,
+    layer_memory_bytes,
+    sharing_memory_bytes,
+)
 from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
@@ -43,6 +49,8 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "full_rank_v": plan.value.full_rank,
         "rank_k": palu.rank_k,
         "rank_v": palu.rank_v,
+        "source_layers": palu.source_layers,
+        "shared_layers": palu.num_shared,
         "value_path": palu.value_path,
         "value_path_bytes": value_path_bytes(palu, plan.geometry, plan.dtype),
         "dtype": plan.dtype,
@@ -59,7 +67,9 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
 
 def _kept_ratio(plan: Plan, palu: PaluConfig) -> float:
     """Numbers of latents over numbers of keys and values; equally many of both sides."""
-    kept = sum(palu.rank_k) / plan.key.full_rank + sum(palu.rank_v) / plan.value.full_rank
+    layers = palu.caching_layers
+    rank_k, rank_v = (sum(ranks[layer] for layer in layers) for ranks in (palu.rank_k, palu.rank_v))
+    kept = rank_k / plan.key.full_rank + rank_v / plan.value.full_rank
     return kept / (2 * plan.geometry.num_layers)
 
 
@@ -72,19 +82,25 @@ def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:
 def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
     """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
     label = samples.label if samples else NO_CALIBRATION
+    searched = plan.options.share_layers
+    if searched:  # any layers: all hold equally many bytes here
+        plan = plan.sharing(tuple((plan.geometry.num_layers - each, 0) for each in range(1, searched + 1)))
     palu = plan.palu_config(plan.uniform_ranks(), label)
     count = len(samples.tokens[: plan.passes_samples]) if samples else 0
     layers = layer_memory_bytes(plan, palu, count)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
+    sharing = sharing_memory_bytes(plan) if searched else 0
     budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
     return (
         sizes(plan, palu)
         | budget
+        | ({"source_layers": None} if searched else {})
         | {
             "ranks_are_final": not (plan.needs_fisher or plan.searches_energy or plan.options.has_budget),
-            "predicted_peak_memory_bytes": baseline + max(layers, whole),
+            "predicted_peak_memory_bytes": baseline + max(layers, whole, sharing),
             "predicted_layer_memory_bytes": layers,
             "predicted_fisher_memory_bytes": whole,
+            "predicted_sharing_memory_bytes": sharing,
             "disk_bytes": disk_bytes(plan, palu),
             "temporary_disk_bytes": activation_bytes(plan, count),
         }

@@ -6,7 +6,7 @@ chooses. Beside it, in the same measure, stands what caches would cost that only
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -63,12 +63,19 @@ def choose_storage(plan: Plan, tokens: torch.Tensor, journal: Journal, on_event:
             f"{grid.smallest_bytes}; give a smaller compression, or fewer bits."
         )
     layers = _errors(plan, grid, tokens, journal, on_event)
+    caching = [layers[layer] for layer in plan.caching_layers]
     found = choices(
-        _curves(grid.key, [layer.key for layer in layers]),
-        _curves(grid.value, [layer.value for layer in layers]),
+        _curves(grid.key, [layer.key for layer in caching]),
+        _curves(grid.value, [layer.value for layer in caching]),
         plan.budget_bytes,
     )
-    return StorageChoice(plan.budget_bytes, tuple(found), _plain(plan, layers))
+    return StorageChoice(plan.budget_bytes, tuple(_for_all(plan, choice) for choice in found), _plain(plan, layers))
+
+
+def _for_all(plan: Plan, choice: Choice) -> Choice:
+    """The same for all layers, of those with a cache."""
+    rank_k, rank_v = plan.for_all([rank for pair in zip(choice.rank_k, choice.rank_v, strict=True) for rank in pair])
+    return replace(choice, rank_k=tuple(rank_k), rank_v=tuple(rank_v))
 
 
 def _errors(plan: Plan, grid: Grid, tokens: torch.Tensor, journal: Journal, on_event: OnEvent) -> list[LayerErrors]:

@@ -82,7 +82,7 @@ class Grid:
     @property
     def smallest_bytes(self) -> int:
         """Of all layers' keys and values of one token."""
-        return self.key.plan.geometry.num_layers * (self.key.smallest_bytes + self.value.smallest_bytes)
+        return len(self.key.plan.caching_layers) * (self.key.smallest_bytes + self.value.smallest_bytes)
 
 
 def candidate_ranks(full: int, tile: int) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ name                  shape                                         present
 ``k_norm.weight``     ``[head_dim]``                                ``qk_norm``
 ====================  ============================================  =================================
 
+A layer that reads the latents of an earlier one (``source_layers``) has ``q_proj``, ``o_proj`` and ``q_norm`` only: how
+keys and values are made of those latents, ``k_norm`` and ``k_bias`` included, is the earlier layer's.
+
 All other tensors are those of the dense model, unchanged; where it joins matrices (Phi-3's ``gate_up_proj``), their
 parts.
 """
@@ -39,6 +42,7 @@ from palu_vllm.quantized import stored_tensors
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LM_HEAD = "lm_head.weight"
+OF_LATENTS = ("k_down.weight", "k_up", "k_bias", "k_norm.weight", "v_down.weight", "v_up")
 
 
 class CheckpointError(ValueError):
@@ -67,7 +71,7 @@ def layer_tensors(shape: LayerShape, hidden_size: int, attention_bias: bool) -> 
         tensors |= {name: (width,) for name, width in biases.items()}
     if shape.qk_norm:
         tensors |= {name: (shape.head_dim,) for name in ("q_norm.weight", "k_norm.weight")}
-    return tensors
+    return {name: size for name, size in tensors.items() if not (shape.shared and name in OF_LATENTS)}
 
 
 def attention_tensors(palu: PaluConfig, geometry: AttentionGeometry) -> dict[str, tuple[int, ...]]:

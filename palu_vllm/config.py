@@ -4,7 +4,7 @@ Imports nothing heavier than pydantic, so that the compressor, transformers and 
 Words and mathematics are those of ``docs/structure.md``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -99,6 +99,8 @@ class PaluConfig(BaseModel):
     ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
     no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1. With
     ``qk_norm`` queries and rebuilt keys are normalised per head before they are rotated.
+    ``source_layers[layer]`` is the layer whose latents a layer reads: itself, or an earlier one that holds its own;
+    None where each holds its own. A layer that shares has no cache, and ranks and clip ratios of its source (KVSharer).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -117,6 +119,7 @@ class PaluConfig(BaseModel):
     latent_symmetric: bool = False
     clip_k: list[float] | None = None
     clip_v: list[float] | None = None
+    source_layers: list[int] | None = None
     value_path: Literal["fused", "factored"]
     attention_bias: bool = False
     qk_norm: bool = False
@@ -143,7 +146,26 @@ class PaluConfig(BaseModel):
                 raise ValueError(f"{name} has {len(ratios)} layers and rank_k {len(self.rank_k)}; expected equal")
             if ratios is not None and not all(0 < ratio <= 1 for ratio in ratios):
                 raise ValueError(f"{name} has a clip ratio outside (0, 1]")
+        self._check_sharing()
         return self
+
+    def _check_sharing(self) -> None:
+        """Raises ValueError unless every layer reads itself, or an earlier one that does so and is stored alike."""
+        if self.source_layers is None:
+            return
+        if len(self.source_layers) != len(self.rank_k):
+            raise ValueError(
+                f"source_layers has {len(self.source_layers)} layers and rank_k {len(self.rank_k)}; expected equal"
+            )
+        for layer, source in enumerate(self.source_layers):
+            if not 0 <= source <= layer:
+                raise ValueError(f"layer {layer} reads the latents of layer {source}; expected an earlier layer")
+            if self.source_layers[source] != source:
+                raise ValueError(f"layer {layer} reads the latents of layer {source}, which holds none of its own")
+            for name in ("rank_k", "rank_v", "clip_k", "clip_v"):
+                values = getattr(self, name)
+                if values is not None and values[layer] != values[source]:
+                    raise ValueError(f"layer {layer} reads the latents of layer {source}, but their {name} differ")
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
@@ -160,6 +182,7 @@ class PaluConfig(BaseModel):
                 f"palu_config is not valid at {where}: {first['msg']} (format version {FORMAT_VERSION})."
             ) from error
         palu.check(AttentionGeometry.from_hf_config(config))
+        palu.check_windows(config.get("layer_types"))
         return palu
 
     def check(self, geometry: AttentionGeometry) -> None:
@@ -173,6 +196,30 @@ class PaluConfig(BaseModel):
                 raise ValueError(f"group size {size} does not divide {geometry.num_kv_heads} key-value heads.")
             if max(ranks) > size * geometry.head_dim:
                 raise ValueError(f"rank {max(ranks)} is above the full rank {size * geometry.head_dim} of a group.")
+
+    def check_windows(self, layer_types: Sequence[str] | None) -> None:
+        """Raises ValueError where a layer shares with one of another kind, full or sliding."""
+        for layer in range(len(self.rank_k)) if layer_types else ():
+            source = self.source_layer(layer)
+            if layer_types[layer] != layer_types[source]:
+                raise ValueError(
+                    f"layer {layer} is of the kind {layer_types[layer]} and reads the latents of layer {source}, "
+                    f"which is of the kind {layer_types[source]}."
+                )
+
+    def source_layer(self, layer: int) -> int:
+        """The layer, itself or an earlier one, whose latents this one reads."""
+        return layer if self.source_layers is None else self.source_layers[layer]
+
+    @property
+    def caching_layers(self) -> list[int]:
+        """Those that hold latents of their own."""
+        return [layer for layer in range(len(self.rank_k)) if self.source_layer(layer) == layer]
+
+    @property
+    def num_shared(self) -> int:
+        """Layers without a cache of their own."""
+        return len(self.rank_k) - len(self.caching_layers)
 
     @property
     def group_size(self) -> int:
@@ -195,7 +242,7 @@ class PaluConfig(BaseModel):
         groups_k, groups_v = (geometry.num_kv_heads // size for size in (self.group_size_k, self.group_size_v))
         return sum(
             groups_k * self.key_format(layer, dtype).bytes + groups_v * self.value_format(layer, dtype).bytes
-            for layer in range(geometry.num_layers)
+            for layer in self.caching_layers
         )
 
     @property

@@ -8,7 +8,10 @@ from palu_vllm.config import AttentionGeometry, PaluConfig
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's view of the configuration: everything that serving code asks about a layer."""
+    """One layer's view of the configuration: everything that serving code asks about a layer.
+
+    One that is ``shared`` reads an earlier layer's latents; its sizes are those of that layer.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -19,6 +22,7 @@ class LayerShape:
     rank_v: int
     value_path: Literal["fused", "factored", "uncompressed"]
     qk_norm: bool = False
+    shared: bool = False
 
     @classmethod
     def of(cls, palu: PaluConfig, geometry: AttentionGeometry, layer: int) -> Self:
@@ -33,6 +37,7 @@ class LayerShape:
             rank_v=palu.rank_v[layer],
             value_path="uncompressed" if uncompressed else palu.value_path,
             qk_norm=palu.qk_norm,
+            shared=palu.source_layer(layer) != layer,
         )
 
     @property

@@ -53,13 +53,14 @@ def palu(dense: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Checkp
         rank_v: object = 32,
         value_path: str = "fused",
         group_size: int | tuple[int, int] = 2,
+        source_layers: tuple[int, ...] | None = None,
         **overrides: object,
     ) -> Path:
-        key = repr((family, rank_k, rank_v, value_path, group_size, sorted(overrides.items())))
+        key = repr((family, rank_k, rank_v, value_path, group_size, source_layers, sorted(overrides.items())))
         if key not in written:
             directory = tmp_path_factory.mktemp(f"palu-{family}") / "model"
             source = dense(family, **overrides)
-            written[key] = build_palu(source, directory, rank_k, rank_v, group_size, value_path)
+            written[key] = build_palu(source, directory, rank_k, rank_v, group_size, value_path, source_layers)
         return written[key]
 
     return get

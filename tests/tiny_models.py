@@ -78,6 +78,7 @@ def build_palu(
     rank_v: int | Sequence[int],
     group_size: int | tuple[int, int] = 2,
     value_path: str = "fused",
+    source_layers: Sequence[int] | None = None,
 ) -> Path:
     """Writes the palu form of ``dense`` by plain SVD, ranks for all layers or for each, ``group_size`` for K and V or
     for each; returns ``directory``.
@@ -93,6 +94,7 @@ def build_palu(
         rank_k=_per_layer(rank_k, geometry),
         rank_v=_per_layer(rank_v, geometry),
         value_path=value_path,
+        source_layers=None if source_layers is None else list(source_layers),
         attention_bias=attention_prefix(0) + "k_proj.bias" in tensors,
         qk_norm=attention_prefix(0) + "k_norm.weight" in tensors,
         objective="svd",
@@ -101,10 +103,9 @@ def build_palu(
         seed=0,
         tool_version=__version__,
     )
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if ".self_attn." not in name}
     for layer in range(geometry.num_layers):
-        tensors |= decompose(tensors, palu, geometry, layer)
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if ".k_proj." not in name}
-    kept = {name: tensor for name, tensor in kept.items() if ".v_proj." not in name}
+        kept |= {name: each.contiguous() for name, each in decompose(tensors, palu, geometry, layer).items()}
     directory.mkdir(parents=True)
     save_file(kept, directory / SINGLE, metadata={"format": "pt"})
     model_type, architecture = FAMILIES[config["model_type"]]
@@ -126,7 +127,10 @@ def decompose(
 ) -> dict[str, torch.Tensor]:
     """The attention tensors of one layer under their full names, in float32 from float64 arithmetic."""
     prefix, shape = attention_prefix(layer), LayerShape.of(palu, geometry, layer)
-    dense = {name.removeprefix(prefix): t.double() for name, t in tensors.items() if name.startswith(prefix)}
+    dense = dense_attention(tensors, layer)
+    if shape.shared:  # keys and values are those of the source, which is never this layer's own projection
+        source = dense_attention(tensors, palu.source_layer(layer))
+        dense |= {name: tensor for name, tensor in source.items() if name.startswith(("k_", "v_"))}
     k_down, k_up = split(dense["k_proj.weight"], shape.num_groups_k, shape.rank_k)
     v_down, v_up = split(dense["v_proj.weight"], shape.num_groups_v, shape.rank_v)
     result = {"k_down.weight": k_down, "v_down.weight": v_down, "k_up": k_up, "v_up": v_up}
@@ -145,6 +149,12 @@ def decompose(
         result["o_proj.weight"] = torch.einsum("ejd,jrd->ejr", out, per_query).flatten(1)
     wanted = layer_tensors(shape, geometry.hidden_size, palu.attention_bias)
     return {prefix + name: result[name].float() for name in wanted}
+
+
+def dense_attention(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
+    """The attention tensors of one layer of a dense model in float64, by their names below ``self_attn``."""
+    prefix = attention_prefix(layer)
+    return {name.removeprefix(prefix): t.double() for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def split(weight: torch.Tensor, groups: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
     """Everything that differs between layers (ranks, factors, window) lives on the instance.
 
     ``head_size`` and ``num_kv_heads`` are vLLM's names for the width of the key latents of a group and the number of
-    groups.
+    groups. A layer that shares its cache is told by ``LatentAttention`` not to store; it attends like any other.
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         unsupported = {
             "ALiBi": alibi_slopes,
             "a soft cap of the logits": logits_soft_cap,
-            "a KV cache shared between layers": kv_sharing_target_layer_name,
             f"{AttentionType(attn_type).value} attention": attn_type != AttentionType.DECODER,
         }
         for feature, value in unsupported.items():

@@ -15,7 +15,8 @@ class LatentAttention(Attention):
     """vLLM's layer with groups in the place of KV heads, the widths of their key and value latents in the place of head
     sizes: ``rank_k`` and ``rank_v``, or bytes where latents are packed, times the latents of a slot.
 
-    With these numbers its KV cache spec, full or sliding, is the right one, and ranks may differ between layers.
+    With these numbers its KV cache spec, full or sliding, is the right one, and ranks may differ between layers. With a
+    ``source`` it has none: it reads what that earlier layer stored, by vLLM's sharing of KV caches between layers.
     Raises ValueError on platforms where vLLM does not hide attention from torch.compile.
     """
 
@@ -27,6 +28,7 @@ class LatentAttention(Attention):
         sliding_window: int | None,
         prefix: str,
         v_up: torch.Tensor | None = None,
+        source: str | None = None,
     ) -> None:
         super().__init__(
             num_heads=shape.num_heads,
@@ -36,6 +38,7 @@ class LatentAttention(Attention):
             cache_config=cache_config,
             per_layer_sliding_window=sliding_window,
             prefix=prefix,
+            kv_sharing_target_layer_name=source,
             attn_backend=PaluBackend,
             head_size_v=shape.slot_width - shape.value_start,
             shape=shape,
@@ -54,8 +57,10 @@ class LatentAttention(Attention):
         spec = super().get_kv_cache_spec(vllm_config)
         return replace_as(spec, SinkWindowSpec, num_sinks=self.shape.num_sinks) if self.shape.num_sinks else spec
 
-    def forward(self, query: torch.Tensor, latent_k: torch.Tensor, latent_v: torch.Tensor) -> torch.Tensor:
-        """Stores the latents and attends to those of the whole context.
+    def forward(
+        self, query: torch.Tensor, latent_k: torch.Tensor | None = None, latent_v: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Stores the latents, None where there is a ``source``, and attends to those of the whole context.
 
         Takes ``query [tokens, num_heads * head_dim]``, rotated, ``latent_k [tokens, num_groups_k * rank_k]`` and
         ``latent_v [tokens, num_groups_v * rank_v]``; returns ``[tokens, num_heads, rank_v]``, with ``v_up``
@@ -63,11 +68,15 @@ class LatentAttention(Attention):
         """
         shape = self.shape
         query = query.view(-1, shape.num_heads, shape.head_dim)
-        latent_k = latent_k.view(-1, shape.num_groups, shape.numbers_k)
-        latent_v = latent_v.view(-1, shape.num_groups, shape.numbers_v)
         output = query.new_empty(query.shape[0], shape.num_heads, self.out_width)
         name = _encode_layer_name(self.layer_name)
-        written = torch.ops.vllm.unified_kv_cache_update(latent_k, latent_v, name)
+        if latent_k is None or latent_v is None:
+            latent_k = latent_v = query.new_empty(0)  # vLLM's operation takes tensors; attention reads the cache
+            written = None
+        else:
+            latent_k = latent_k.view(-1, shape.num_groups, shape.numbers_k)
+            latent_v = latent_v.view(-1, shape.num_groups, shape.numbers_v)
+            written = torch.ops.vllm.unified_kv_cache_update(latent_k, latent_v, name)
         torch.ops.vllm.unified_attention_with_output(
             query, latent_k, latent_v, output, name, kv_cache_dummy_dep=written
         )

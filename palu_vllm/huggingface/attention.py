@@ -1,6 +1,7 @@
 """Attention of one layer over cached latents, for every family. The mathematics is that of ``kernels.reference``."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,8 +20,20 @@ from palu_vllm.packing import pack, unpack
 IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}
 
 
+class Context(NamedTuple):
+    """What a layer attends to in one forward pass, and where its queries stand in it."""
+
+    keys: torch.Tensor  # [batch, num_kv_heads, tokens, head_dim], rotated
+    values: torch.Tensor  # [batch, num_kv_heads, tokens, what a head averages]
+    v_up: torch.Tensor | None
+    cos_sin: torch.Tensor  # float32 [tokens, head_dim]
+    query_rows: torch.Tensor  # int64 [length]
+
+
 class PaluAttention(nn.Module):
     """Stands in for a decoder layer's ``self_attn``; parameters are those of ``checkpoint.layer_tensors``.
+
+    With a ``source_layer`` before it, it attends to what that one has put into ``contexts`` in the same forward pass.
 
     Keys are rebuilt from the latents and rotated by their row among those that the cache returned, and so is the
     query: rotary scores depend on distances only, so rows shifted by left padding or cut off by a sliding window
@@ -33,6 +46,7 @@ class PaluAttention(nn.Module):
         self,
         config: PreTrainedConfig,
         layer_idx: int,
+        source_layer: int,
         shape: LayerShape,
         slot: SlotFormat | None,
         attention_bias: bool,
@@ -40,6 +54,7 @@ class PaluAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.layer_idx, self.layer_shape = config, layer_idx, shape
+        self.source_layer = source_layer
         self.slot = slot
         self.shape = AttentionShape(
             num_heads=shape.num_heads,
@@ -54,16 +69,23 @@ class PaluAttention(nn.Module):
         )
         self.num_key_value_groups = self.shape.queries_per_kv  # read by transformers' attention functions
         self.rotary_emb = rotary_emb
-        hidden, groups_k, groups_v = config.hidden_size, shape.num_groups_k, shape.num_groups_v
+        hidden = config.hidden_size
         self.q_proj = nn.Linear(hidden, shape.num_heads * shape.head_dim, bias=attention_bias)
-        self.k_down = nn.Linear(hidden, groups_k * shape.rank_k, bias=False)
-        self.v_down = nn.Linear(hidden, groups_v * shape.rank_v, bias=False)
         self.o_proj = nn.Linear(shape.output_width, hidden, bias=attention_bias)
-        self.k_up = _parameter(shape.has_k_up, groups_k, shape.rank_k, shape.full_rank_k)
-        self.v_up = _parameter(shape.value_path == "factored", groups_v, shape.rank_v, shape.full_rank_v)
-        self.k_bias = _parameter(attention_bias, shape.num_kv_heads * shape.head_dim)
         self.q_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
-        self.k_norm = LlamaRMSNorm(shape.head_dim, config.rms_norm_eps) if shape.qk_norm else None
+        self._create_latents(hidden, attention_bias)
+
+    def _create_latents(self, hidden: int, attention_bias: bool) -> None:
+        """What latents are made with and read with; a shared layer has none of it."""
+        shape, own = self.layer_shape, not self.layer_shape.shared
+        groups_k, groups_v = shape.num_groups_k, shape.num_groups_v
+        self.k_down = nn.Linear(hidden, groups_k * shape.rank_k, bias=False) if own else None
+        self.v_down = nn.Linear(hidden, groups_v * shape.rank_v, bias=False) if own else None
+        factored = shape.value_path == "factored"
+        self.k_up = _parameter(own and shape.has_k_up, groups_k, shape.rank_k, shape.full_rank_k)
+        self.v_up = _parameter(own and factored, groups_v, shape.rank_v, shape.full_rank_v)
+        self.k_bias = _parameter(own and attention_bias, shape.num_kv_heads * shape.head_dim)
+        self.k_norm = LlamaRMSNorm(shape.head_dim, self.config.rms_norm_eps) if own and shape.qk_norm else None
 
     def init_weights(self, std: float) -> None:
         """Random values for the parameters that are not part of a linear layer."""
@@ -78,11 +100,13 @@ class PaluAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        contexts: dict[int, Context] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``hidden_states [batch, length, hidden]`` to the same shape, and the probabilities where they exist.
 
-        ``attention_mask`` is what transformers builds for eager or sdpa attention. The cache receives
+        ``attention_mask`` is what transformers builds for eager or sdpa attention; ``contexts`` are those of the layers
+        before, by their number, None where no layer shares. The cache receives
         ``[batch, num_groups_k, length, rank_k]`` and ``[batch, num_groups_v, length, rank_v]``, or the bytes they are
         packed into. Raises ValueError for other attention implementations.
         """
@@ -91,6 +115,32 @@ class PaluAttention(nn.Module):
             expected = " or ".join(IMPLEMENTATIONS)
             raise ValueError(f"got attn_implementation {self.config._attn_implementation!r}, expected {expected}.")
         batch, length, _ = hidden_states.shape
+        if self.layer_shape.shared:
+            context = contexts[self.source_layer]
+        else:
+            context = self._context(hidden_states, past_key_values)
+            if contexts is not None:
+                contexts[self.layer_idx] = context
+        query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
+        query = rotate(query, context.cos_sin, context.query_rows.repeat(batch))
+        query = query.view(batch, length, -1, self.shape.head_dim).transpose(1, 2).to(hidden_states.dtype)
+        out, weights = attend(
+            self,
+            query,
+            context.keys.to(query.dtype),
+            context.values,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.shape.scale,
+            **kwargs,
+        )
+        return self.o_proj(self._heads(out, context.v_up).reshape(batch, length, -1)), weights
+
+    def _context(self, hidden_states: torch.Tensor, past_key_values: Cache | None) -> Context:
+        """Stores the latents of ``hidden_states`` and reads those of all tokens."""
+        length = hidden_states.shape[1]
         first_query, first_key = 0, 0
         if past_key_values is not None:
             first_query = past_key_values.get_query_offset(self.layer_idx)
@@ -101,22 +151,7 @@ class PaluAttention(nn.Module):
             latent_k, latent_v = past_key_values.update(latent_k, latent_v, self.layer_idx)
         latent_k, latent_v = self._read(latent_k, latent_v, hidden_states.dtype)
         cos_sin = self._cos_sin(latent_k)
-        query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
-        if self.q_norm is not None:
-            query = self.q_norm(query)
-        query = rotate(query, cos_sin, query_rows.repeat(batch))
-        query = query.view(batch, length, -1, self.shape.head_dim).transpose(1, 2).to(hidden_states.dtype)
-        out, weights = attend(
-            self,
-            query,
-            self._keys(latent_k, cos_sin).to(query.dtype),
-            self._values(latent_v),
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.shape.scale,
-            **kwargs,
-        )
-        return self.o_proj(self._heads(out).reshape(batch, length, -1)), weights
+        return Context(self._keys(latent_k, cos_sin), self._values(latent_v), self.v_up, cos_sin, query_rows)
 
     def _stored(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the cache takes: ``[batch, groups, length, rank]``, or uint8 bytes where latents are packed."""
@@ -158,11 +193,11 @@ class PaluAttention(nn.Module):
             return heads.transpose(2, 3).flatten(1, 2)
         return latent_v.repeat_interleave(self.shape.group_size_v, dim=1)
 
-    def _heads(self, out: torch.Tensor) -> torch.Tensor:
+    def _heads(self, out: torch.Tensor, v_up: torch.Tensor | None) -> torch.Tensor:
         """``[batch, length, num_heads, averaged]``, multiplied by ``v_up`` of its KV head where there is one."""
-        if self.v_up is None:
+        if v_up is None:
             return out
-        v_up = self.v_up.unflatten(-1, (self.shape.group_size_v, self.shape.head_dim)).transpose(1, 2).flatten(0, 1)
+        v_up = v_up.unflatten(-1, (self.shape.group_size_v, self.shape.head_dim)).transpose(1, 2).flatten(0, 1)
         by_kv_head = out.unflatten(2, (self.shape.num_kv_heads, self.shape.queries_per_kv))
         return torch.einsum("bthjr,hrd->bthjd", by_kv_head, v_up)
 

@@ -56,12 +56,20 @@ class _PaluDecoder(_Palu):
             layer.self_attn = PaluAttention(
                 config,
                 index,
+                palu.source_layer(index),
                 LayerShape.of(palu, geometry, index),
                 palu.slot_format(index, dtype),
                 palu.attention_bias,
                 type(self.rotary_emb)(config=config),
             )
+        self.shares_layers = palu.num_shared > 0
         self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; layers that share find what they read with every forward pass."""
+        if self.shares_layers:
+            kwargs["contexts"] = {}
+        return super().forward(*args, **kwargs)
 
 
 class _PaluCausalLM(_Palu):

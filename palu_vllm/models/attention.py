@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 from transformers import PretrainedConfig
-from vllm.config import CacheConfig
+from vllm.config import CacheConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -18,6 +18,7 @@ from palu_vllm.attention_backend.layer import LatentAttention
 from palu_vllm.config import AttentionGeometry, PaluConfig
 from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
 from palu_vllm.layer_shape import LayerShape
+from palu_vllm.models.shared_specs import share_specs
 from palu_vllm.models.streaming_llm import StreamingLLM
 
 
@@ -46,10 +47,10 @@ class PaluAttention(nn.Module):
         layer = extract_layer_index(prefix)
         palu = PaluConfig.from_hf_config(config.to_dict())
         whole = LayerShape.of(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
-        self.value_path = whole.value_path
+        self.value_path, self.is_shared = whole.value_path, whole.shared
         self._create_projections(whole, hidden_size, palu.attention_bias, quant_config, prefix)
         self.q_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
-        self.k_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
+        self.k_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm and not whole.shared else None
         rope = {"max_position": max_position_embeddings, "rope_parameters": config.rope_parameters}
         self.rotary_emb = get_rope(whole.head_dim, **rope)
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
@@ -57,25 +58,25 @@ class PaluAttention(nn.Module):
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
         streaming = StreamingLLM.served(config)
         sinks = streaming.operands if streaming else {}
+        source = _source_attention(prefix, layer, palu.source_layer(layer)) if whole.shared else None
         self.attn = LatentAttention(
             shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype), **sinks),
-            rebuild=self._rebuild(table),
+            rebuild=source.impl.rebuild if source else self._rebuild(table),
             cache_config=cache_config,
             sliding_window=streaming.window if streaming else _sliding_window(config, layer),
             prefix=f"{prefix}.attn",
-            v_up=self.v_up,
+            v_up=source.impl.v_up if source else self.v_up,
+            source=source.layer_name if source else None,
         )
         self.shape = self.attn.shape
 
     def _create_projections(
         self, whole: LayerShape, hidden_size: int, bias: bool, quant_config: QuantizationConfig | None, prefix: str
     ) -> None:
-        """Factors are never quantized, see ``quantized.py``."""
-        widths = {
-            "q_proj": whole.num_heads * whole.head_dim,
-            "k_down": whole.num_groups_k * whole.rank_k,
-            "v_down": whole.num_groups_v * whole.rank_v,
-        }
+        """Factors are never quantized, see ``quantized.py``; a shared layer has none."""
+        widths = {"q_proj": whole.num_heads * whole.head_dim}
+        if not whole.shared:
+            widths |= {"k_down": whole.num_groups_k * whole.rank_k, "v_down": whole.num_groups_v * whole.rank_v}
         for name, width in widths.items():
             is_query = name == "q_proj"
             linear = ColumnParallelLinear(
@@ -95,10 +96,10 @@ class PaluAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
             return_bias=False,
         )
-        factored = whole.value_path == "factored"
-        self.k_up = _parameter(whole.num_groups_k, whole.rank_k, whole.full_rank_k) if whole.has_k_up else None
-        self.v_up = _parameter(whole.num_groups_v, whole.rank_v, whole.full_rank_v) if factored else None
-        self.k_bias = _parameter(whole.num_kv_heads * whole.head_dim) if bias else None
+        own, factored = not whole.shared, whole.value_path == "factored"
+        self.k_up = _parameter(whole.num_groups_k, whole.rank_k, whole.full_rank_k) if own and whole.has_k_up else None
+        self.v_up = _parameter(whole.num_groups_v, whole.rank_v, whole.full_rank_v) if own and factored else None
+        self.k_bias = _parameter(whole.num_kv_heads * whole.head_dim) if own and bias else None
 
     def _rebuild(self, table: torch.Tensor) -> KeyRebuild:
         rebuild = KeyRebuild(self.k_up, self.k_bias, table)
@@ -113,7 +114,8 @@ class PaluAttention(nn.Module):
         if self.q_norm is not None:
             query = self.q_norm(query.unflatten(-1, (-1, self.shape.head_dim))).flatten(1)
         query, _ = self.rotary_emb(positions, query, None)
-        values = self.attn(query, self.k_down(hidden_states), self.v_down(hidden_states))
+        latents = () if self.is_shared else (self.k_down(hidden_states), self.v_down(hidden_states))
+        values = self.attn(query, *latents)
         if self.value_path == "uncompressed":
             values = self._own_values(values)
         return self.o_proj(values.flatten(1))
@@ -133,6 +135,14 @@ def _parameter(*size: int) -> nn.Parameter:
     parameter = nn.Parameter(torch.empty(first // get_tensor_model_parallel_world_size(), *rest), requires_grad=False)
     parameter.weight_loader = sharded_weight_loader(0)
     return parameter
+
+
+def _source_attention(prefix: str, layer: int, source: int) -> LatentAttention:
+    """The attention of layer ``source``, built before, for the layer at ``prefix``."""
+    stack = prefix.rsplit(f".{layer}.", 1)
+    name = f".{source}.".join(stack) + ".attn"
+    share_specs()
+    return get_current_vllm_config().compilation_config.static_forward_context[name]
 
 
 def _share_of_device(whole: LayerShape) -> AttentionShape:

@@ -26,6 +26,7 @@ class CacheFacts:
     bits_k: str  # of the tiers of a latent, like "8/4"
     bits_v: str
     value_path: str
+    source_layers: tuple[int, ...]  # whose latents each layer reads: its own or an earlier layer's
     kernels: str
     bytes_per_token: int
     dense_bytes_per_token: int
@@ -46,10 +47,16 @@ class CacheFacts:
             bits_k=_bits(palu.tiers_k),
             bits_v=_bits(palu.tiers_v),
             value_path=palu.value_path,
+            source_layers=tuple(palu.source_layer(layer) for layer in range(geometry.num_layers)),
             kernels=kernel_path(device_type),
             bytes_per_token=palu.bytes_per_token(geometry, dtype),
             dense_bytes_per_token=geometry.dense_bytes_per_token(dtype),
         )
+
+    @property
+    def num_shared(self) -> int:
+        """Layers that hold no latents, because they read an earlier layer's."""
+        return len(self.source_layers) - len(set(self.source_layers))
 
     @property
     def compression_ratio(self) -> float:

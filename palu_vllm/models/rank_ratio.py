@@ -53,7 +53,8 @@ def stored_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def ranks_at(palu: PaluConfig, geometry: AttentionGeometry, ratio: float) -> tuple[list[int], list[int]]:
-    """``(rank_k, rank_v)`` per layer that keep the share ``ratio`` of the dense numbers, to the nearest step.
+    """``(rank_k, rank_v)`` per layer that keep the share ``ratio`` of the dense numbers, to the nearest step; of those
+    of layers with a cache, where others read theirs.
 
     Every projection keeps about the same share of the checkpoint's rank, in multiples of 16 and at least 16, and never
     more than there is. A projection that is stored whole stays whole. From a checkpoint of equal ranks these are the
@@ -61,7 +62,7 @@ def ranks_at(palu: PaluConfig, geometry: AttentionGeometry, ratio: float) -> tup
     that the checkpoint cannot be served at.
     """
     _check_order(palu)
-    projections = _projections(palu, geometry)
+    projections, holders = _projections(palu, geometry), palu.caching_layers
     kept = [projection.rank for projection in projections]
     full = sum(each.groups * each.full_rank for each in projections)
     excess = sum(each.groups * each.rank for each in projections) - ratio * full
@@ -70,16 +71,17 @@ def ranks_at(palu: PaluConfig, geometry: AttentionGeometry, ratio: float) -> tup
         lower = projections[chosen].below(kept[chosen])
         excess -= projections[chosen].groups * (kept[chosen] - lower)
         kept[chosen] = lower
-    return kept[0::2], kept[1::2]
+    own = [holders.index(palu.source_layer(layer)) for layer in range(geometry.num_layers)]
+    return [kept[2 * each] for each in own], [kept[2 * each + 1] for each in own]
 
 
 def _projections(palu: PaluConfig, geometry: AttentionGeometry) -> list[Projection]:
-    """K0, V0, K1, V1, ..."""
+    """K and V of one layer after the other, of those that hold latents of their own."""
     sizes = (palu.group_size_k, palu.group_size_v)
     return [
         Projection(rank, geometry.num_kv_heads // size, size * geometry.head_dim)
-        for ranks in zip(palu.rank_k, palu.rank_v, strict=True)
-        for rank, size in zip(ranks, sizes, strict=True)
+        for layer in palu.caching_layers
+        for rank, size in zip((palu.rank_k[layer], palu.rank_v[layer]), sizes, strict=True)
     ]
 
 

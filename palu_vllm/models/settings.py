@@ -32,7 +32,7 @@ def apply_settings(vllm_config: VllmConfig) -> None:
     if RANK_RATIO in settings:
         changes |= _fewer_ranks(hf_config, _ratio(settings[RANK_RATIO]))
     if STREAMING_LLM in settings:
-        StreamingLLM.asked(settings[STREAMING_LLM]).write(hf_config)
+        _stream(hf_config, settings[STREAMING_LLM])
     if changes:
         hf_config.palu_config = {**hf_config.palu_config, **changes}
         PaluConfig.from_hf_config(hf_config.to_dict())
@@ -63,6 +63,14 @@ def _fewer_ranks(hf_config: PretrainedConfig, ratio: float) -> dict[str, Any]:
         )
     setattr(hf_config, STORED, {"rank_k": palu.rank_k, "rank_v": palu.rank_v})
     return {"rank_k": rank_k, "rank_v": rank_v, "clip_k": None, "clip_v": None}
+
+
+def _stream(hf_config: PretrainedConfig, knobs: Any) -> None:
+    if PaluConfig.from_hf_config(hf_config.to_dict()).num_shared:
+        raise ValueError(
+            f"{STREAMING_LLM} is not proven for layers that share a cache, which this checkpoint has; leave it out."
+        )
+    StreamingLLM.asked(knobs).write(hf_config)
 
 
 def _bits(name: str, value: Any) -> int:

@@ -109,9 +109,17 @@ def _other_speculation(vllm_config: VllmConfig) -> bool:
     return speculation is not None and speculation.method != "ngram"
 
 
+def _moves_blocks(vllm_config: VllmConfig) -> bool:
+    return vllm_config.kv_transfer_config is not None or vllm_config.cache_config.kv_offloading_size is not None
+
+
 def _long_drafts(vllm_config: VllmConfig) -> bool:
     speculation = vllm_config.speculative_config
     return speculation is not None and speculation.num_speculative_tokens > MAX_DRAFTS
+
+
+def _shares_layers(vllm_config: VllmConfig) -> bool:
+    return PaluConfig.from_hf_config(vllm_config.model_config.hf_config.to_dict()).num_shared > 0
 
 
 def _stages_without_compilation(vllm_config: VllmConfig) -> bool:
@@ -150,6 +158,20 @@ _SETTINGS: tuple[tuple[Callable[[VllmConfig], bool], str], ...] = (
         _stages_without_compilation,
         "pipeline parallelism on a CPU needs the compiled model, because vLLM makes the buffers between stages "
         "only while it compiles; leave --enforce-eager out.",
+    ),
+    (
+        lambda config: config.parallel_config.pipeline_parallel_size > 1 and _shares_layers(config),
+        "layers of this checkpoint read latents of earlier layers, which another pipeline stage may hold; "
+        "leave --pipeline-parallel-size at 1.",
+    ),
+    (
+        lambda config: _moves_blocks(config) and _shares_layers(config),
+        "moving latents that layers share with a KV connector is not proven; leave --kv-transfer-config and "
+        "--kv-offloading-size out.",
+    ),
+    (
+        lambda config: config.cache_config.kv_sharing_fast_prefill and _shares_layers(config),
+        "--kv-sharing-fast-prefill is not proven for layers that share latents; leave the flag out.",
     ),
     (
         lambda config: config.model_config.convert_type == "classify",

@@ -58,6 +58,7 @@ def _configuration(directory: Path) -> str:
     return (
         f"{config['model_type']}, {geometry.num_layers} layers, {palu.group_sizes}, {ranks}, "
         f"{palu.value_path} values, rope {rope_type(config)}{', queries and keys normalised' * palu.qk_norm}"
+        + (f", {palu.num_shared} layers read the latents of an earlier one" if palu.num_shared else "")
     )
 
 

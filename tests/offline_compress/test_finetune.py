@@ -214,3 +214,16 @@ def test_the_command(checkpoint, verse, capsys):
     steps = [json.loads(line) for line in told.err.splitlines() if '"step"' in line]
     assert [step["number"] for step in steps] == [0, 1] and all(step["loss"] > 0 for step in steps)
     assert all(torch.isfinite(tensor).all() for _, tensor in iterate_tensors(checkpoint))
+
+
+def test_layers_that_share_are_trained_too(dense, tmp_path, verse):
+    """They have queries and an output projection; latents of few bits are those of the layer that they read."""
+    out = tmp_path / "out"
+    compress(dense("llama"), out, objective="svd", search="uniform", latent_bits=8, share_map=((1, 0),))
+    before, untrained = dict(iterate_tensors(out)), loss(out)
+    finetune(FinetuneOptions(out, verse, **QUICK))
+    check_shapes(out)
+    assert loss(out) < untrained
+    changed = {name for name, tensor in iterate_tensors(out) if not torch.equal(tensor, before[name])}
+    shared = {f"model.layers.1.self_attn.{name}.weight" for name in ("q_proj", "o_proj")}
+    assert {name for name in changed if ".layers.1.self_attn." in name} == shared

@@ -25,6 +25,7 @@ WAYS = {
     "fisher": {"objective": "whiten", "search": "fisher"},
     "budget": {"objective": "weighted", "target_compression": 5, "latent_bits": 4},
     "clip": {"objective": "whiten", "search": "uniform", "latent_bits": 4},
+    "share": {"objective": "whiten", "search": "uniform", "share_layers": 1, "share_threshold": -1.0},
     "reorder": {"objective": "weighted", "search": "energy", "reorder_heads": True, "group_size": 2},
 }
 QUICK = {"calib_samples": 4, "calib_seqlen": 40}
@@ -54,6 +55,8 @@ MOMENTS = [
     ("budget", "journal.write_at_once", 4, "after"),
     ("budget", "writer.CheckpointWriter.write", 9, "before"),
     ("clip", "writer.CheckpointWriter.write", 11, "before"),
+    ("share", "journal.write_at_once", 4, "after"),
+    ("share", "writer.CheckpointWriter.write", 9, "before"),
     ("reorder", "writer.CheckpointWriter.write", 9, "before"),
 ]
 

@@ -36,7 +36,14 @@ PALU = {
 
 
 WHOLE = [{"share": 1.0, "bits": 16}]
-UNSET = {"qk_norm": False, "latent_group_size": 0, "latent_symmetric": False, "clip_k": None, "clip_v": None}
+UNSET = {
+    "qk_norm": False,
+    "latent_group_size": 0,
+    "latent_symmetric": False,
+    "clip_k": None,
+    "clip_v": None,
+    "source_layers": None,
+}
 
 
 def read(**changes) -> PaluConfig:
@@ -202,3 +209,58 @@ def test_refused_rope(config, sentence):
 def test_config_imports_neither_torch_nor_transformers():
     code = "import sys, palu_vllm.config; sys.exit(bool({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FIVE = MODEL | {"num_hidden_layers": 5}
+ALIKE = {"rank_k": [8] * 5, "rank_v": [12] * 5}
+
+
+def shared(source_layers: list[int], layer_types: list[str] | None = None, **changes) -> PaluConfig:
+    section = PALU | ALIKE | {"source_layers": source_layers} | changes
+    return PaluConfig.from_hf_config(FIVE | {"palu_config": section, "layer_types": layer_types})
+
+
+def test_layers_that_share_hold_no_bytes():
+    geometry = AttentionGeometry.from_hf_config(FIVE)
+    palu = shared([0, 1, 0, 3, 1], rank_k=[8, 16, 8, 24, 16])
+    assert (palu.caching_layers, palu.num_shared) == ([0, 1, 3], 2)
+    assert [palu.source_layer(layer) for layer in range(5)] == [0, 1, 0, 3, 1]
+    assert palu.bytes_per_token(geometry, "float16") == 2 * 2 * (8 + 16 + 24 + 3 * 12)
+    alone = shared([0, 1, 2, 3, 4])
+    assert (alone.caching_layers, alone.num_shared) == ([0, 1, 2, 3, 4], 0)
+    assert alone.bytes_per_token(geometry, "float16") == 2 * 2 * 5 * 20
+    assert json.loads(palu.model_dump_json())["source_layers"] == [0, 1, 0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("source_layers", "changes", "sentence"),
+    [
+        ([0, 1, 2, 3], {}, "source_layers has 4 layers and rank_k 5; expected equal"),
+        ([0, 2, 2, 3, 4], {}, "layer 1 reads the latents of layer 2; expected an earlier layer"),
+        ([0, 1, -1, 3, 4], {}, "layer 2 reads the latents of layer -1; expected an earlier layer"),
+        ([0, 0, 1, 3, 4], {}, "layer 2 reads the latents of layer 1, which holds none of its own"),
+        (
+            [0, 1, 0, 3, 4],
+            {"rank_k": [8, 8, 16, 8, 8]},
+            "layer 2 reads the latents of layer 0, but their rank_k differ",
+        ),
+        (
+            [0, 1, 0, 3, 4],
+            {"rank_v": [8, 8, 16, 8, 8]},
+            "layer 2 reads the latents of layer 0, but their rank_v differ",
+        ),
+        ([0, 1, 0, 3, 4], {"clip_k": [1.0, 1.0, 0.9, 1.0, 1.0]}, "layer 0, but their clip_k differ"),
+        ([0, 1, 0, 3, 4], {"clip_v": [1.0, 1.0, 0.9, 1.0, 1.0]}, "layer 0, but their clip_v differ"),
+        ([0, 1, 0, 3, 4.0], {}, "valid integer"),
+    ],
+)
+def test_source_layers_that_no_checkpoint_can_have(source_layers, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        shared(source_layers, **changes)
+
+
+def test_a_window_is_not_shared_with_full_attention():
+    kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    assert shared([0, 1, 0, 1, 0], kinds).num_shared == 3
+    with pytest.raises(ValueError, match="layer 2 is of the kind full_attention and reads the latents of layer 1"):
+        shared([0, 1, 1, 3, 4], kinds)

@@ -1,5 +1,7 @@
 """What serving code asks about a layer."""
 
+from dataclasses import replace
+
 import pytest
 
 from palu_vllm.config import AttentionGeometry
@@ -30,3 +32,10 @@ def test_each_side_has_its_own_groups_and_full_rank(sizes):
     assert (first.full_rank_k, first.full_rank_v, first.group_size) == (full_k, full_v, 4)
     assert (first.has_k_up, second.has_k_up) == (True, False)
     assert (first.value_path, second.value_path) == ("uncompressed", "fused")
+
+
+def test_a_shared_layer_has_its_sources_sizes():
+    palu = read(rank_k=[8, 8], rank_v=[12, 12], source_layers=[0, 0])
+    first, second = (LayerShape.of(palu, GEOMETRY, layer) for layer in range(2))
+    assert (first.shared, second.shared) == (False, True)
+    assert replace(second, shared=False) == first

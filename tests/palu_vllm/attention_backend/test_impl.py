@@ -22,8 +22,8 @@ ARGUMENTS = {
 }
 
 
-def build(**changes) -> PaluImpl:
-    rebuild = KeyRebuild(torch.randn(1, 6, 16), None, torch.randn(32, 8))
+def build(rebuild: KeyRebuild | None = None, **changes) -> PaluImpl:
+    rebuild = rebuild or KeyRebuild(torch.randn(1, 6, 16), None, torch.randn(32, 8))
     return PaluImpl(**ARGUMENTS | changes, shape=SHAPE, rebuild=rebuild)
 
 
@@ -32,7 +32,6 @@ def build(**changes) -> PaluImpl:
     [
         ({"alibi_slopes": [0.5]}, "ALiBi"),
         ({"logits_soft_cap": 30.0}, "a soft cap of the logits"),
-        ({"kv_sharing_target_layer_name": "model.layers.0"}, "a KV cache shared between layers"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "encoder_only attention"),
     ],
 )
@@ -58,6 +57,24 @@ def test_rows_of_padding_are_left_alone():
     output = torch.full((3, 4, 5), 7.0)
     impl.forward(None, torch.randn(3, 4, 8), None, None, cache, PaluMetadata(2, batch), output)
     assert torch.isfinite(output[:2]).all() and (output[2] == 7.0).all()
+
+
+def test_a_layer_that_shares_attends_to_what_its_source_stored():
+    source = build()
+    reader = build(source.rebuild, kv_sharing_target_layer_name="model.layers.0")
+    for impl in (source, reader):
+        impl.process_weights_after_loading(torch.float32)
+    cache, lengths = torch.zeros(3, 1, 16, 11), torch.tensor([2], dtype=torch.int32)
+    source.do_kv_cache_update(None, torch.randn(2, 1, 6), torch.randn(2, 1, 5), cache, torch.tensor([16, 17]))
+    starts = torch.tensor([0, 2], dtype=torch.int32)
+    metadata = PaluMetadata(2, PagedBatch(torch.tensor([[1]], dtype=torch.int32), lengths, starts, 2, 2))
+    query, before = torch.randn(2, 4, 8), cache.clone()
+    nothing = torch.empty(0)
+    first, second = (
+        impl.forward(None, query, nothing, nothing, cache, metadata, torch.zeros(2, 4, 5)) for impl in (source, reader)
+    )
+    assert torch.equal(first, second) and first.abs().min() > 0
+    assert torch.equal(cache, before)
 
 
 def test_before_there_is_a_cache_the_output_is_zero():

@@ -1,6 +1,7 @@
 """Fewer ranks than a checkpoint has: which ones, which tensors, and one sentence for what cannot be."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_the_share_is_kept_in_multiples_of_16_and_never_above_the_checkpoint(siz
             *zip(fewer.rank_v, palu.rank_v, itertools.repeat(sizes[1])),
         ]:
             assert kept == rank or (kept % 16 == 0 and 16 <= kept < rank < 64 * size)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.3, 0.47])
+def test_layers_that_share_have_the_ranks_of_their_source(ratio):
+    """The others have those of a model without layers that share."""
+    rank_k, rank_v = [64, 96], [80, 32]
+    alone = ranks_at(config(rank_k, rank_v), replace(GEOMETRY, num_layers=2), ratio)
+    shared = config([*rank_k, *rank_k[::-1]], [*rank_v, *rank_v[::-1]], source_layers=[0, 1, 1, 0])
+    assert ranks_at(shared, GEOMETRY, ratio) == tuple([*side, *side[::-1]] for side in alone)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

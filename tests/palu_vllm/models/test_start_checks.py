@@ -68,6 +68,23 @@ def test_settings_that_are_not_proven(palu, case):
     assert expected in refusal(palu(), **options)
 
 
+SHARED = {
+    "pipeline": ({"pipeline_parallel_size": 2}, "leave --pipeline-parallel-size at 1"),
+    "offloading": ({"kv_offloading_size": 1.0}, "leave --kv-transfer-config and --kv-offloading-size out"),
+    "connector": (
+        {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
+        "moving latents that layers share with a KV connector is not proven",
+    ),
+    "fast prefill": ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill is not proven"),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_settings_that_layers_which_share_do_not_allow(palu, case):
+    options, expected = SHARED[case]
+    assert expected in refusal(palu(source_layers=(0, 0)), **options)
+
+
 def test_a_draft_model(palu, dense):
     drafts = {"method": "draft_model", "model": str(dense()), "num_speculative_tokens": 2}
     assert "speculative decoding by draft_model" in refusal(palu(), speculative_config=drafts)

@@ -54,6 +54,11 @@ def test_a_model_with_a_window_of_its_own_is_refused(palu):
         configured(palu("mistral", sliding_window=24), SIZES)
 
 
+def test_layers_that_share_a_cache_are_refused(palu):
+    with pytest.raises(StartError, match=r"layers that share a cache, which this checkpoint has; leave it out\.$"):
+        configured(palu("llama", source_layers=(0, 0)), SIZES)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"kv_offloading_size": 1.0}, {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}],
