@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from offline_compress.calibration import CalibrationSamples
-from offline_compress.estimate import activation_bytes, disk_bytes, fisher_memory_bytes, layer_memory_bytes
+from offline_compress.estimate import (
+    activation_bytes,
+    disk_bytes,
+    fisher_memory_bytes,
+    layer_memory_bytes,
+    nested_factor_bytes,
+)
 from offline_compress.memory import peak_memory_bytes
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.plot import write_plot
@@ -74,14 +80,14 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
     label = samples.label if samples else NO_CALIBRATION
     palu = plan.palu_config(plan.uniform_ranks(), label)
     count = len(samples.tokens[: plan.passes_samples]) if samples else 0
-    layers = layer_memory_bytes(plan, palu, count)
+    layers = layer_memory_bytes(plan, palu, count) + nested_factor_bytes(plan)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
     budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
     return (
         sizes(plan, palu)
         | budget
         | {
-            "ranks_are_final": not (plan.needs_fisher or plan.searches_energy or plan.options.has_budget),
+            "ranks_are_final": not plan.searches_ranks,
             "predicted_peak_memory_bytes": baseline + max(layers, whole),
             "predicted_layer_memory_bytes": layers,
             "predicted_fisher_memory_bytes": whole,
