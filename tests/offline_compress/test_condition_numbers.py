@@ -67,7 +67,7 @@ def test_ranks_of_the_harness_are_proportional_to_the_weights(conditions):
     assert found == pytest.approx([160 * weight for weight in progressive_weights(conditions)], abs=0.75)
 
 
-@pytest.mark.parametrize("options", [{}, {"group_size": 1}, {"group_size_k": 2, "group_size_v": 4}, {"latent_bits": 4}])
+@pytest.mark.parametrize("options", [{}, {"group_size": 2}, {"group_size_k": 2, "group_size_v": 4}, {"latent_bits": 4}])
 def test_the_command_needs_no_data_and_reports_what_it_found(dense, tmp_path, options):
     options = {"objective": "svd", "search": "lorc", "rank_ratio": 0.5} | options
     dry = compress(dense("llama"), tmp_path / "out", dry_run=True, **options)
