@@ -1,12 +1,15 @@
 """MatryoshkaKV's rule (Lin et al., 2024, arXiv 2410.14731): ``--search matryoshka``.
 
-All projections begin with full rank. In every step each of them is lowered by itself, and the one stays lower by which
-the model's next-token distribution on calibration samples moves least away from the dense model's, in nats per number
-of the cache that it gives back; until the budget is met. A step is an eighth of the full rank, in multiples of the
-tile; of the last one as much is taken as the budget asks for, so that fewer ranks are always a part of more.
+All projections begin with full rank. In every step the one is lowered by which the model's next-token distribution on
+calibration samples moves least away from the dense model's, in nats per number of the cache that it gives back; until
+the budget is met. A step is an eighth of the full rank, in multiples of the tile; of the last one as much is taken as
+the budget asks for, so that fewer ranks are always a part of more.
 
-The paper chooses per head, by the change of the last hidden state; here all groups of a projection share a rank, and
-the loss is the divergence that other choices of this compressor are measured by.
+The first step measures all projections. Later ones take what a projection would have added when it was last measured
+as the least that it adds now, and measure only those that could be the best (Minoux, 1978): the same choice wherever
+losses do not shrink while others grow, at a fraction of the passes. The paper chooses per head, by the change of the
+last hidden state; here all groups of a projection share a rank, and the loss is the divergence that other choices of
+this compressor are measured by.
 """
 
 import math
@@ -21,11 +24,16 @@ STEPS_PER_RANK = 8
 
 
 class Step(TypedDict):
-    """``matrix`` of K0, V0, K1, V1, ... may be lowered to ``rank``; the model then is at ``loss``."""
+    """``matrix`` of K0, V0, K1, V1, ... may be lowered to ``rank``; the model then is at ``loss``.
+
+    ``added`` is what the next step of every matrix adds to the loss per number of the cache, as it was last measured;
+    None where it has not been since its own rank changed.
+    """
 
     matrix: int
     rank: int
     loss: float
+    added: list[float | None]
 
 
 class LowerableModel(Protocol):
@@ -45,19 +53,32 @@ def lower_rank(rank: int, full: int) -> int:
     return max(rank - step, tile)
 
 
-def best_step(model: LowerableModel, ranks: Sequence[int], full_ranks: Sequence[int], loss: float) -> Step:
-    """The step that adds least to the model's ``loss`` per number of the cache; the first of equals."""
-    steps = [
-        Step(matrix=matrix, rank=lower, loss=model.loss(matrix, lower))
-        for matrix, (rank, full) in enumerate(zip(ranks, full_ranks, strict=True))
-        if (lower := lower_rank(rank, full)) < rank
-    ]
+def best_step(
+    model: LowerableModel,
+    ranks: Sequence[int],
+    full_ranks: Sequence[int],
+    loss: float,
+    added: Sequence[float | None],
+) -> Step:
+    """The step that adds least to the model's ``loss`` per number of the cache, the first of equals; ``added`` as in
+    :class:`Step`.
+    """
+    lower = [lower_rank(rank, full) for rank, full in zip(ranks, full_ranks, strict=True)]
+    matrices = [matrix for matrix, rank in enumerate(ranks) if lower[matrix] < rank]
+    known, losses = list(added), {}
 
-    def added(step: Step) -> float:
-        matrix = step["matrix"]
-        return (step["loss"] - loss) / ((ranks[matrix] - step["rank"]) / full_ranks[matrix])
+    def measure(matrix: int) -> None:
+        losses[matrix] = model.loss(matrix, lower[matrix])
+        share = (ranks[matrix] - lower[matrix]) / full_ranks[matrix]
+        known[matrix] = (losses[matrix] - loss) / share
 
-    return min(steps, key=added)
+    for matrix in matrices:
+        if known[matrix] is None:
+            measure(matrix)
+    while (best := min(matrices, key=known.__getitem__)) not in losses:
+        measure(best)
+    known[best] = None
+    return Step(matrix=best, rank=lower[best], loss=losses[best], added=known)
 
 
 def greedy_ranks(
@@ -73,8 +94,10 @@ def greedy_ranks(
     excess = units * len(ranks) - allowed
     expected = math.ceil(excess * STEPS_PER_RANK / units)  # of full size
     while excess > 0:
-        loss = steps[-1]["loss"] if steps else 0.0
-        step = journal.remembered(f"step-{len(steps):05d}", lambda loss=loss: best_step(model, ranks, full_ranks, loss))
+        found = (steps[-1]["loss"], steps[-1]["added"]) if steps else (0.0, [None] * len(ranks))
+        step = journal.remembered(
+            f"step-{len(steps):05d}", lambda found=found: best_step(model, ranks, full_ranks, *found)
+        )
         matrix = step["matrix"]
         tile, cost = rank_tile(full_ranks[matrix]), costs[matrix]
         tiles = min((ranks[matrix] - step["rank"]) // tile, math.ceil(excess / cost))

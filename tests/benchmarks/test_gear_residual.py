@@ -53,8 +53,9 @@ def test_without_parts_it_is_a_single_tier(latents):
 
 
 def test_a_block_depends_on_its_own_tokens_alone(latents):
-    way = Residual("per channel", 2, 16, 2, 1)
-    torch.testing.assert_close(way(latents)[16:32], way(latents[16:32]))
+    way, other = Residual("per channel", 2, 16, 2, 1), latents.clone()
+    other[:16], other[32:] = 7.0, latents[:32]
+    torch.testing.assert_close(way(latents)[16:32], way(other)[16:32])
 
 
 def test_per_channel_scales_are_those_of_the_channel(latents):

@@ -95,12 +95,26 @@ def test_losses_that_add_up_and_grow_lead_to_the_least(ratio, seed):
     assert found([128] * 4, ratio, seed) == ranks_by_energy(energies, [128] * 4, ratio)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99))
+def test_what_is_known_leads_to_the_steps_of_measuring_all(seed):
+    """Losses that add up do not shrink."""
+    fulls = [128, 64, 256, 128, 128, 64]
+    model, ranks, loss = adding_model(fulls, seed), list(fulls), 0.0
+    found, steps = greedy_ranks(adding_model(fulls, seed), fulls, 0.3, Forgetful(Path()))
+    for step in steps[:-1]:
+        exhaustive = best_step(model, ranks, fulls, loss, [None] * len(fulls))
+        assert (step["matrix"], step["rank"]) == (exhaustive["matrix"], exhaustive["rank"])
+        model.lower(step["matrix"], step["rank"])
+        ranks[step["matrix"]], loss = step["rank"], step["loss"]
+
+
 def test_the_first_step_is_the_least_of_all():
     fulls = [64, 128, 256, 64]
     model = adding_model(fulls, 3)
     per_number = [model.loss(i, lower_rank(full, full)) * full / (full - lower_rank(full, full))
                   for i, full in enumerate(fulls)]  # fmt: skip
-    step = best_step(model, fulls, fulls, 0.0)
+    step = best_step(model, fulls, fulls, 0.0, [None] * 4)
     assert step["matrix"] == min(range(4), key=per_number.__getitem__)
     assert (step["rank"], step["loss"]) == (
         lower_rank(f := fulls[step["matrix"]], f),
@@ -121,7 +135,7 @@ def test_steps_that_are_known_are_not_measured_again(notes):
     last = sorted(notes.directory.glob("step-*.json"))[-1]
     last.unlink()
     assert greedy_ranks(again, fulls, 0.6, notes) == expected
-    assert again.calls == 3 < first.calls and again.ranks == first.ranks
+    assert again.calls <= 3 < first.calls and again.ranks == first.ranks
 
 
 def test_everything_kept_takes_no_step(notes):
