@@ -26,9 +26,9 @@ from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.perplexity import HELD_OUT
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.quality_table import Judge, rows_of_text
-from offline_compress.hadamard import spreading_matrix
 from palu_vllm.latent_format import LatentFormat, Tier
 from palu_vllm.packing import rounded
+from palu_vllm.rotation import spreading_matrix
 
 RESULT = ROOT / "benchmarks" / "results" / "mean_direction.json"
 RATIOS, BITS, CALIBRATION_ROWS = (0.5, 0.25), (4, 3, 2), 8

@@ -9,7 +9,7 @@ import torch
 from offline_compress.clip_ratio import ClipSearch
 from offline_compress.decomposition import Factors
 from offline_compress.fuse_output import constant_output, fuse_output
-from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows, rotation_of_tiers
+from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows
 from offline_compress.layer_views import LayerView
 from offline_compress.model_access import KEY, NORMS, OUTPUT, QUERY, VALUE, projection
 from offline_compress.objective import Objective
@@ -17,6 +17,7 @@ from offline_compress.refit import Refit, read_keys, read_values
 from offline_compress.source import SourceModel
 from palu_vllm.config import PaluConfig
 from palu_vllm.layer_shape import LayerShape
+from palu_vllm.rotation import rotation_of_tiers
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
 Outputs = Iterable[tuple[Put, torch.Tensor]]  # output projections, and where they go

@@ -29,7 +29,10 @@ weighs each group of heads, applies minimum and maximum rank to each group, and 
 groups: the checkpoint has one rank per layer for K and one for V (the reference kept one per group). Both Fisher
 searches need the whole model in float32 in memory; with the others it stays below three layers. See --dry-run.
 `energy` gives each rank to whichever projection saves most of its objective's error with it, `sensitivity` too, with
-errors multiplied by what truncating one projection at a time does to the model's answers. See docs/compression.md.
+errors multiplied by what truncating one projection at a time does to the model's answers. `lorc` (LoRC) gives deeper
+layers fewer ranks, by the condition numbers of the weights. `matryoshka` (MatryoshkaKV) lowers ranks step by step, each
+time those of the projection that the model's answers need least: many passes, with all factors in memory. See
+docs/compression.md.
 
 Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind, unless
 --resume was given. A run that is killed leaves OUT.tmp-work; the same command with --resume goes on behind its last
@@ -93,8 +96,8 @@ def _add_compression(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--k-cost", type=float, default=defaults.k_cost, metavar="C",
-        help="with the last two searches a rank of K, which attention rebuilds keys from, must save 1 + C times what a "
-        "rank of V saves: faster decoding at the same bytes (default: %(default)s)",
+        help="with energy and sensitivity a rank of K, which attention rebuilds keys from, must save 1 + C times what "
+        "a rank of V saves: faster decoding at the same bytes (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--refit", action=argparse.BooleanOptionalAction,

@@ -9,7 +9,7 @@ from offline_compress.layer_errors import PROBED_SAMPLES
 from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS
 from offline_compress.model_access import KEY, WIDENED_ROWS, projection
 from offline_compress.output import tensor_specs
-from offline_compress.plan import SENSITIVITY_SAMPLES, Plan
+from offline_compress.plan import GREEDY_SAMPLES, SENSITIVITY_SAMPLES, Plan
 from offline_compress.rank_allocation import rank_tile
 from offline_compress.source import CHUNK_BYTES
 from offline_compress.statistics import KEPT_TOKENS
@@ -33,7 +33,19 @@ def activation_bytes(plan: Plan, samples: int) -> int:
     samples *= min(2, plan.geometry.num_layers + 1)
     if plan.measures_sensitivity:
         samples += SENSITIVITY_SAMPLES * (1 + 2 * plan.geometry.num_layers)
-    return samples * plan.seqlen * plan.geometry.hidden_size * FLOAT32
+    tokens = samples * plan.seqlen
+    if plan.searches_greedily:  # when the others are gone
+        tokens = max(tokens, GREEDY_SAMPLES * _probed_tokens(plan) * (plan.geometry.num_layers + 2))
+    return tokens * plan.geometry.hidden_size * FLOAT32
+
+
+def nested_factor_bytes(plan: Plan) -> int:
+    """What ``lowered_model.py`` keeps of all projections."""
+    if not plan.searches_greedily:
+        return 0
+    sides = (plan.key, plan.value)
+    numbers = sum(side.num_groups * side.full_rank * (plan.geometry.hidden_size + side.full_rank) for side in sides)
+    return FLOAT32 * numbers * plan.geometry.num_layers
 
 
 def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
@@ -46,13 +58,17 @@ def layer_memory_bytes(plan: Plan, palu: PaluConfig, samples: int) -> int:
     decomposing = max(_decomposition_work(plan, side, rank) for side, rank in likely)
     refitting = max(_refit_work(plan, side, [rank]) for side, rank in likely) if plan.refits else 0
     comparing = _comparison_work(plan, samples) if plan.options.has_budget else 0
-    return LIBRARY_BYTES + moment + kept + max(running, reading, decomposing, refitting, comparing, 3 * CHUNK_BYTES)
+    conditions = _condition_work(plan) if plan.needs_conditions else 0
+    steps = (running, reading, decomposing, refitting, comparing, conditions, 3 * CHUNK_BYTES)
+    return LIBRARY_BYTES + moment + kept + max(steps)
 
 
 def _likely_ranks(plan: Plan, palu: PaluConfig) -> list[tuple[Grouping, int]]:
     """Of K and of V, the one projection that gets most; a search gives some projections more than others."""
     most = [(plan.key, max(palu.rank_k)), (plan.value, max(palu.rank_v))]
-    if plan.searches_energy or plan.needs_fisher:
+    if plan.searches_greedily:  # begins with all of them
+        return [(plan.key, plan.key.full_rank), (plan.value, plan.value.full_rank)]
+    if plan.searches_ranks and not plan.options.has_budget:
         return [(side, min(side.full_rank, round(SEARCHED_SPREAD * rank))) for side, rank in most]
     return most
 
@@ -96,6 +112,13 @@ def _reading_work(plan: Plan) -> int:
     widest = (_stored_bytes(plan) + FLOAT32) * geometry.hidden_size * geometry.num_heads * geometry.head_dim
     computed = 2 * _attention_bytes(plan) + 6 * FLOAT32 * tokens**2 + _heads_bytes(plan)
     return max(computed, _attention_bytes(plan) + 3 * _heads_bytes(plan) + widest)
+
+
+def _condition_work(plan: Plan) -> int:
+    """A projection, the Gram matrix of all its heads and what LAPACK adds."""
+    width = plan.geometry.num_kv_heads * plan.geometry.head_dim
+    rows = FLOAT64 * min(BLOCK_ROWS, width) * plan.geometry.hidden_size
+    return _dense_bytes(plan) + 3 * FLOAT64 * width**2 + 2 * rows
 
 
 def _factor_bytes(plan: Plan, side: Grouping, rank: int) -> int:

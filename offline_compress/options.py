@@ -10,7 +10,9 @@ from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut
 OBJECTIVES = ("svd", "whiten", "weighted")
 FISHER_SEARCHES = ("fisher", "fisher_uniform")
 ENERGY_SEARCHES = ("energy", "sensitivity")
-SEARCHES = ("uniform", *FISHER_SEARCHES, *ENERGY_SEARCHES)
+CONDITION_SEARCH = "lorc"
+GREEDY_SEARCH = "matryoshka"
+SEARCHES = ("uniform", *FISHER_SEARCHES, *ENERGY_SEARCHES, CONDITION_SEARCH, GREEDY_SEARCH)
 VALUE_PATHS = ("fused", "factored", "auto")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4

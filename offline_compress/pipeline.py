@@ -11,11 +11,13 @@ import torch
 from offline_compress.attention_layer import ClipSearches, LayerOutcome, Rotations, write_attention
 from offline_compress.calibration import CalibrationSamples, load_samples
 from offline_compress.clip_ratio import ClipSearch
+from offline_compress.condition_numbers import condition_report, importance_of, measured_conditions
 from offline_compress.energy_search import search_ranks
 from offline_compress.fisher import fisher_information, group_importance
 from offline_compress.journal import Journal, open_journal
 from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS, search_sharing
 from offline_compress.layer_views import LayerView, layer_views
+from offline_compress.lowered_model import search_greedily
 from offline_compress.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.model_access import is_replaced, key_value_weights, whole_model
 from offline_compress.model_card import write_model_card
@@ -151,6 +153,14 @@ def _decide(
         best = chosen.best
         palu = plan.palu_config((best.rank_k, best.rank_v), label, (best.tiers_k, best.tiers_v))
         return palu, {"budget": chosen.report()}
+    if plan.searches_greedily:
+        tokens, section = _passed(plan, samples), journal.section(SEARCH)
+        found = journal.remembered("greedy", lambda: search_greedily(plan, tokens, section, on_event))
+        return plan.palu_config((found["ranks"][0::2], found["ranks"][1::2]), label), {"rank_search": found["search"]}
+    if plan.needs_conditions:
+        conditions = measured_conditions(plan, journal.section(SEARCH), on_event)
+        ranks = plan.ranks(plan.options.search, importance_of(conditions))
+        return plan.palu_config(ranks, label), {"rank_search": condition_report(conditions)}
     ranks = plan.uniform_ranks()
     if plan.needs_fisher:
         tokens = samples.tokens[: plan.options.fisher_samples]

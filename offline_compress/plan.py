@@ -11,9 +11,11 @@ from offline_compress.grouping import Grouping, groupings
 from offline_compress.layer_sharing import SHARING_SAMPLES, source_layers
 from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
 from offline_compress.options import (
+    CONDITION_SEARCH,
     DEFAULT_SEQLEN,
     ENERGY_SEARCHES,
     FISHER_SEARCHES,
+    GREEDY_SEARCH,
     CompressionError,
     CompressOptions,
     LayerPairs,
@@ -28,6 +30,7 @@ from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_
 NO_CALIBRATION = "none"
 WEIGHED_SAMPLES = 8  # whose attention is looked at
 SENSITIVITY_SAMPLES = 4  # that pass through the whole model for every projection
+GREEDY_SAMPLES = 2  # that do so at every step of the greedy search
 T = TypeVar("T")
 
 
@@ -135,6 +138,19 @@ class Plan:
         return self.searches_energy and self.options.search == "sensitivity"
 
     @property
+    def needs_conditions(self) -> bool:
+        return self.truncates and self.options.search == CONDITION_SEARCH
+
+    @property
+    def searches_greedily(self) -> bool:
+        return self.truncates and self.options.search == GREEDY_SEARCH
+
+    @property
+    def searches_ranks(self) -> bool:
+        """Whether ranks are not known before the model is looked at."""
+        return self.truncates and (self.options.has_budget or self.options.search != "uniform")
+
+    @property
     def needs_probes(self) -> bool:
         """Whether the attention of calibration samples is looked at."""
         return self.needs_weights or self.refits
@@ -157,7 +173,8 @@ class Plan:
         """How many samples go through the layers before they are written; 0: none."""
         if self.needs_whitening:
             return self.options.whiten_samples
-        return max(self.kept_samples, SENSITIVITY_SAMPLES if self.measures_sensitivity else 0)
+        probed = SENSITIVITY_SAMPLES if self.measures_sensitivity else 0
+        return max(self.kept_samples, probed, GREEDY_SAMPLES if self.searches_greedily else 0)
 
     @property
     def samples_needed(self) -> int:
@@ -255,6 +272,11 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         device_of(options.device),
         notes,
     )
+    if plan.searches_greedily and (options.share_layers or options.share_map):
+        raise CompressionError(
+            f"--search {GREEDY_SEARCH} lowers ranks of every layer, and layers that share have none of their own; "
+            "give another --search, or leave --share-layers and --share-map out."
+        )
     if options.share_map is not None:
         plan = plan.sharing(options.share_map)
     if options.share_layers >= plan.geometry.num_layers:

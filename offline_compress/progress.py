@@ -1,10 +1,10 @@
 """Telling what happens: a bar on a terminal, JSON lines elsewhere.
 
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``sharing`` (one per pair of
-layers that is tried; each of these with a ``text``), ``fisher``
-(one per sample), ``probe`` (one per layer, where there is a budget), ``energy`` (one per layer, where ranks follow from
-it) and ``layer`` (one per layer, with ranks, relative
-errors, seconds, those of its parts, and resident memory).
+layers that is tried; each of these with a ``text``), ``fisher`` (one per sample), ``probe`` (one per layer, where there
+is a budget), ``energy``, ``conditions`` or ``factors`` (one per layer, where ranks follow from them), ``step`` (of the
+greedy search, about as many as it says) and ``layer`` (one per layer, with ranks, relative errors, seconds, those of
+its parts, and resident memory).
 """
 
 import json

@@ -12,6 +12,7 @@ full can less than a step of the others be left over.)
 ``fisher``          in proportion to the mean Fisher information of each group, with floor and cap applied per group;
                     the matrix then gets the sum over its groups. It differs from ``fisher_uniform`` where single
                     groups reach the floor or the cap. (The reference keeps a rank per group; this format has none.)
+``lorc``            in proportion to the weights of ``condition_numbers.py``, one for K and V of a layer.
 """
 
 import math
@@ -103,6 +104,7 @@ SHARES: dict[str, Callable[[Importance, Sequence[int], int, int], list[float]]] 
     "uniform": _equal,
     "fisher_uniform": _by_matrix,
     "fisher": _by_group,
+    "lorc": _by_matrix,
 }
 
 

@@ -12,6 +12,7 @@ from offline_compress.estimate import (
     disk_bytes,
     fisher_memory_bytes,
     layer_memory_bytes,
+    nested_factor_bytes,
     sharing_memory_bytes,
 )
 from offline_compress.memory import peak_memory_bytes
@@ -87,7 +88,7 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
         plan = plan.sharing(tuple((plan.geometry.num_layers - each, 0) for each in range(1, searched + 1)))
     palu = plan.palu_config(plan.uniform_ranks(), label)
     count = len(samples.tokens[: plan.passes_samples]) if samples else 0
-    layers = layer_memory_bytes(plan, palu, count)
+    layers = layer_memory_bytes(plan, palu, count) + nested_factor_bytes(plan)
     whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
     sharing = sharing_memory_bytes(plan) if searched else 0
     budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
@@ -96,7 +97,7 @@ def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> d
         | budget
         | ({"source_layers": None} if searched else {})
         | {
-            "ranks_are_final": not (plan.needs_fisher or plan.searches_energy or plan.options.has_budget),
+            "ranks_are_final": not plan.searches_ranks,
             "predicted_peak_memory_bytes": baseline + max(layers, whole, sharing),
             "predicted_layer_memory_bytes": layers,
             "predicted_fisher_memory_bytes": whole,

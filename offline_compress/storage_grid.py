@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from offline_compress.grouping import Grouping
-from offline_compress.hadamard import rotation_of_tiers, spreading_matrix
 from offline_compress.plan import Plan
 from offline_compress.rank_allocation import rank_tile
 from offline_compress.storage_errors import Storage
 from palu_vllm.latent_format import Shares, cut_into_tiers
+from palu_vllm.rotation import rotation_of_tiers, spreading_matrix
 
 MOST_RANKS = 16
 TIERS: tuple[Shares, ...] = (

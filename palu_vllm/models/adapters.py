@@ -23,18 +23,19 @@ class AdapterNames(WeightsMapper):
     """Changes no name and refuses those of matrices that a palu model does not have, or has in another form.
 
     vLLM asks the mapper of a loaded model about every tensor of an adapter, and it is the only part of a model that
-    vLLM asks. With ``fused`` values the output projection takes latents; an adapter for the original may have the same
-    shape and would be applied to them.
+    vLLM asks. With ``fused`` values the output projection takes latents, with ``rotated`` ones values that no other
+    program computes; an adapter for the original may have the same shape and would be applied to them.
     """
 
     fused: bool = False
+    rotated: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """``config`` is a parsed ``config.json``."""
         palu, geometry = PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
         paths = {LayerShape.of(palu, geometry, layer).value_path for layer in range(geometry.num_layers)}
-        return cls(fused="fused" in paths)
+        return cls(fused="fused" in paths, rotated=palu.hadamard and "uncompressed" in paths)
 
     def get_rename_mapper(self) -> Self:
         return self
@@ -54,6 +55,11 @@ class AdapterNames(WeightsMapper):
             raise ValueError(
                 f"the adapter has {key}, but o_proj of this checkpoint has v_up multiplied into it; "
                 "compress the model with --value-path factored, or train an adapter without o_proj."
+            )
+        if module == "o_proj" and self.rotated:
+            raise ValueError(
+                f"the adapter has {key}, but o_proj of a layer whose values are stored whole takes them rotated; "
+                "serve the model without rotated latents, or train an adapter without o_proj."
             )
         if module not in ADAPTED:
             raise ValueError(f"the adapter has {key}; adapters of a palu model may have {', '.join(ADAPTED)} only.")

@@ -17,6 +17,7 @@ from palu_vllm.models.adapters import AdapterNames
 from palu_vllm.models.attention import PaluAttention
 from palu_vllm.models.banner import show_banner
 from palu_vllm.models.load_checks import checked
+from palu_vllm.models.load_rotation import rotated_latents
 from palu_vllm.models.rank_ratio import leading_latents, stored_config
 
 
@@ -47,7 +48,8 @@ class PaluForCausalLM(LlamaForCausalLM):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Loads a checkpoint; raises CheckpointError at the first tensor whose name or shape is not expected."""
         config = self.config.to_dict()
-        return super().load_weights(leading_latents(checked(weights, stored_config(config)), config))
+        kept = leading_latents(checked(weights, stored_config(config)), config)
+        return super().load_weights(rotated_latents(kept, config))
 
 
 class PaluLlamaForCausalLM(PaluForCausalLM):

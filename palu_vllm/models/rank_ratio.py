@@ -5,7 +5,7 @@ leading ones of every group are the factors of the lower rank: a prefix of a com
 (what MatryoshkaKV, arXiv 2410.14731, trains for). A rotation that spreads latents evenly ends that order.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -18,8 +18,8 @@ from palu_vllm.layer_shape import LayerShape
 
 ORDERED = ("svd", "whiten", "weighted")  # objectives of palu-compress whose latents are ordered by energy
 RANK_TILE = 16
-# key of a config whose palu_config has fewer ranks than the files: {"rank_k": [...], "rank_v": [...]} of the files
-STORED = "palu_stored_ranks"
+# key of a config whose palu_config is not that of the files: what those have, {"rank_k": [...], "rank_v": [...], ...}
+STORED = "palu_stored"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Projection:
 
 
 def stored_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A parsed ``config.json`` with the ranks of the checkpoint's files."""
+    """A parsed ``config.json`` with the ranks and the rotation of the checkpoint's files."""
     if STORED not in config:
         return config
     return {**config, "palu_config": {**config["palu_config"], **config[STORED]}}
@@ -103,7 +103,7 @@ def _check_order(palu: PaluConfig) -> None:
     if palu.hadamard:
         raise ValueError(
             "rank_ratio needs latents ordered by energy, but those of this checkpoint are rotated for few bits; "
-            "compress the model with --latent-bits 16 or --no-hadamard."
+            "compress the model with --no-hadamard, and have the server rotate what it keeps with hadamard."
         )
     if palu.objective not in ORDERED:
         raise ValueError(
@@ -142,9 +142,16 @@ def leading_latents(
         attention_prefix(layer): (LayerShape.of(files, geometry, layer), LayerShape.of(served, geometry, layer))
         for layer in range(geometry.num_layers)
     }
+    yield from in_attention(weights, lambda name, tensor, prefix: cut(name, tensor, *shapes[prefix]))
+
+
+def in_attention(
+    weights: Iterable[tuple[str, torch.Tensor]], change: Callable[[str, torch.Tensor, str], torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, those of attention as ``change(name below self_attn., tensor, attention prefix)`` has them."""
     for name, tensor in weights:
         prefix, attention, inside = name.partition(".self_attn.")
-        yield name, cut(inside, tensor, *shapes[prefix + attention]) if attention else tensor
+        yield name, change(inside, tensor, prefix + attention) if attention else tensor
 
 
 def cut(name: str, tensor: torch.Tensor, stored: LayerShape, served: LayerShape) -> torch.Tensor:

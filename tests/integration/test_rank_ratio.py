@@ -8,6 +8,7 @@ from palu_vllm.checkpoint import read_config
 from palu_vllm.models.cache_facts import served_facts
 from tests.integration.test_half_rank import POOL
 from tests.integration.test_packed import capacity
+from tests.rotated import rotate
 from tests.serving import engine, greedy, prompts, server
 from tests.truncated import truncate
 
@@ -67,6 +68,22 @@ def test_packed_latents_of_fewer_ranks(palu, tmp_path):
         expected, blocks = greedy(llm, REQUESTS, TOKENS), capacity(llm)
     with engine(whole, **asked(0.5, latent_bits=4)) as llm:
         assert (greedy(llm, REQUESTS, TOKENS), capacity(llm)) == (expected, blocks)
+
+
+def test_packed_latents_of_fewer_ranks_that_are_rotated(palu, tmp_path):
+    """The server of the checkpoint that was cut and then rotated on disk, values of one layer whole."""
+    whole = palu("qwen3", (48, 32), (64, 48))
+    cut = truncate(whole, tmp_path / "cut", (32, 16), (64, 16))
+    rotated = rotate(cut, tmp_path / "rotated", lambda rank: [rank], [{"share": 1.0, "bits": 4}])
+    with engine(rotated, num_gpu_blocks_override=None, max_logprobs=-1) as llm:
+        expected, blocks = answers(llm), capacity(llm)
+    with engine(whole, max_logprobs=-1, **asked(0.5, latent_bits=4, hadamard=True)) as llm:
+        found = answers(llm)
+        assert capacity(llm) == blocks
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
+    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+        for at, other in zip(ours, theirs, strict=True):
+            assert at == pytest.approx(other, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from offline_compress import compress
 from offline_compress.energy_search import ranks_by_energy
-from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.options import SEARCHES, CompressionError, CompressOptions
 from offline_compress.rank_allocation import budget
 
 QUICK = {"calib_samples": 6, "calib_seqlen": 48, "rank_ratio": 0.5}
@@ -65,7 +65,7 @@ def test_ranks_that_cost_more_must_save_more(spectra, ratio):
     assert all(total(energies, ranks) <= total(energies, other) + 1e-9 for other in within)
 
 
-@pytest.mark.parametrize("search", ["uniform", "fisher", "fisher_uniform", "energy", "sensitivity"])
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("sizes", [(2, 4), (4, 2)])
 def test_every_search_keeps_the_bytes_of_the_ratio_with_groups_apart(tmp_path, text, dense, search, sizes):
     options = {"objective": "weighted", "search": search, "group_size_k": sizes[0], "group_size_v": sizes[1]}

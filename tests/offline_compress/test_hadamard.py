@@ -1,42 +1,11 @@
-"""Rotations are orthogonal, spread evenly, and change no product."""
+"""Rotations that are folded in change no product."""
 
-import pytest
 import torch
 
 from offline_compress.decomposition import decompose
-from offline_compress.hadamard import (
-    rotate_columns,
-    rotate_factors,
-    rotate_rows,
-    rotation_of_tiers,
-    spreading_matrix,
-)
+from offline_compress.hadamard import rotate_columns, rotate_factors, rotate_rows
 from palu_vllm.latent_format import Tier
-
-SIZES = [1, 2, 7, 16, 48, 64, 96, 112, 144, 210, 384]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_orthogonal_and_its_own_inverse(size):
-    matrix = spreading_matrix(size)
-    torch.testing.assert_close(matrix @ matrix, torch.eye(size, dtype=torch.float64), atol=1e-12, rtol=0)
-    torch.testing.assert_close(matrix, matrix.T, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_entries_are_about_equal(size):
-    assert spreading_matrix(size).abs().max() <= (2 / size) ** 0.5 + 1e-12
-
-
-@pytest.mark.parametrize("size", [2, 16, 64])
-def test_powers_of_two_give_hadamard_matrices(size):
-    torch.testing.assert_close(spreading_matrix(size).abs(), torch.full((size, size), size**-0.5).double())
-
-
-def test_tiers_are_not_mixed():
-    rotation = rotation_of_tiers([Tier(16, 8), Tier(48, 3)])
-    assert rotation.shape == (64, 64)
-    assert not rotation[:16, 16:].any() and not rotation[16:, :16].any()
+from palu_vllm.rotation import rotation_of_tiers
 
 
 def test_folding_changes_no_product():

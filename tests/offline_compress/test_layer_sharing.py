@@ -198,11 +198,12 @@ def test_options_as_written():
     ("options", "sentence"),
     [
         ({"share_layers": 4}, "4 of 4 layers cannot share, because the first has none before it; give fewer"),
+        ({"share_layers": 1, "search": "matryoshka"}, "--search matryoshka lowers ranks of every layer"),
         ({"share_layers": 1}, "--share-layers needs text to try layers on; add --calib-data, or give a --share-map."),
     ],
 )
 def test_what_the_model_or_the_data_do_not_allow(llama, tmp_path, options, sentence):
     with pytest.raises(CompressionError, match=sentence):
-        compress(llama, tmp_path / "out", objective="svd", search="uniform", **options)
+        compress(llama, tmp_path / "out", objective="svd", **{"search": "uniform"} | options)
     assert not (tmp_path / "out").exists()
     assert CompressOptions(model="m", out=tmp_path, **options).share_layers

@@ -12,7 +12,7 @@ from offline_compress.rank_allocation import (
     rank_tile,
 )
 
-SEARCHES = ("uniform", "fisher", "fisher_uniform")
+SEARCHES = ("uniform", "fisher", "fisher_uniform", "lorc")
 FULL_RANKS = st.sampled_from([8, 16, 24, 48, 128, 320, 512])
 RATIOS = st.floats(0.01, 1)
 POSITIVE = st.floats(1e-12, 1e6)

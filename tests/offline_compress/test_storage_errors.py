@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from offline_compress.decomposition import decompose
-from offline_compress.hadamard import rotation_of_tiers
 from offline_compress.storage_errors import Projected, Storage, storage_errors
 from palu_vllm.latent_format import LatentFormat, Tier
+from palu_vllm.rotation import rotation_of_tiers
 
 GROUPS, HEADS, HEAD_DIM, HIDDEN, TOKENS = 2, 4, 16, 48, 30
 FULL = HEADS // GROUPS * HEAD_DIM

@@ -34,4 +34,12 @@ def test_the_models_own_tensors_are_no_adapters():
 
 @pytest.mark.parametrize(("rank_v", "fused"), [(64, False), ((64, 16), True)])
 def test_whole_values_keep_their_output_projection(palu, rank_v, fused):
-    assert AdapterNames.of(read_json(palu("llama", 32, rank_v) / "config.json")).fused == fused
+    names = AdapterNames.of(read_json(palu("llama", 32, rank_v) / "config.json"))
+    assert (names.fused, names.rotated) == (fused, False)
+
+
+def test_whole_values_that_are_rotated_take_no_adapter_of_the_original(palu):
+    config = read_json(palu("llama", 32, 64) / "config.json")
+    config["palu_config"]["hadamard"] = True
+    with pytest.raises(ValueError, match="whole takes them rotated; serve the model without rotated latents"):
+        AdapterNames.of(config).map_name(NAME.format("self_attn.o_proj"))

@@ -4,6 +4,7 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from palu_vllm.config import PaluConfig, whole_latent
+from palu_vllm.models.rank_ratio import STORED
 from palu_vllm.models.settings import apply_settings
 from palu_vllm.models.start_checks import StartError
 from tests.palu_checkpoints import with_tiers
@@ -50,6 +51,42 @@ def test_fewer_ranks_are_written_where_bits_are(palu, tmp_path):
     assert config.model_config.hf_config.to_dict() == before
 
 
+def test_latents_are_rotated_where_bits_and_ranks_are_written(palu, tmp_path):
+    fields = {"clip_k": [0.9, 0.8], "clip_v": [0.7, 0.6]}
+    model = with_tiers(palu("llama", 48, 48), tmp_path / "clipped", [(1.0, 4)], [(1.0, 4)], **fields)
+    found = served(model, {"hadamard": True})
+    assert (found.hadamard, found.clip_k, found.rank_k) == (True, None, [48, 48])
+    found = served(model, {"hadamard": True, "rank_ratio": 0.5, "latent_bits": 3})
+    assert (found.hadamard, found.rank_v, found.tiers_v) == (True, [32, 32], whole_latent(3))
+    arguments = EngineArgs(
+        str(model), dtype="float32", additional_config={"palu": {"hadamard": True, "rank_ratio": 0.5}}
+    )
+    config = arguments.create_engine_config()
+    before = config.model_config.hf_config.to_dict()
+    assert before[STORED] == {"rank_k": [48, 48], "rank_v": [48, 48], "hadamard": False}
+    apply_settings(config)
+    assert config.model_config.hf_config.to_dict() == before
+
+
+def test_latents_that_are_rotated_already_stay(palu, tmp_path):
+    model = with_tiers(palu(), tmp_path / "rotated", [(1.0, 4)], [(1.0, 4)], hadamard=True, clip_k=[0.9, 0.8])
+    assert served(model, {"hadamard": True}) == served(model, {})
+
+
+def test_latents_that_layers_share_cannot_be_rotated(palu):
+    with pytest.raises(StartError, match=r"hadamard is not proven for layers that share a cache.*; leave it out\.$"):
+        served(palu("llama", source_layers=(0, 0)), {"hadamard": True, "latent_bits": 4})
+
+
+@pytest.mark.parametrize(("rank_v", "value_path"), [(48, "fused"), (64, "factored")])
+def test_a_quantized_output_projection_cannot_be_rotated(palu, rank_v, value_path):
+    config = EngineArgs(str(palu("llama", 48, rank_v, value_path=value_path)), dtype="float32").create_engine_config()
+    config.model_config.hf_config.quantization_config = {"quant_method": "compressed-tensors"}
+    config.additional_config = {"palu": {"hadamard": True, "latent_bits": 4}}
+    with pytest.raises(ValueError, match="hadamard cannot rotate a quantized o_proj"):
+        apply_settings(config)
+
+
 def test_a_quantized_output_projection_with_v_up_inside_cannot_be_cut(palu):
     arguments = EngineArgs(str(palu("llama", 48, 48)), dtype="float32")
     config = arguments.create_engine_config()
@@ -66,6 +103,8 @@ def test_a_quantized_output_projection_with_v_up_inside_cannot_be_cut(palu):
         ({"latent_bits": "4"}, "latent_bits='4' for palu; expected a number of bits"),
         ({"latent_bits": 5}, "have bits other than 16, 8, 4, 3, 2"),
         ("4", "palu settings {'4'}"),
+        ({"hadamard": False, "latent_bits": 4}, "hadamard=False for palu; expected true"),
+        ({"hadamard": True}, "these have 16; give latent_bits too"),
         ({"rank_ratio": "0.5"}, "rank_ratio='0.5' for palu; expected a share above 0, at most 1"),
         ({"rank_ratio": True}, "rank_ratio=True for palu"),
         ({"rank_ratio": 0}, "rank_ratio=0 for palu"),
