@@ -20,6 +20,7 @@ from offline_compress.options import (
     CompressOptions,
     LayerPairs,
 )
+from offline_compress.plan_checks import check_data, check_sharing
 from offline_compress.rank_allocation import allocate_ranks, keeps_all
 from offline_compress.source import SourceModel
 from offline_compress.versions import tool_version
@@ -272,27 +273,10 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         device_of(options.device),
         notes,
     )
-    if plan.searches_greedily and (options.share_layers or options.share_map):
-        raise CompressionError(
-            f"--search {GREEDY_SEARCH} lowers ranks of every layer, and layers that share have none of their own; "
-            "give another --search, or leave --share-layers and --share-map out."
-        )
     if options.share_map is not None:
         plan = plan.sharing(options.share_map)
-    if options.share_layers >= plan.geometry.num_layers:
-        raise CompressionError(
-            f"{options.share_layers} of {plan.geometry.num_layers} layers cannot share, because the first has none "
-            "before it; give fewer --share-layers."
-        )
-    if options.share_layers and options.calib_data is None:
-        raise CompressionError("--share-layers needs text to try layers on; add --calib-data, or give a --share-map.")
-    if options.has_budget and options.calib_data is None:
-        raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
-    if plan.samples_needed and options.calib_data is None:
-        raise CompressionError(
-            f"objective {options.objective} with search {options.search} needs calibration data; add --calib-data with "
-            "a text, jsonl or parquet file or a hub dataset id (or use --objective svd --search uniform)."
-        )
+    check_sharing(options, plan.geometry.num_layers, plan.searches_greedily)
+    check_data(options, plan.samples_needed)
     return plan
 
 

@@ -1,0 +1,34 @@
+"""What options ask of each other and of the model, once a plan is made of both."""
+
+from offline_compress.options import GREEDY_SEARCH, CompressionError, CompressOptions
+
+
+def check_sharing(options: CompressOptions, num_layers: int, searches_greedily: bool) -> None:
+    """Raises CompressionError where layers cannot share a cache as asked."""
+    if not (options.share_layers or options.share_map):
+        return
+    if searches_greedily:
+        raise CompressionError(
+            f"--search {GREEDY_SEARCH} lowers ranks of every layer, and layers that share have none of their own; "
+            "give another --search, or leave --share-layers and --share-map out."
+        )
+    if options.share_layers >= num_layers:
+        raise CompressionError(
+            f"{options.share_layers} of {num_layers} layers cannot share, because the first has none "
+            "before it; give fewer --share-layers."
+        )
+    if options.share_layers and options.calib_data is None:
+        raise CompressionError("--share-layers needs text to try layers on; add --calib-data, or give a --share-map.")
+
+
+def check_data(options: CompressOptions, samples_needed: int) -> None:
+    """Raises CompressionError where calibration data is needed and not given."""
+    if options.calib_data is not None:
+        return
+    if options.has_budget:
+        raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
+    if samples_needed:
+        raise CompressionError(
+            f"objective {options.objective} with search {options.search} needs calibration data; add --calib-data with "
+            "a text, jsonl or parquet file or a hub dataset id (or use --objective svd --search uniform)."
+        )
