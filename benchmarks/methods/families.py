@@ -93,11 +93,15 @@ def qpruningkv(layer: Layer, tokens: int) -> Iterator[Family]:
     for method, bits, quantizer in (*choices, ("SnapKV", 4, "kvquant")):
         make = partial(QPruningKV, method=method, nbits=bits, quant_method=quantizer, group_size=size)
         yield Family(lambda kept, make=make: make(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
-    quarter = max(1, layer.num_layers // 4)
-    mixed = partial(
-        QPruningKV, method="LayerQuant", quant_method="layerquant", quant_end_layers=quarter, group_size=size
-    )
-    yield Family(lambda kept: mixed(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
+
+
+def layerquant(layer: Layer, tokens: int) -> Iterator[Family]:
+    """A quarter of the layers, the first ones, in 8 or 4 bits, the others in fewer."""
+    quarter, size = max(1, layer.num_layers // 4), max(groups(layer))
+    knobs = {"method": "LayerQuant", "quant_method": "layerquant", "quant_end_layers": quarter, "group_size": size}
+    for special, bits in ((8, 4), (8, 2), (4, 2)):
+        make = partial(QPruningKV, quant_layers_bits=special, nbits=bits, **knobs)
+        yield Family(lambda kept, make=make: make(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
 
 
 def kvquant(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -150,6 +154,7 @@ FAMILIES: dict[str, Callable[[Layer, int], Iterator[Family]]] = {
     "pyramidkv": partial(pruning, PyramidKV),
     "pyramidinfer": pyramidinfer,
     "qpruningkv": qpruningkv,
+    "layerquant": layerquant,
     "kvquant": kvquant,
     "zipcache": zipcache,
     "decoquant": decoquant,
