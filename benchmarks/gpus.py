@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from palu_vllm.kernels.tiling import Device
+from palu_vllm.kernels.tuned import tuned_for
 
 KIB, TERA = 1024, 1e12
 Entry = TypeVar("Entry")
@@ -23,24 +24,28 @@ class Gpu:
     source: str
 
 
+def chip(arch: str, multiprocessors: int, shared_kib: int, shared_operands: bool = True) -> tuple[str, Device]:
+    """An architecture and what tiles are chosen by, those stored for it included."""
+    return arch, Device(multiprocessors, shared_kib * KIB, shared_operands, tuned_for(arch))
+
+
 # Memory, tensor cores and multiprocessors are the vendor's data sheets', but for the H200, whose rates are the measured
 # ones of the design (a device-to-device copy, a product of 8192^3). Bandwidths of L2 are guesses: NVIDIA gives one for
 # the A100 only (5120 bytes per cycle, 7.2 TB/s, never reached), and the others are scaled by multiprocessors and clock.
 GPUS = {
     "a100": Gpu(
-        "sm_80",
-        Device(108, 163 * KIB, shared_operands=False),
+        *chip("sm_80", 108, 163, shared_operands=False),
         2.039 * TERA,
         312 * TERA,
         4.5 * TERA,
         "A100 80 GB SXM data sheet",
     ),
     "l40s": Gpu(
-        "sm_89", Device(142, 99 * KIB, shared_operands=False), 0.864 * TERA, 362 * TERA, 4.5 * TERA, "L40S data sheet"
+        *chip("sm_89", 142, 99, shared_operands=False), 0.864 * TERA, 362 * TERA, 4.5 * TERA, "L40S data sheet"
     ),
-    "h100": Gpu("sm_90", Device(132, 227 * KIB), 3.35 * TERA, 989 * TERA, 5.5 * TERA, "H100 SXM data sheet"),
-    "h200": Gpu("sm_90", Device(132, 227 * KIB), 4.3 * TERA, 788 * TERA, 5.5 * TERA, "measured: copy, 8192^3 product"),
-    "b200": Gpu("sm_100", Device(148, 227 * KIB), 8.0 * TERA, 2250 * TERA, 10.0 * TERA, "HGX B200 data sheet"),
+    "h100": Gpu(*chip("sm_90", 132, 227), 3.35 * TERA, 989 * TERA, 5.5 * TERA, "H100 SXM data sheet"),
+    "h200": Gpu(*chip("sm_90", 132, 227), 4.3 * TERA, 788 * TERA, 5.5 * TERA, "measured: copy, 8192^3 product"),
+    "b200": Gpu(*chip("sm_100", 148, 227), 8.0 * TERA, 2250 * TERA, 10.0 * TERA, "HGX B200 data sheet"),
 }
 CHIPS = {gpu.arch: gpu.device for gpu in (GPUS[name] for name in ("a100", "l40s", "h200", "b200"))}
 

@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from benchmarks.roofline_model import Batch
 from benchmarks.timing import CudaTimer, Spread, WallTimer
 from palu_vllm.kernels.operands import PagedBatch
 from palu_vllm.kernels.tiling import Device
-from palu_vllm.kernels.tuned import FORMAT, Tiles, file_of, tuned_key
+from palu_vllm.kernels.tuned import ALLOWED, FORMAT, Tiles, file_of, tuned_key
 
 DECODED = (1, 4)  # queries per request
 WORTH = 0.98  # of the formulas' time: less gain is noise
@@ -57,6 +58,14 @@ def seconds(
     return Spread.of(taken).median, out
 
 
+def beside(stored: Tiles | None, candidates: Sequence[Tiles]) -> list[Tiles]:
+    """What is stored already, for this GPU or its architecture, then the candidates with its other sizes."""
+    if stored is None:
+        return list(candidates)
+    given = [{name: getattr(tiles, name) for name in ALLOWED} for tiles in candidates]
+    return list(dict.fromkeys([stored, *(replace(stored, **each) for each in given)]))
+
+
 def fastest(
     arm: Any, case: Case, kind: str, queries: int, device: Device, options: argparse.Namespace, timer: Any
 ) -> dict[str, Any]:
@@ -67,9 +76,9 @@ def fastest(
     decoded = (queries, arm.rebuild.k_norm is not None) if kind == "decode" else ()
     key, batch = tuned_key(kind, arm.shape, case.dtype.itemsize, *decoded), steps(case, queries)
     query = case.random(case.batch.requests * queries, arm.shape.num_heads, arm.shape.head_dim)
-    usual, expected = seconds(arm, batch, query, device, options, timer)
+    usual, expected = seconds(arm, batch, query, replace(device, tuned=()), options, timer)
     times = {}
-    for tiles in CANDIDATES[kind][: options.candidates]:
+    for tiles in beside(device.tiles(key), CANDIDATES[kind][: options.candidates]):
         try:
             taken, out = seconds(arm, batch, query, replace(device, tuned=((key, tiles),)), options, timer)
         except (TritonError, RuntimeError, AssertionError, ValueError):
@@ -78,15 +87,15 @@ def fastest(
             times[tiles] = taken
     best = min(times, key=times.get, default=None)
     worth = best is not None and times[best] < WORTH * usual
-    rows = [asdict(tiles) | {"seconds": taken} for tiles, taken in times.items()]
-    return {"key": key, "formulas": usual, "candidates": rows, "winner": asdict(best) if worth else None}
+    rows = [tiles.stored() | {"seconds": taken} for tiles, taken in times.items()]
+    return {"key": key, "formulas": usual, "candidates": rows, "winner": best.stored() if worth else None}
 
 
 def tune(options: argparse.Namespace, case: Case, timer: Any) -> list[dict[str, Any]]:
     from benchmarks.latent_arms import Palu
     from palu_vllm.kernels.launch import device_of
 
-    arm, device = Palu(case, options.bits), replace(device_of(case.device), tuned=())
+    arm, device = Palu(case, options.bits), device_of(case.device)
     work = [("decode", queries) for queries in DECODED] + [("prefill", case.batch.context)]
     return [fastest(arm, case, kind, queries, device, options, timer) for kind, queries in work]
 
@@ -96,7 +105,7 @@ def merged(path: Path, gpu: str, results: list[dict[str, Any]], kind: str) -> di
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tiles": {}}
     tiles = {key: each for key, each in held["tiles"].items() if key not in {result["key"] for result in results}}
     tiles |= {result["key"]: result["winner"] for result in results if result["winner"]}
-    return {"format": FORMAT, "gpu": gpu, "kind": kind, "tiles": tiles, "timed": results, "provenance": provenance()}
+    return {"format": FORMAT, "gpu": gpu, "kind": kind, "tiles": tiles, "tried": results, "provenance": provenance()}
 
 
 def parser_of(smoke: bool) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from matplotlib import pyplot  # noqa: E402
 from benchmarks.accuracy.comparison import Line  # noqa: E402
 from benchmarks.accuracy.scores import Score  # noqa: E402
 
-COLUMNS = 2
+FEW_MAPS, FEW_COLUMNS, MANY_COLUMNS = 4, 2, 5
 
 
 def label(model: Mapping[str, Any]) -> str:
@@ -29,10 +29,10 @@ def needle_maps(
     shown = [(model, found) for model, found in zip(models, cells, strict=True) if found]
     if not shown:
         return None
-    rows = -(-len(shown) // COLUMNS)
-    figure, grid = pyplot.subplots(
-        rows, COLUMNS, figsize=(10, 3.4 * rows), dpi=130, squeeze=False, layout="constrained"
-    )
+    columns, width = (FEW_COLUMNS, 5) if len(shown) <= FEW_MAPS else (MANY_COLUMNS, 3.2)
+    rows = -(-len(shown) // columns)
+    size = (columns * width, rows * width * 0.7)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, dpi=130, squeeze=False, layout="constrained")
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     for axes, (model, found) in zip(grid.flat, shown, strict=False):

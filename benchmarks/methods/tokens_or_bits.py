@@ -16,7 +16,7 @@ from matplotlib import pyplot  # noqa: E402
 
 from benchmarks.accuracy.report_plots import png_of  # noqa: E402
 from benchmarks.methods.bench import Bench, Row  # noqa: E402
-from benchmarks.methods.compare_plots import LOGARITHMIC, SCORES, shown  # noqa: E402
+from benchmarks.methods.compare_plots import SCORES, shown  # noqa: E402
 from benchmarks.methods.families import SMALLEST_CAPACITY, Family, groups  # noqa: E402
 from benchmarks.methods.interface import Layer  # noqa: E402
 from benchmarks.methods.progress import Progress  # noqa: E402
@@ -62,6 +62,14 @@ def answered(options: argparse.Namespace, results: Results) -> Iterator[Row]:
         progress.step(f"{row['pruning']} in {row['bits']} bits at {row['budget']:g}x", kept is not None)
 
 
+def tick(bits: int, budget: float, rows: Sequence[Row]) -> str:
+    """Bits, and below them the fewest and most tokens that a pruning method keeps in them at a budget."""
+    kept = [row["tokens"] for row in rows if (row["bits"], row["budget"]) == (bits, budget)]
+    if not kept:
+        return f"{bits}"
+    return f"{bits}\n{min(kept)}" if min(kept) == max(kept) else f"{bits}\n{min(kept)} to {max(kept)}"
+
+
 def plot(rows: Sequence[Row]) -> bytes:
     """PNG: scores against bits at equal bytes, a row of panels per budget and a line per pruning method."""
     reached = [row for row in rows if "unreachable" not in row]
@@ -73,11 +81,10 @@ def plot(rows: Sequence[Row]) -> bytes:
     for (budget, score), axes in zip(product(budgets, scores), grid.flat, strict=True):
         for pruning in PRUNINGS:
             own = [row for row in reached if (row["budget"], row["pruning"]) == (budget, pruning)]
-            kept = [f"{row['bits']}\n{row['tokens']}" for row in own]
-            axes.plot(kept, [row[score] for row in own], marker="o", label=pruning)
+            places = [BITS.index(row["bits"]) for row in own]
+            axes.plot(places, [row[score] for row in own], marker="o", label=pruning)
+        axes.set_xticks(range(len(BITS)), [tick(bits, budget, reached) for bits in BITS])
         axes.set(ylabel=SCORES[score], xlabel="bits, and tokens kept of the prompt")
         axes.set_title(f"{budget:g} times fewer bytes", fontsize=9)
-        if score in LOGARITHMIC:
-            axes.set_yscale("log")
     grid.flat[0].legend(fontsize="small")
     return png_of(figure)

@@ -83,7 +83,9 @@ def absorbing(
     if fast >= len(frequencies) or terms * rows_per_kv(shape, tiling) < SMALLEST_TILE:
         return None
     parts = torch.view_as_real(coefficients[:, fast:]).movedim(-1, 0)
-    tiling = replace(tiling, half=fast, half_tiles=half_tiles(fast), slow=padded(len(frequencies) - fast), terms=terms)
+    tiling = replace(
+        tiling, half=fast, half_tiles=half_tiles(fast, tiling.pairs), slow=padded(len(frequencies) - fast), terms=terms
+    )
     if shape.slot is not None and tiling.rank > PACKED_RANK:
         tiling = replace(tiling, num_stages=1)  # loading k_up ahead takes registers that unpacking needs
     return DecodePlan(tiling, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())

@@ -26,12 +26,11 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return STAND_IN
     properties = torch.cuda.get_device_properties(device)
-    tuned = tuned_for(properties.name)
     return Device(
         multiprocessors=properties.multi_processor_count,
         shared_memory=properties.shared_memory_per_block_optin,
         shared_operands=properties.major in (9, 10),
-        tuned=tuned,
+        tuned=tuned_for(properties.name) + tuned_for(f"sm_{properties.major}{properties.minor}"),
     )
 
 

@@ -126,7 +126,9 @@ def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> 
         tiling = replace(tiling, tokens=tiling.tokens // 2)
     while tiling.rebuilding_memory(element_size) > device.shared_memory and tiling.rank > SMALLEST_TILE:
         tiling = replace(tiling, rank=tiling.rank // 2)
-    tiling = replace(tiling, **device.tiles(tuned_key("prefill", shape, element_size)))
+    found = device.tiles(tuned_key("prefill", shape, element_size))
+    if found is not None:
+        tiling = replace(tiling, tokens=found.tokens, num_stages=found.num_stages, num_warps=found.num_warps)
     return replace(tiling, tokens=min(tiling.tokens, tiling.context))
 
 

@@ -3,10 +3,10 @@
 Those of prefill are in ``prefill_plan``.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from palu_vllm.kernels.operands import AttentionShape
-from palu_vllm.kernels.tuned import Tuned, tuned_key
+from palu_vllm.kernels.tuned import Tiles, Tuned, tuned_key
 from palu_vllm.latent_format import SlotFormat
 
 SMALLEST_TILE, LARGE_TILE = 16, 512  # of any dimension of a product on tensor cores
@@ -32,11 +32,11 @@ class Device:
     multiprocessors: int
     shared_memory: int  # bytes that one program may use
     shared_operands: bool = True  # tensor cores read operands from shared memory; older ones through registers alone
-    tuned: Tuned = ()  # tiles that were found by timing, before the formulas
+    tuned: Tuned = ()  # tiles that were found offline, before the formulas; of one key the first
 
-    def tiles(self, key: str) -> dict[str, int]:
-        """Those of ``tuned_key``, by their names in a tiling; none where nothing was timed."""
-        return next((asdict(tiles) for tuned, tiles in self.tuned if tuned == key), {})
+    def tiles(self, key: str) -> Tiles | None:
+        """Those of ``tuned_key``; None where nothing is stored."""
+        return next((tiles for tuned, tiles in self.tuned if tuned == key), None)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,22 @@ class Tiling:
     def pairs(self) -> int:
         """Rotary pairs that are rebuilt together."""
         return self.half // self.half_tiles
+
+    def tuned(self, tiles: Tiles | None) -> "Tiling":
+        """With these tiles in the place of its own."""
+        if tiles is None:
+            return self
+        values = tiles.values or self.values
+        return replace(
+            self,
+            tokens=tiles.tokens,
+            num_stages=tiles.num_stages,
+            num_warps=tiles.num_warps,
+            rank=min(self.rank, tiles.rank or self.rank),
+            half_tiles=half_tiles(self.half, tiles.pairs or self.pairs),
+            values=values,
+            value_tiles=ceil_div(self.values_per_program, values),
+        )
 
     def shared_memory(self, rank_k: int, element_size: int) -> int:
         """Bytes that a program needs at most: ``k_up``, beside it latents or values, the queries, and what absorbed
@@ -118,7 +134,7 @@ def decode_tiling(
         tiling = replace(tiling, rank=min(tiling.rank, NORMALISED_RANK))
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
     tiling = replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
-    return replace(tiling, **device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
+    return tiling.tuned(device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
 
 
 def accumulated_numbers(slot: SlotFormat | None, rows: int, queries: int) -> int:
@@ -158,7 +174,7 @@ def programs_of_group(shape: AttentionShape, tiling: Tiling) -> int:
     return tiling.parts * ceil_div(shape.rank_v, tiling.values_per_program)
 
 
-def half_tiles(half: int, pairs: int = DECODE_PAIRS) -> int:
+def half_tiles(half: int, pairs: int) -> int:
     """In how many tiles decoding rebuilds ``half`` rotary pairs, ``pairs`` at a time."""
     return max(1, half // pairs)
 

@@ -1,12 +1,14 @@
-"""Tiles that were timed on a GPU, stored as data: ``tuned/<gpu>.json``, written by ``python -m benchmarks.tune``.
+"""Tiles that were found offline, stored as data: ``tuned/<name>.json``.
 
-A file is ``{"format": 1, "gpu": name, "tiles": {key: {"tokens": .., "num_stages": .., "num_warps": ..}}}``, with
-``tuned_key`` as key, and may say more beside it. Without a file, or for a key that it lacks, the formulas of ``tiling``
-and ``prefill_plan`` hold.
+Of a GPU, timed there by ``python -m benchmarks.tune``; of an architecture such as ``sm_80``, compiled ahead of time by
+``python -m benchmarks.fit_registers`` where the formulas leave registers on the stack. A file is
+``{"format": 1, "gpu": name, "tiles": {key: {"tokens": .., "num_stages": .., "num_warps": ..}}}``, with ``tuned_key`` as
+key, and may say more beside it. Without a file, or for a key that it lacks, the formulas of ``tiling`` and
+``prefill_plan`` hold.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from palu_vllm.kernels.operands import AttentionShape
@@ -18,14 +20,23 @@ FOLDER = Path(__file__).parent / "tuned"
 
 @dataclass(frozen=True)
 class Tiles:
-    """What is tuned of a tiling."""
+    """What is tuned of a tiling. The optional sizes are of decoding; None is what the formulas say."""
 
     tokens: int  # of the context, per step
     num_stages: int
     num_warps: int
+    rank: int | None = None  # of the latent key, per product
+    pairs: int | None = None  # rebuilt together
+    values: int | None = None  # of the latent value, per product
+
+    def stored(self) -> dict[str, int]:
+        """As it stands in a file: what is not None."""
+        return {name: size for name, size in asdict(self).items() if size is not None}
 
 
-ALLOWED = {"tokens": (16, 32, 64, 128, 256), "num_stages": (1, 2, 3, 4), "num_warps": (4, 8)}
+SIZES = (16, 32, 64, 128, 256)
+ALLOWED = {"tokens": SIZES, "num_stages": (1, 2, 3, 4), "num_warps": (4, 8)}
+OPTIONAL = {"rank": (*SIZES, 512), "pairs": SIZES[:3], "values": SIZES}
 Tuned = tuple[tuple[str, Tiles], ...]
 
 
@@ -48,12 +59,12 @@ def tiers(form: LatentFormat) -> str:
 
 
 def file_of(gpu: str) -> Path:
-    """Of the name that CUDA gives a device."""
+    """Of the name that CUDA gives a device, or of an architecture."""
     return FOLDER / f"{gpu.lower().replace(' ', '_').replace('/', '_')}.json"
 
 
 def tuned_for(gpu: str) -> Tuned:
-    """What is stored for a GPU; nothing where there is no file. Raises ValueError for a bad one."""
+    """What is stored for a GPU or an architecture; nothing where there is no file. Raises ValueError for a bad one."""
     path = file_of(gpu)
     return read_tuned(path, gpu) if path.exists() else ()
 
@@ -71,10 +82,11 @@ def read_tuned(path: Path, gpu: str) -> Tuned:
 
 
 def checked(path: Path, key: str, tiles: object) -> Tiles:
-    names = [field.name for field in fields(Tiles)]
-    if not isinstance(tiles, dict) or sorted(tiles) != sorted(names):
-        raise ValueError(f"got {path.name} with {tiles!r} at {key!r}, expected {', '.join(names)}")
+    allowed = ALLOWED | OPTIONAL
+    if not isinstance(tiles, dict) or not ALLOWED.keys() <= tiles.keys() <= allowed.keys():
+        names = f"{', '.join(ALLOWED)} and perhaps {', '.join(OPTIONAL)}"
+        raise ValueError(f"got {path.name} with {tiles!r} at {key!r}, expected {names}")
     for name, value in tiles.items():
-        if value not in ALLOWED[name] or isinstance(value, bool):
-            raise ValueError(f"got {path.name} with {name} {value!r} at {key!r}, expected one of {ALLOWED[name]}")
+        if value not in allowed[name] or isinstance(value, bool):
+            raise ValueError(f"got {path.name} with {name} {value!r} at {key!r}, expected one of {allowed[name]}")
     return Tiles(**tiles)

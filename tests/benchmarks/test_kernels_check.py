@@ -74,7 +74,7 @@ def test_tiles_follow_the_chip(tmp_path):
     decode = {row["arch"]: row for row in rows if row["kernel"] == "decode_split_kernel"}
     assert all(row["limit"] == CHIPS[arch].shared_memory >= row["shared_memory"] for arch, row in decode.items())
     assert decode["sm_89"]["shared_memory"] < decode["sm_100"]["shared_memory"]
-    assert done.returncode == int(any(row["failed"] for row in rows))
+    assert done.returncode == 0 and not any(row["failed"] for row in rows), "a recommended layer"
     assert f"{len(rows)} kernels compiled" in done.stdout
 
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.latency import SMOKE
-from benchmarks.tune import CANDIDATES, merged
-from palu_vllm.kernels.tuned import ALLOWED, read_tuned
+from benchmarks.tune import CANDIDATES, beside, merged
+from palu_vllm.kernels.tuned import ALLOWED, Tiles, read_tuned
 
 ROOT = Path(__file__).parents[2]
 WINNER = {"tokens": 64, "num_stages": 1, "num_warps": 4}
@@ -23,9 +23,9 @@ def test_a_smoke_writes_what_the_kernels_read(tmp_path):
     done = run("--smoke", "--context", 20, "--candidates", 2, "--out", out)
     assert done.returncode == 0, done.stderr
     written = json.loads(out.read_text())
-    assert written["kind"] == SMOKE and len(written["timed"]) == 3
-    assert all(len(result["candidates"]) == 2 for result in written["timed"]), "the interpreter runs every candidate"
-    assert len(read_tuned(out, SMOKE)) == sum(result["winner"] is not None for result in written["timed"])
+    assert written["kind"] == SMOKE and len(written["tried"]) == 3
+    assert all(len(result["candidates"]) == 2 for result in written["tried"]), "the interpreter runs every candidate"
+    assert len(read_tuned(out, SMOKE)) == sum(result["winner"] is not None for result in written["tried"])
 
 
 def test_without_a_gpu_nothing_is_timed():
@@ -46,3 +46,11 @@ def test_candidates_may_be_stored():
     for tiles in (tiles for each in CANDIDATES.values() for tiles in each):
         assert tiles.tokens in ALLOWED["tokens"] and tiles.num_stages in ALLOWED["num_stages"]
         assert tiles.num_warps in ALLOWED["num_warps"]
+
+
+def test_candidates_keep_the_other_sizes_of_what_is_stored():
+    stored = Tiles(32, 1, 8, rank=64, pairs=16)
+    found = beside(stored, CANDIDATES["decode"])
+    assert found[0] == stored and len(set(found)) == len(found)
+    assert all((tiles.rank, tiles.pairs, tiles.values) == (64, 16, None) for tiles in found)
+    assert beside(None, CANDIDATES["decode"]) == CANDIDATES["decode"]

@@ -12,7 +12,7 @@ from palu_vllm.kernels.decode import decode_attention, partial_shapes
 from palu_vllm.kernels.decode_plan import DecodePlan
 from palu_vllm.kernels.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.kernels.tiling import Tiling, decode_rows, half_tiles, padded, power_of_two
+from palu_vllm.kernels.tiling import DECODE_PAIRS, Tiling, decode_rows, half_tiles, padded, power_of_two
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
 from tests.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS, Layer
@@ -27,7 +27,8 @@ def small_tiling(problem: Problem, queries: int = 1) -> Tiling:
     half = padded(problem.shape.head_dim // 2)
     parts = max(problem.shape.key_latents, problem.shape.value_latents)
     rows = decode_rows(problem.shape, queries, parts)
-    return Tiling(32, 32, half, rows, 64, num_stages=1, half_tiles=half_tiles(half), queries=queries, parts=parts)
+    tiles = half_tiles(half, DECODE_PAIRS)
+    return Tiling(32, 32, half, rows, 64, num_stages=1, half_tiles=tiles, queries=queries, parts=parts)
 
 
 def decode(problem: Problem, plan: DecodePlan, num_splits: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.layers import SERVED_LAYERS, SERVED_PACKED_LAYERS
 from palu_vllm.kernels import tuned
+from palu_vllm.kernels.decode_plan import plan_absorbed_tiles
 from palu_vllm.kernels.launch import STAND_IN, TritonAttention
 from palu_vllm.kernels.prefill_plan import prefill_tiling
 from palu_vllm.kernels.reference import ReferenceAttention
@@ -43,6 +44,36 @@ def test_other_kernels_keep_the_formulas():
     assert prefill_tiling(SHAPE, 2, device) == prefill_tiling(SHAPE, 2, STAND_IN)
 
 
+def test_of_two_files_the_first_holds():
+    key, own, of_arch = tuned_key("decode", SHAPE, 2), Tiles(**TILES), Tiles(32, 1, 8, rank=64)
+    for tiles in (own, of_arch):
+        device = replace(STAND_IN, tuned=((key, tiles), (key, own), (key, of_arch)))
+        assert decode_tiling(SHAPE, 2, device) == decode_tiling(SHAPE, 2, replace(STAND_IN, tuned=((key, tiles),)))
+
+
+@pytest.mark.parametrize("sizes", [{"rank": 16}, {"pairs": 16}, {"values": 16}, {"values": 128}])
+def test_optional_sizes_leave_the_others_and_cover_the_same_numbers(sizes):
+    usual = decode_tiling(SHAPE, 2, STAND_IN)
+    tiling = usual.tuned(Tiles(usual.tokens, usual.num_stages, usual.num_warps, **sizes))
+    assert {name: getattr(tiling, name) for name in sizes} == sizes
+    assert tiling.values_per_program >= usual.values_per_program
+    assert tiling.pairs * tiling.half_tiles == tiling.half == usual.half
+    kept = {"rank", "values", "value_tiles", "half_tiles"}
+    assert {**vars(tiling), **dict.fromkeys(kept)} == {**vars(usual), **dict.fromkeys(kept)}
+
+
+def test_a_rank_is_never_more_than_that_of_the_formulas():
+    usual = decode_tiling(SHAPE, 2, STAND_IN)
+    assert usual.tuned(Tiles(usual.tokens, usual.num_stages, usual.num_warps, rank=512)).rank == usual.rank
+
+
+def test_pairs_are_kept_where_some_are_absorbed():
+    layer = SERVED_LAYERS["llama_3_8b_256_256"]
+    tiling = replace(decode_tiling(SHAPE, 2, STAND_IN), half_tiles=4)
+    plan = plan_absorbed_tiles(layer.frequencies(), SHAPE, tiling, torch.bfloat16, STAND_IN)
+    assert plan.tiling.slow and plan.tiling.pairs == tiling.pairs == 16
+
+
 def test_every_way_of_storing_has_a_key_of_its_own():
     shapes = {name: layer.shape for name, layer in (SERVED_LAYERS | SERVED_PACKED_LAYERS).items()}
     assert len({tuned_key("decode", shape, 2) for shape in shapes.values()}) == len(set(shapes.values()))
@@ -50,11 +81,11 @@ def test_every_way_of_storing_has_a_key_of_its_own():
     assert tuned_key("decode", SHAPE, 2, has_key_norm=True) != tuned_key("decode", SHAPE, 2)
 
 
-@pytest.mark.parametrize("query_len", [1, 20])
-def test_kernels_run_in_tuned_tiles(query_len):
+@pytest.mark.parametrize(("query_len", "sizes"), [(1, {}), (1, {"rank": 16, "pairs": 16, "values": 32}), (20, {})])
+def test_kernels_run_in_tuned_tiles(query_len, sizes):
     problem = random_problem(LAYERS["two_groups_bias_head_dim_80"], [(query_len, 63), (1, 9)], dtype=torch.float16)
     keys = tuned_key("decode", problem.shape, 2), tuned_key("prefill", problem.shape, 2)
-    device = replace(STAND_IN, tuned=tuple((key, Tiles(32, 1, 4)) for key in keys))
+    device = replace(STAND_IN, tuned=tuple((key, Tiles(32, 1, 4, **sizes)) for key in keys))
     out, expected = problem.empty_out(), problem.empty_out().float()
     TritonAttention(problem.shape, problem.rebuild, device=device).attend(
         problem.query, problem.cache, problem.batch, out
@@ -73,6 +104,8 @@ def test_kernels_run_in_tuned_tiles(query_len):
         (content(tiles={"x": {"tokens": 64}}), "at 'x', expected tokens, num_stages, num_warps"),
         (content(tiles={"x": TILES | {"tokens": 48}}), "with tokens 48 at 'x', expected one of"),
         (content(tiles={"x": TILES | {"num_stages": True}}), "with num_stages True at 'x'"),
+        (content(tiles={"x": TILES | {"pairs": 48}}), "with pairs 48 at 'x', expected one of (16, 32, 64)"),
+        (content(tiles={"x": TILES | {"heads": 2}}), "and perhaps rank, pairs, values"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, said):
