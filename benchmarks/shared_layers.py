@@ -1,0 +1,86 @@
+"""Do layers that share a cache (KVSharer) and low rank together save bytes better than low rank alone?
+
+``python -m benchmarks.shared_layers`` writes ``benchmarks/results/shared_layers.json`` and prints a table. A row is
+what ``palu-compress`` makes of the shipped model for a number of bytes with some layers shared, so that rows of one budget
+hold the same bytes. Judged as in ``benchmarks.quality_table``, by transformers in float32.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.perplexity import HELD_OUT
+from benchmarks.provenance import ROOT, provenance
+from benchmarks.quality_table import Judge, rows_of_text
+from palu_vllm.checkpoint import read_config
+
+RESULT = ROOT / "benchmarks" / "results" / "shared_layers.json"
+BUDGETS, SHARED = (2, 4, 6, 8), (0, 1, 2, 3)
+
+
+def compress(out: Path, budget: float, shared: int, samples: int) -> str | None:
+    """Runs ``palu-compress`` on the shipped model; what it says where it refuses."""
+    command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--target-compression", str(budget)]
+    command += ["--calib-data", str(CALIBRATION), "--calib-samples", str(samples)]
+    command += ["--share-layers", str(shared)] if shared else []
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+
+
+def measured(out: Path, judge: Judge) -> dict[str, Any]:
+    _, palu, geometry = read_config(out)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    sources = [source for layer, source in enumerate(palu.source_layers or ()) if source != layer]
+    return {"sources": sources, "bytes_per_token": palu.bytes_per_token(geometry, "float16")} | judge.score(model)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: shared layers down, budgets across; perplexity and, in brackets, KL divergence."""
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    head = "".join(f" {budget:g}x |" for budget in budgets)
+    lines = [f"| layers shared |{head}", "|---" * (1 + len(budgets)) + "|"]
+    for shared in dict.fromkeys(row["shared"] for row in rows):
+        own = {row["budget"]: row for row in rows if row["shared"] == shared}
+        cells = [
+            "refused" if "refused" in row else f"{row['perplexity']:.2f} ({row['kl']:.4f})"
+            for row in (own[budget] for budget in budgets)
+        ]
+        lines.append(f"| {shared} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_layers", description=__doc__.splitlines()[0])
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="times fewer bytes than dense")
+    parser.add_argument("--shared", type=int, nargs="+", default=SHARED, help="layers that read another's cache")
+    parser.add_argument("--rows", type=int, default=12, help="rows of held-out text to score, spread evenly over it")
+    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
+    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
+    found = []
+    for budget, shared in ((budget, shared) for budget in options.budgets for shared in options.shared):
+        with tempfile.TemporaryDirectory(prefix="palu-shared-") as scratch:
+            refusal = compress(Path(scratch) / "out", budget, shared, options.calib_samples)
+            row = {"refused": refusal} if refusal else measured(Path(scratch) / "out", judge)
+        found.append({"budget": budget, "shared": shared} | row)
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
+             "calibration_samples": options.calib_samples}  # fmt: skip
+    options.out.write_text(json.dumps({"rows": found, **facts, "provenance": provenance()}, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
