@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.ablation_plot import plot, table
 from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.held_out import add_options, judge_of
 from benchmarks.provenance import ROOT, provenance
-from benchmarks.quality_table import Judge, rows_of_text
+from benchmarks.quality_table import Judge
 
 RESULT = ROOT / "benchmarks" / "results" / "ablation.json"
 PLOT = ROOT / "docs" / "images" / "ablation.png"
@@ -108,18 +108,12 @@ def known_rows(path: Path, facts: dict[str, Any]) -> dict[tuple[float, str], dic
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
-    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--rows", type=int, default=12, help="rows of text to score, spread evenly over it")
-    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    add_options(parser, RESULT)
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--again", action="store_true", help="make rows anew that the result file already has")
     options = parser.parse_args()
     dtype = json.loads((MODEL / "config.json").read_text())["dtype"]
-    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
-    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
-             "calibration_samples": options.calib_samples}  # fmt: skip
+    judge, facts = judge_of(options)
     known = {} if options.again else known_rows(options.out, facts)
     rows: list[dict[str, Any]] = []
     for ratio in options.ratios:

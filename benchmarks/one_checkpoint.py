@@ -21,9 +21,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.held_out import add_options, judge_of
 from benchmarks.provenance import ROOT, provenance
-from benchmarks.quality_table import Judge, rows_of_text
 from palu_vllm.checkpoint import iterate_tensors, read_config
 from palu_vllm.config import whole_latent
 from palu_vllm.models.load_rotation import rotated_latents
@@ -106,13 +105,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.one_checkpoint", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=12, help="rows of held-out text to score, spread evenly over it")
-    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    add_options(parser, RESULT)
     options = parser.parse_args()
-    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
+    judge, facts = judge_of(options)
     found = []
     with tempfile.TemporaryDirectory(prefix="palu-one-") as scratch:
         for facts, checkpoint in arms(Path(scratch), f"--calib-samples={options.calib_samples}"):
@@ -121,8 +116,6 @@ def main() -> None:
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
             found.append(facts | judge.score(model))
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
-             "calibration_samples": options.calib_samples}  # fmt: skip
     options.out.write_text(json.dumps({"rows": found, **facts, "provenance": provenance()}, indent=1) + "\n")
     print(table(found))
 

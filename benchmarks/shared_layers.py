@@ -1,8 +1,8 @@
 """Do layers that share a cache (KVSharer) and low rank together save bytes better than low rank alone?
 
 ``python -m benchmarks.shared_layers`` writes ``benchmarks/results/shared_layers.json`` and prints a table. A row is
-what ``palu-compress`` makes of the shipped model for a number of bytes with some layers shared, so that rows of one budget
-hold the same bytes. Judged as in ``benchmarks.quality_table``, by transformers in float32.
+what ``palu-compress`` makes of the shipped model for a number of bytes with some layers shared, so that rows of one
+budget hold the same bytes. Judged as in ``benchmarks.quality_table``, by transformers in float32.
 """
 
 import argparse
@@ -18,13 +18,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.held_out import add_options, judge_of
 from benchmarks.provenance import ROOT, provenance
-from benchmarks.quality_table import Judge, rows_of_text
+from benchmarks.quality_table import Judge
 from palu_vllm.checkpoint import read_config
 
 RESULT = ROOT / "benchmarks" / "results" / "shared_layers.json"
-BUDGETS, SHARED = (2, 4, 6, 8), (0, 1, 2, 3)
+BUDGETS, SHARED = (2, 4, 6), (0, 1, 2)
 
 
 def compress(out: Path, budget: float, shared: int, samples: int) -> str | None:
@@ -62,13 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_layers", description=__doc__.splitlines()[0])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="times fewer bytes than dense")
     parser.add_argument("--shared", type=int, nargs="+", default=SHARED, help="layers that read another's cache")
-    parser.add_argument("--rows", type=int, default=12, help="rows of held-out text to score, spread evenly over it")
-    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    add_options(parser, RESULT)
     options = parser.parse_args()
-    dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    judge = Judge(dense, rows_of_text(MODEL, HELD_OUT, options.context, options.rows))
+    judge, facts = judge_of(options)
     found = []
     for budget, shared in ((budget, shared) for budget in options.budgets for shared in options.shared):
         with tempfile.TemporaryDirectory(prefix="palu-shared-") as scratch:
@@ -76,8 +72,6 @@ def main() -> None:
             row = {"refused": refusal} if refusal else measured(Path(scratch) / "out", judge)
         found.append({"budget": budget, "shared": shared} | row)
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    facts = {"dense": judge.score(dense), "context": options.context, "rows_of_text": options.rows,
-             "calibration_samples": options.calib_samples}  # fmt: skip
     options.out.write_text(json.dumps({"rows": found, **facts, "provenance": provenance()}, indent=1) + "\n")
     print(table(found))
 
