@@ -123,7 +123,8 @@ def fit(arch: str, names: list[str]) -> bool:
             print(said(job, result), flush=True)
             results.append(result)
     spilling = [result for result in results if result["formulas"] != 0]
-    content = merged(file_of(arch), arch, results, "compiled") | {"tried": spilling}
+    content = merged(file_of(arch), arch, results, "compiled")
+    content["tried"] = [result for result in content["tried"] if result["formulas"] != 0]
     if content["tiles"]:
         file_of(arch).parent.mkdir(exist_ok=True)
         file_of(arch).write_text(json.dumps(content, indent=1) + "\n")

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.gear_storage import QUANTIZERS, Residual
+from benchmarks.held_out import add_options
 from benchmarks.mean_direction import Change, changed
 from benchmarks.perplexity import HELD_OUT
 from benchmarks.provenance import ROOT, provenance
@@ -167,11 +168,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gear_residual", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=16, help="rows of held-out text to score, spread evenly over it")
+    add_options(parser, RESULT)
+    parser.set_defaults(rows=16)
     parser.add_argument("--selecting-rows", type=int, default=2, help="rows of calibration text to choose ways by")
-    parser.add_argument("--context", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--calib-samples", type=int, default=16, help="as palu-compress --calib-samples")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     dense = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     texts = (CALIBRATION, options.selecting_rows), (HELD_OUT, options.rows)

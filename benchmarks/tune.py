@@ -102,10 +102,12 @@ def tune(options: argparse.Namespace, case: Case, timer: Any) -> list[dict[str, 
 
 def merged(path: Path, gpu: str, results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """What the file holds, with these kernels' winners in the place of former ones."""
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tiles": {}}
-    tiles = {key: each for key, each in held["tiles"].items() if key not in {result["key"] for result in results}}
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tiles": {}, "tried": []}
+    again = {result["key"] for result in results}
+    tiles = {key: each for key, each in held["tiles"].items() if key not in again}
+    tried = [result for result in held["tried"] if result["key"] not in again] + results
     tiles |= {result["key"]: result["winner"] for result in results if result["winner"]}
-    return {"format": FORMAT, "gpu": gpu, "kind": kind, "tiles": tiles, "tried": results, "provenance": provenance()}
+    return {"format": FORMAT, "gpu": gpu, "kind": kind, "tiles": tiles, "tried": tried, "provenance": provenance()}
 
 
 def parser_of(smoke: bool) -> argparse.ArgumentParser:

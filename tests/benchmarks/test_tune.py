@@ -40,6 +40,7 @@ def test_winners_take_the_place_of_former_ones_and_others_stay(tmp_path):
     path.write_text(json.dumps(merged(path, "gpu", results, "measurement")))
     again = merged(path, "gpu", [{"key": "b", "winner": None}], "measurement")
     assert again["tiles"] == {"a": WINNER}
+    assert again["tried"] == [results[0], {"key": "b", "winner": None}], "what was tried for every key, the last time"
 
 
 def test_candidates_may_be_stored():
