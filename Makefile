@@ -37,10 +37,10 @@ test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
 
 kernels-check: setup
-	$(BIN)/python -m benchmarks.kernels_check
+	$(BIN)/python -m benchmarks.kernels.check
 
 kernels-check-ci: setup
-	$(BIN)/python -m benchmarks.kernels_check --arch sm_90 --recommended
+	$(BIN)/python -m benchmarks.kernels.check --arch sm_90 --recommended
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo

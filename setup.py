@@ -30,7 +30,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["palu_vllm*", "offline_compress*"]),
-    package_data={"palu_vllm": ["kernels/tuned/*.json", "server/*.html"]},
+    package_data={"palu_vllm": ["kernels/gpu/tuned/*.json", "server/*.html"]},
     cmdclass={"build_py": BuildWithHook},
     install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
     extras_require={
@@ -41,9 +41,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "palu-compress=offline_compress.cli:main",
-            "palu-finetune=offline_compress.finetune_cli:main",
-            "palu-convert=offline_compress.convert_cli:main",
+            "palu-compress=offline_compress.commands.compress:main",
+            "palu-finetune=offline_compress.commands.finetune:main",
+            "palu-convert=offline_compress.commands.convert:main",
             "palu-doctor=palu_vllm.server.doctor:main",
         ],
         "vllm.general_plugins": ["palu=palu_vllm:register"],

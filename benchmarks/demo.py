@@ -13,8 +13,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
+from benchmarks.common.server import Server, serve
 from benchmarks.perplexity import HELD_OUT
-from benchmarks.server import Server, serve
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "demo" / "model"

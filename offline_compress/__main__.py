@@ -1,6 +1,6 @@
 """``python -m offline_compress`` is ``palu-compress``."""
 
-from offline_compress.cli import main
+from offline_compress.commands.compress import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

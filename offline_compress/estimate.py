@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from offline_compress.decomposition import BLOCK_ROWS
-from offline_compress.fuse_output import FUSED_ROWS
+from offline_compress.calibration.statistics import KEPT_TOKENS
+from offline_compress.checkpoint.output import tensor_specs
+from offline_compress.factors.decomposition import BLOCK_ROWS
+from offline_compress.factors.fuse_output import FUSED_ROWS
 from offline_compress.grouping import Grouping
-from offline_compress.layer_errors import PROBED_SAMPLES
-from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS
-from offline_compress.model_access import KEY, WIDENED_ROWS, projection
-from offline_compress.output import tensor_specs
+from offline_compress.model.access import KEY, WIDENED_ROWS, projection
+from offline_compress.model.source import CHUNK_BYTES
 from offline_compress.plan import GREEDY_SAMPLES, SENSITIVITY_SAMPLES, Plan
-from offline_compress.rank_allocation import rank_tile
-from offline_compress.source import CHUNK_BYTES
-from offline_compress.statistics import KEPT_TOKENS
-from offline_compress.storage_grid import candidate_ranks
-from palu_vllm.config import DTYPE_BYTES, PaluConfig
+from offline_compress.ranks.allocation import rank_tile
+from offline_compress.ranks.layer_errors import PROBED_SAMPLES
+from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS
+from offline_compress.ranks.storage_grid import candidate_ranks
+from palu_vllm.format.config import DTYPE_BYTES, PaluConfig
 
 FLOAT32, FLOAT64 = 4, 8
 # what torch and its linear algebra add to the interpreter when they are first used, measured

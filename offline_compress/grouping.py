@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from offline_compress.options import DEFAULT_GROUP_SIZE, CompressionError, CompressOptions
-from palu_vllm.config import AttentionGeometry
+from palu_vllm.format.config import AttentionGeometry
 
 
 @dataclass(frozen=True)

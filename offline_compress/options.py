@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from palu_vllm.config import DTYPE_BYTES
-from palu_vllm.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
+from palu_vllm.format.config import DTYPE_BYTES
+from palu_vllm.format.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten", "weighted")
 FISHER_SEARCHES = ("fisher", "fisher_uniform")

@@ -8,35 +8,35 @@ from typing import Any
 
 import torch
 
-from offline_compress.attention_layer import ClipSearches, LayerOutcome, Rotations, write_attention
-from offline_compress.calibration import CalibrationSamples, load_samples
-from offline_compress.clip_ratio import ClipSearch
-from offline_compress.condition_numbers import condition_report, importance_of, measured_conditions
-from offline_compress.energy_search import search_ranks
-from offline_compress.fisher import fisher_information, group_importance
-from offline_compress.journal import Journal, open_journal
-from offline_compress.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS, search_sharing
-from offline_compress.layer_views import LayerView, layer_views
-from offline_compress.lowered_model import search_greedily
-from offline_compress.memory import release_freed_memory, resident_memory_bytes
-from offline_compress.model_access import is_replaced, key_value_weights, whole_model
-from offline_compress.model_card import write_model_card
+from offline_compress.calibration.fisher import fisher_information, group_importance
+from offline_compress.calibration.samples import CalibrationSamples, load_samples
+from offline_compress.checkpoint.model_card import write_model_card
+from offline_compress.checkpoint.output import copy_companions, output_config, tensor_specs
+from offline_compress.checkpoint.report import estimate, final_report, write_report
+from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter
+from offline_compress.checkpoint.written import Written, WrittenLayer
+from offline_compress.factors.clip_ratio import ClipSearch
+from offline_compress.factors.layer import ClipSearches, LayerOutcome, Rotations, write_attention
+from offline_compress.factors.layer_views import LayerView, layer_views
+from offline_compress.model.access import is_replaced, key_value_weights, whole_model
+from offline_compress.model.source import SourceModel, check_finite, open_source
 from offline_compress.options import CompressionError, CompressOptions
-from offline_compress.output import copy_companions, output_config, tensor_specs
 from offline_compress.plan import NO_CALIBRATION, Plan, make_plan
-from offline_compress.progress import OnEvent, ignore
-from offline_compress.report import estimate, final_report, write_report
+from offline_compress.ranks.energy import search_ranks
+from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS, search_sharing
+from offline_compress.ranks.lorc import condition_report, importance_of, measured_conditions
+from offline_compress.ranks.lowered_model import search_greedily
+from offline_compress.ranks.storage_choice import choose_storage
 from offline_compress.resume import digest, finished_report, made_from
-from offline_compress.source import SourceModel, check_finite, open_source
-from offline_compress.staging import STATE, check_target, staged_directory, work_directory
-from offline_compress.stopwatch import lap, measured
-from offline_compress.storage_choice import choose_storage
-from offline_compress.workers import working
-from offline_compress.writer import MAX_SHARD_BYTES, CheckpointWriter
-from offline_compress.written import Written, WrittenLayer
-from palu_vllm.checkpoint import attention_prefix
-from palu_vllm.config import PaluConfig
-from palu_vllm.layer_shape import LayerShape
+from offline_compress.run.journal import Journal, open_journal
+from offline_compress.run.memory import release_freed_memory, resident_memory_bytes
+from offline_compress.run.progress import OnEvent, ignore
+from offline_compress.run.staging import STATE, check_target, staged_directory, work_directory
+from offline_compress.run.stopwatch import lap, measured
+from offline_compress.run.workers import working
+from palu_vllm.format.checkpoint import attention_prefix
+from palu_vllm.format.config import PaluConfig
+from palu_vllm.format.shape import LayerShape
 
 SEARCH, WRITE = "search", "write"  # passes over the layers
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from offline_compress.grouping import Grouping, groupings
-from offline_compress.layer_sharing import SHARING_SAMPLES, source_layers
-from offline_compress.model_access import KEY, NORMS, check_shapes, hf_config, projection
+from offline_compress.model.access import KEY, NORMS, check_shapes, hf_config, projection
+from offline_compress.model.source import SourceModel
 from offline_compress.options import (
     CONDITION_SEARCH,
     DEFAULT_SEQLEN,
@@ -21,12 +21,12 @@ from offline_compress.options import (
     LayerPairs,
 )
 from offline_compress.plan_checks import check_data, check_sharing
-from offline_compress.rank_allocation import allocate_ranks, keeps_all
-from offline_compress.source import SourceModel
-from offline_compress.versions import tool_version
-from palu_vllm.checkpoint import attention_tensors
-from palu_vllm.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
-from palu_vllm.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
+from offline_compress.ranks.allocation import allocate_ranks, keeps_all
+from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, source_layers
+from offline_compress.run.versions import tool_version
+from palu_vllm.format.checkpoint import attention_tensors
+from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
+from palu_vllm.format.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
 
 NO_CALIBRATION = "none"
 WEIGHED_SAMPLES = 8  # whose attention is looked at

@@ -6,14 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from offline_compress.calibration import CalibrationSamples
+from offline_compress.calibration.samples import CalibrationSamples
+from offline_compress.checkpoint.provenance import PACKAGES, git_revision
+from offline_compress.checkpoint.report import REPORT
+from offline_compress.model.source import SourceModel
 from offline_compress.options import CompressOptions
 from offline_compress.plan import Plan
-from offline_compress.provenance import PACKAGES, git_revision
-from offline_compress.report import REPORT
-from offline_compress.source import SourceModel
-from offline_compress.versions import tool_version, version_of
-from palu_vllm.checkpoint import INDEX
+from offline_compress.run.versions import tool_version, version_of
+from palu_vllm.format.checkpoint import INDEX
 
 # options that change nothing in the output, or whose effect is said in another way
 ASIDE = {"model", "out", "overwrite", "dry_run", "resume", "workers", "calib_data", "device"}

@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor transformers nor vLLM.
 """
 
-from palu_vllm import transformers_hook
+from palu_vllm.huggingface import register as transformers_hook
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,8 @@ import copyreg
 import functools
 from typing import TYPE_CHECKING, Any
 
-from palu_vllm import transformers_hook
-from palu_vllm.config import FAMILIES
+from palu_vllm.format.config import FAMILIES
+from palu_vllm.huggingface import register as transformers_hook
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -102,7 +102,7 @@ def _install_start_checks() -> None:
 
     @functools.wraps(original)
     def verify(self: "VllmConfig") -> None:
-        from palu_vllm.models import start_checks
+        from palu_vllm.startup import refusals as start_checks
 
         start_checks.check(self)
         original(self)

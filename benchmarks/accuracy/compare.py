@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.accuracy.comparison import Line, as_json, lines
 from benchmarks.accuracy.model_identity import context_of, describe, model_directory
 from benchmarks.accuracy.options import flags_of, tasks_of
-from benchmarks.accuracy.report_page import page
-from benchmarks.accuracy.report_plots import needle_maps, recovery_plot
-from benchmarks.accuracy.scores import Score, key_of, read_scores
-from benchmarks.provenance import provenance
+from benchmarks.accuracy.report.comparison import Line, as_json, lines
+from benchmarks.accuracy.report.page import page
+from benchmarks.accuracy.report.plots import needle_maps, recovery_plot
+from benchmarks.accuracy.report.scores import Score, key_of, read_scores
+from benchmarks.common.provenance import provenance
 
 
 def measured(given: str, options: argparse.Namespace, cache: Path) -> tuple[dict, list[Score]]:

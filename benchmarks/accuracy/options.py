@@ -4,15 +4,15 @@ import argparse
 from collections.abc import Iterator
 from typing import Protocol
 
-from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.lm_eval_tasks import LMEvalTask
-from benchmarks.accuracy.longbench import HUB_ID, LONGBENCH_TASKS, LongBenchTask
-from benchmarks.accuracy.needle import NeedleTask
-from benchmarks.accuracy.needle_styles import needle_style
-from benchmarks.accuracy.perplexity_task import PerplexityTask
-from benchmarks.accuracy.ruler import RULER_TASKS, RulerTask
-from benchmarks.accuracy.ruler_styles import RULER_STYLES
-from benchmarks.accuracy.scores import Score
+from benchmarks.accuracy.report.scores import Score
+from benchmarks.accuracy.tasks.engine import Engine
+from benchmarks.accuracy.tasks.lm_eval import LMEvalTask
+from benchmarks.accuracy.tasks.longbench import HUB_ID, LONGBENCH_TASKS, LongBenchTask
+from benchmarks.accuracy.tasks.needle import NeedleTask
+from benchmarks.accuracy.tasks.needle_styles import needle_style
+from benchmarks.accuracy.tasks.perplexity import PerplexityTask
+from benchmarks.accuracy.tasks.ruler import RULER_TASKS, RulerTask
+from benchmarks.accuracy.tasks.ruler_styles import RULER_STYLES
 
 
 class Task(Protocol):

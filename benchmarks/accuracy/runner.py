@@ -5,11 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.model_identity import context_of, describe, model_directory
 from benchmarks.accuracy.options import tasks_of
-from benchmarks.accuracy.scores import Score, key_of, read_scores, write_scores
-from benchmarks.provenance import provenance
+from benchmarks.accuracy.report.scores import Score, key_of, read_scores, write_scores
+from benchmarks.accuracy.tasks.engine import Engine
+from benchmarks.common.provenance import provenance
 
 
 def stored(path: Path, model: dict) -> list[Score]:

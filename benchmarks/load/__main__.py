@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common.provenance import ROOT
 from benchmarks.load.options import add_arguments
-from benchmarks.provenance import ROOT
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 

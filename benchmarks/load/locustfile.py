@@ -18,15 +18,15 @@ from locust import LoadTestShape, User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from benchmarks.load.arrivals import users_at
-from benchmarks.load.client_health import ClientHealth, judge_client
-from benchmarks.load.locust_report import report_outcome
+from benchmarks.common.provenance import provenance
+from benchmarks.load.client.arrivals import users_at
+from benchmarks.load.client.client_health import ClientHealth, judge_client
+from benchmarks.load.client.locust_report import report_outcome
+from benchmarks.load.client.run import Run
+from benchmarks.load.client.stream import ask, make_client
 from benchmarks.load.objectives import missed
 from benchmarks.load.options import add_arguments, api_key, load_of, own_options
-from benchmarks.load.run import Run
-from benchmarks.load.stream import ask, make_client
 from benchmarks.load.summary import summarize
-from benchmarks.provenance import provenance
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request at INFO

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.load.outcome import Outcome
+from benchmarks.load.client.outcome import Outcome
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.load.arrivals import SHAPES
-from benchmarks.load.lengths import FORMS, parse_lengths
+from benchmarks.load.client.arrivals import SHAPES
+from benchmarks.load.client.lengths import FORMS, parse_lengths
+from benchmarks.load.client.prompts import FIRST_ID, Mix, Request, from_file, generated, read_prompts
 from benchmarks.load.objectives import Objectives
-from benchmarks.load.prompts import FIRST_ID, Mix, Request, from_file, generated, read_prompts
 
 DISCONNECT_SHARE = 0.5
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.load.client.outcome import Outcome
 from benchmarks.load.objectives import Objectives, goodput, meets
-from benchmarks.load.outcome import Outcome
 
 PERCENTILES = (50, 90, 95, 99)
 

@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.methods import compare_plots, compare_report, needle_map, tokens_or_bits
-from benchmarks.methods.bench import dtype_of
-from benchmarks.methods.compare import compared
-from benchmarks.methods.measure import Judge
+from benchmarks.common.provenance import provenance
+from benchmarks.methods.compare import needle_map, tokens_or_bits
+from benchmarks.methods.compare import plots as compare_plots
+from benchmarks.methods.compare import report as compare_report
+from benchmarks.methods.compare.bench import dtype_of
+from benchmarks.methods.compare.results import Results, settings_of
+from benchmarks.methods.compare.run import compared
+from benchmarks.methods.harness.measure import Judge
 from benchmarks.methods.options import PALU, parser
-from benchmarks.methods.palu import PaluCache
+from benchmarks.methods.projected.palu import PaluCache
 from benchmarks.methods.registry import METHODS, described, knobs_of, parse_method
-from benchmarks.methods.results import Results, settings_of
-from benchmarks.provenance import provenance
-from benchmarks.quality_table import rows_of_text
+from benchmarks.quality.table import rows_of_text
 
 
 def listing() -> str:

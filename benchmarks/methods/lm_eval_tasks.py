@@ -18,11 +18,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from transformers import Cache, PreTrainedModel
 
-from benchmarks.accuracy.lm_eval_tasks import scores_of
-from benchmarks.accuracy.tokens import Tokens
-from benchmarks.methods.interface import expect
-from benchmarks.methods.prompts import Arm, Prompt
-from benchmarks.methods.retrieval import greedy
+from benchmarks.accuracy.tasks.lm_eval import scores_of
+from benchmarks.accuracy.tasks.tokens import Tokens
+from benchmarks.methods.harness.interface import expect
+from benchmarks.methods.harness.prompts import Arm, Prompt
+from benchmarks.methods.harness.retrieval import greedy
 
 MOST_NEW = 256  # tokens of a response where the task does not say
 

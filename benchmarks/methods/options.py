@@ -5,11 +5,11 @@ from pathlib import Path
 
 from benchmarks.accuracy.options import names as task_names
 from benchmarks.accuracy.options import numbers
-from benchmarks.accuracy.ruler import KINDS
-from benchmarks.accuracy.ruler_styles import RULER_STYLES
+from benchmarks.accuracy.tasks.ruler import KINDS
+from benchmarks.accuracy.tasks.ruler_styles import RULER_STYLES
 from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.methods.families import FAMILIES
-from benchmarks.methods.interface import Method
+from benchmarks.methods.harness.interface import Method
 from benchmarks.methods.registry import parse_method
 from benchmarks.perplexity import HELD_OUT
 

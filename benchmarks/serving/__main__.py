@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from benchmarks.common.provenance import ROOT, provenance
+from benchmarks.common.server import Server, serve
 from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.perplexity import HELD_OUT
-from benchmarks.provenance import ROOT, provenance
-from benchmarks.server import Server, serve
 from benchmarks.serving.arms import HELP, Arm, compress, parse_arms, why_missing
 from benchmarks.serving.cell import Load, measure
 from benchmarks.serving.plots import comparison

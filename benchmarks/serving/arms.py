@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.provenance import ROOT
-from palu_vllm.checkpoint import read_config
+from benchmarks.common.provenance import ROOT
+from palu_vllm.format.checkpoint import read_config
 
-CALIBRATION_SAMPLES = 16  # as in benchmarks.quality_table
+CALIBRATION_SAMPLES = 16  # as in benchmarks.quality.table
 PALU = ("--attention-backend", "palu")
 BUDGET = re.compile(r"palu-(\d+(?:\.\d+)?)x")
 NAMED_ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from benchmarks.load.server_state import metrics
-from benchmarks.server import Server
+from benchmarks.common.server import Server
+from benchmarks.load.soak.server_state import metrics
 
 WATCH_SECONDS = 0.1
 RUNNING, PREEMPTIONS = "vllm:num_requests_running", "vllm:num_preemptions_total"

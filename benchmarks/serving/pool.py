@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.server import serve
+from benchmarks.common.server import serve
 
 PROBE_GIB = 1
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from benchmarks.accuracy.report_page import STYLE, picture
+from benchmarks.accuracy.report.page import STYLE, picture
 
 ON_CPU = (
     "Measured on a CPU, where rebuilding keys is arithmetic that nothing hides: what the smaller cache saves shows in "

@@ -19,7 +19,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec
 
 from palu_vllm.attention_backend.impl import PaluImpl
-from palu_vllm.kernels.operands import PagedBatch
+from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.plugin import BACKEND
 
 NOT_A_PALU_LAYER = "PALU attends to latents, which only checkpoints written by palu-compress have"
@@ -36,8 +36,8 @@ class PaluMetadata(AttentionMetadata):
 class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
     """One per KV cache spec. Copies nothing and never synchronises with the device."""
 
-    # Tests show on the CPU what a captured decoding step needs (tests/palu_vllm/kernels/test_launch.py), but none has
-    # been captured: the GPU test of it has never run. Once it has passed, UNIFORM_BATCH. Until then attention runs
+    # Tests show on the CPU what a captured decoding step needs (tests/palu_vllm/kernels/gpu/test_launch.py), but none
+    # has been captured: the GPU test of it has never run. Once it has passed, UNIFORM_BATCH. Until then attention runs
     # between the graphs of the rest, which costs the host's time for its launches and cannot be wrong.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
-from palu_vllm.attention_backend.kernel_path import implementation, kernel_path
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.choose import implementation, kernel_path
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 
 if TYPE_CHECKING:
     from palu_vllm.attention_backend.backend import PaluMetadata

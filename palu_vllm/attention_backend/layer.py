@@ -8,7 +8,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, replace_as
 
 from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.sink_window import SinkWindowSpec
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 
 
 class LatentAttention(Attention):

@@ -2,7 +2,7 @@
 
 ``configuration`` says what transformers reads from ``config.json``, ``attention`` computes one layer, ``modeling``
 puts it into transformers' own Llama, Mistral (Phi-3 too), Qwen2 and Qwen3. Importing this package imports none of
-them; ``palu_vllm.transformers_hook`` tells transformers where to look.
+them; ``palu_vllm.huggingface.register`` tells transformers where to look.
 """
 
 from typing import Any

@@ -10,11 +10,11 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.format.latent_format import SlotFormat
+from palu_vllm.format.packing import pack, unpack
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 from palu_vllm.kernels.reference import rebuild_keys, rotate
-from palu_vllm.latent_format import SlotFormat
-from palu_vllm.layer_shape import LayerShape
-from palu_vllm.packing import pack, unpack
 
 # implementations that take values of another width than the keys and the mask that transformers builds
 IMPLEMENTATIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}

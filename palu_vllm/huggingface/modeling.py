@@ -14,8 +14,9 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, Mi
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
-from palu_vllm.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
-from palu_vllm.config import AttentionGeometry, PaluConfig, rope_type
+from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
+from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.huggingface.attention import PaluAttention
 from palu_vllm.huggingface.configuration import (
     PaluLlamaConfig,
@@ -24,7 +25,6 @@ from palu_vllm.huggingface.configuration import (
     PaluQwen2Config,
     PaluQwen3Config,
 )
-from palu_vllm.layer_shape import LayerShape
 
 
 class _Palu(PreTrainedModel):

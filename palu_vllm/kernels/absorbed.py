@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 
 FLOAT32_TOLERANCE = 1e-6  # about the rounding error of a rebuilt pair in float32
 MOST_TERMS = 12

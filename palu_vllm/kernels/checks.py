@@ -2,8 +2,8 @@
 
 import torch
 
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
-from palu_vllm.latent_format import ALIGNMENT, SlotFormat
+from palu_vllm.format.latent_format import ALIGNMENT, SlotFormat
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
 
 
 def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:

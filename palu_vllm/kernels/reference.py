@@ -7,11 +7,11 @@ values never rebuilt because ``B_v`` is multiplied into the output projection (e
 
 import torch
 
+from palu_vllm.format.latent_format import SlotFormat
+from palu_vllm.format.packing import pack, unpack
 from palu_vllm.kernels.checks import check_attend, check_layer, check_store
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.value_up import apply_v_up
-from palu_vllm.latent_format import SlotFormat
-from palu_vllm.packing import pack, unpack
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

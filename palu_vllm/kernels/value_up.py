@@ -5,7 +5,7 @@ Decoding few tokens, the reduce kernel multiplies while it joins the parts; othe
 
 import torch
 
-from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.interface import AttentionShape
 
 ROWS = 1024  # tokens of one product
 REDUCED_BYTES = 16 * 2**20  # of v_up that the reduce kernel reads at most, from L2

@@ -15,11 +15,11 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
-from palu_vllm.config import AttentionGeometry, PaluConfig
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
-from palu_vllm.layer_shape import LayerShape
+from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 from palu_vllm.models.shared_specs import share_specs
-from palu_vllm.models.streaming_llm import StreamingLLM
+from palu_vllm.startup.streaming_llm import StreamingLLM
 
 
 class PaluAttention(nn.Module):

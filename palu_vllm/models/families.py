@@ -13,12 +13,12 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.utils import WeightsMapper
 
-from palu_vllm.models.adapters import AdapterNames
+from palu_vllm.loading.checked import checked
+from palu_vllm.loading.leading import leading_latents, stored_config
+from palu_vllm.loading.mixed import rotated_latents
 from palu_vllm.models.attention import PaluAttention
-from palu_vllm.models.banner import show_banner
-from palu_vllm.models.load_checks import checked
-from palu_vllm.models.load_rotation import rotated_latents
-from palu_vllm.models.rank_ratio import leading_latents, stored_config
+from palu_vllm.server.banner import show_banner
+from palu_vllm.startup.adapters import AdapterNames
 
 
 class PaluDecoderLayer(LlamaDecoderLayer):

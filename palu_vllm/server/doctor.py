@@ -10,9 +10,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from palu_vllm import __version__, plugin
-from palu_vllm.attention_backend.kernel_path import kernel_path
-from palu_vllm.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
-from palu_vllm.config import DTYPE_BYTES, rope_type
+from palu_vllm.format.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
+from palu_vllm.format.config import DTYPE_BYTES, rope_type
+from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.common.provenance import ROOT
 from benchmarks.perplexity import row_loss, rows_of
-from benchmarks.provenance import ROOT
-from tests.tiny_models import build_dense
+from tests.support.tiny_models import build_dense
 
 
 @pytest.mark.parametrize("begin", [(), (0,)], ids=["no BOS", "BOS"])

@@ -2,7 +2,7 @@
 
 ``make test-gpu`` runs them, with the fewest imports, so that a machine with no more than torch, Triton and pytest will
 do. They have been collected on machines without a GPU and never run on one; what needs none (``run_on``) is tried in
-``tests/benchmarks/test_gpu_tests.py``.
+``tests/benchmarks/kernels/test_gpu_tests.py``.
 """
 
 import os
@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.layers import RECOMMENDED, SERVED_LAYERS, SERVED_PACKED_LAYERS
-from benchmarks.timing import CudaTimer
-from palu_vllm.kernels.launch import TritonAttention
-from palu_vllm.kernels.operands import KeyRebuild, PagedBatch
+from benchmarks.kernels.layers import RECOMMENDED, SERVED_LAYERS, SERVED_PACKED_LAYERS
+from benchmarks.latency.timing import CudaTimer
+from palu_vllm.kernels.gpu.launch import TritonAttention
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from palu_vllm.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
-from palu_vllm.layer_shape import LayerShape
-from tests.joined import apart
+from palu_vllm.format.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
+from palu_vllm.format.shape import LayerShape
+from tests.support.joined import apart
 
 
 def layer_of(directory: Path, layer: int) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def dense_attention(directory: Path, layer: int, shape: LayerShape, x: torch.Ten
 
 
 def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tensor:
-    """The same from the tensors of a compressed checkpoint, as ``palu_vllm.checkpoint`` describes them."""
+    """The same from the tensors of a compressed checkpoint, as ``palu_vllm.format.checkpoint`` describes them."""
     _, palu, geometry = read_config(directory)
     shape, tensors = LayerShape.of(palu, geometry, layer), layer_of(directory, layer)
     keys = linear(tensors, "k_down", x)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from offline_compress import compress
-from offline_compress.cli import main
-from offline_compress.staging import STATE, work_directory
-from palu_vllm.checkpoint import INDEX, SINGLE, check_finite
+from offline_compress.commands.compress import main
+from offline_compress.run.staging import STATE, work_directory
+from palu_vllm.format.checkpoint import INDEX, SINGLE, check_finite
 from tests.offline_compress.tiny import build_dense
 
 QUICK = ["--calib-samples", "3", "--calib-seqlen", "40", "--search", "uniform"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from offline_compress.grouping import groupings
 from offline_compress.options import CompressionError, CompressOptions
-from palu_vllm.config import AttentionGeometry
+from palu_vllm.format.config import AttentionGeometry
 
 
 def sizes_of(heads: int, **options: int) -> tuple[int, int, tuple[str, ...]]:

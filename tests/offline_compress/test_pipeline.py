@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offline_compress import compress
-from palu_vllm.checkpoint import INDEX, SINGLE, check_finite, check_shapes, iterate_tensors, read_config, read_json
-from tests.joined import apart
+from palu_vllm.format.checkpoint import (
+    INDEX,
+    SINGLE,
+    check_finite,
+    check_shapes,
+    iterate_tensors,
+    read_config,
+    read_json,
+)
 from tests.offline_compress.oracle import dense_attention, latent_attention, shape_of
 from tests.offline_compress.tiny import build_dense
+from tests.support.joined import apart
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}

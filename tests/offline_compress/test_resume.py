@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from offline_compress import CompressionError, compress
-from offline_compress.activations import INPUTS
-from offline_compress.cli import main
-from offline_compress.staging import CHECKPOINT, STATE, work_directory
-from palu_vllm.checkpoint import SINGLE
+from offline_compress.calibration.activations import INPUTS
+from offline_compress.commands.compress import main
+from offline_compress.run.staging import CHECKPOINT, STATE, work_directory
+from palu_vllm.format.checkpoint import SINGLE
 from tests.offline_compress.tiny import build_dense
 
 WAYS = {

@@ -14,7 +14,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import palu_vllm
 from palu_vllm import plugin
-from palu_vllm.config import FAMILIES
+from palu_vllm.format.config import FAMILIES
 
 LIGHT = """
 import sys

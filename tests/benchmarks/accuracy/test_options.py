@@ -5,10 +5,10 @@ import json
 import pytest
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.lm_eval_tasks import scores_of
 from benchmarks.accuracy.options import BUILDERS, flags_of, task_parser, tasks_of
-from benchmarks.accuracy.ruler import RULER_TASKS
-from benchmarks.accuracy.scores import key_of
+from benchmarks.accuracy.report.scores import key_of
+from benchmarks.accuracy.tasks.lm_eval import scores_of
+from benchmarks.accuracy.tasks.ruler import RULER_TASKS
 from benchmarks.demo import MODEL
 from benchmarks.perplexity import HELD_OUT
 

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.accuracy import runner
-from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.longbench import LONGBENCH_TASKS
 from benchmarks.accuracy.options import BUILDERS, task_parser, tasks_of
-from benchmarks.accuracy.scores import Score, key_of, read_scores
+from benchmarks.accuracy.report.scores import Score, key_of, read_scores
+from benchmarks.accuracy.tasks.engine import Engine
+from benchmarks.accuracy.tasks.longbench import LONGBENCH_TASKS
+from benchmarks.common.provenance import ROOT
 from benchmarks.demo import MODEL
 from benchmarks.perplexity import HELD_OUT, rows_of
-from benchmarks.provenance import ROOT
 
 CONTEXT = 256
 SMALL = ["--limit", "2", "--samples", "2", "--contexts", str(CONTEXT), "--lengths", "384", "--depths", "0,100"]

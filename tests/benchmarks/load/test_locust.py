@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.load.__main__ import locust_command, locust_environment
-from benchmarks.load.arrivals import schedule
-from benchmarks.load.server_state import idle, metrics, sample_when_idle
-from tests.serving import server
+from benchmarks.load.client.arrivals import schedule
+from benchmarks.load.soak.server_state import idle, metrics, sample_when_idle
+from tests.support.serving import server
 
 pytestmark = pytest.mark.serving
 

@@ -5,9 +5,9 @@ import pytest
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 from vllm.benchmarks.serve import calculate_metrics
 
-from benchmarks.load.client_health import judge_client
+from benchmarks.load.client.client_health import judge_client
+from benchmarks.load.client.outcome import Outcome
 from benchmarks.load.objectives import Objectives, goodput, meets, missed
-from benchmarks.load.outcome import Outcome
 from benchmarks.load.summary import spread, summarize
 
 LATE = Outcome(0, scheduled=10.0, sent=10.5, first=11.0, last=13.0, prompt_tokens=20, output_tokens=5)

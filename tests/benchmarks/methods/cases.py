@@ -1,22 +1,22 @@
 """Every method with knobs that are small enough for prompts of some 50 tokens and heads of 16 numbers."""
 
-from benchmarks.methods.decoquant import DecoQuant
-from benchmarks.methods.dense import Dense
-from benchmarks.methods.gear import GEAR
-from benchmarks.methods.h2o import H2O
-from benchmarks.methods.kivi import KIVI
-from benchmarks.methods.kvquant import KVQuant
-from benchmarks.methods.kvsharer import KVSharer
-from benchmarks.methods.lorc import LoRC
-from benchmarks.methods.matryoshkakv import MatryoshkaKV
-from benchmarks.methods.pyramidinfer import PyramidInfer
-from benchmarks.methods.pyramidkv import PyramidKV
-from benchmarks.methods.qpruningkv import QPruningKV
-from benchmarks.methods.rolling_h2o import RollingH2O
-from benchmarks.methods.rolling_streaming_llm import RollingStreamingLLM
-from benchmarks.methods.snapkv import SnapKV
-from benchmarks.methods.streaming_llm import StreamingLLM
-from benchmarks.methods.zipcache import ZipCache
+from benchmarks.methods.coded.decoquant import DecoQuant
+from benchmarks.methods.coded.gear import GEAR
+from benchmarks.methods.coded.kivi import KIVI
+from benchmarks.methods.coded.kvquant import KVQuant
+from benchmarks.methods.coded.zipcache import ZipCache
+from benchmarks.methods.harness.dense import Dense
+from benchmarks.methods.kept.h2o import H2O
+from benchmarks.methods.kept.pyramidinfer import PyramidInfer
+from benchmarks.methods.kept.pyramidkv import PyramidKV
+from benchmarks.methods.kept.qpruningkv import QPruningKV
+from benchmarks.methods.kept.rolling_h2o import RollingH2O
+from benchmarks.methods.kept.rolling_streaming_llm import RollingStreamingLLM
+from benchmarks.methods.kept.snapkv import SnapKV
+from benchmarks.methods.kept.streaming_llm import StreamingLLM
+from benchmarks.methods.projected.lorc import LoRC
+from benchmarks.methods.projected.matryoshkakv import MatryoshkaKV
+from benchmarks.methods.shared.kvsharer import KVSharer
 
 GEAR_KNOBS = {"group_size": 8, "left": 0.05, "streaming_gap": 8}
 

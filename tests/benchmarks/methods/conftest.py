@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.methods.attention import IMPLEMENTATION, layers_of
-from tests.tiny_models import build_dense
+from benchmarks.methods.harness.attention import IMPLEMENTATION, layers_of
+from tests.support.tiny_models import build_dense
 
 SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL |= {"head_dim": 16, "num_hidden_layers": 3}

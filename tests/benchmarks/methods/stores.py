@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.methods.interface import Layer, Tokens
+from benchmarks.methods.harness.interface import Layer, Tokens
 
 
 def rotation(positions):

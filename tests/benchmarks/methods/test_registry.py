@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.methods.__main__ import listing
-from benchmarks.methods.kivi import KIVI
+from benchmarks.methods.coded.kivi import KIVI
 from benchmarks.methods.registry import METHODS, described, knobs_of, parse_method
 from tests.benchmarks.methods.cases import CASES
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from benchmarks.provenance import ROOT
-from tests.serving import outside
+from benchmarks.common.provenance import ROOT
+from tests.support.serving import outside
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
 

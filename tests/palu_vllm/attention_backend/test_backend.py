@@ -9,11 +9,11 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, Atte
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from palu_vllm.attention_backend.backend import PaluBackend, PaluMetadataBuilder
-from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.plugin import palu_backend
 from tests.palu_vllm.kernels.paged_batches import random_problem
-from tests.shapes import LAYERS
+from tests.support.shapes import LAYERS
 
 ANSWERS = {
     "supports_sliding_window": True,

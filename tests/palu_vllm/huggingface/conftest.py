@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import palu_vllm  # noqa: F401  the auto classes learn of the palu types
-from tests.palu_checkpoints import SIZES, write_dense, write_palu
 from tests.palu_vllm.huggingface.oracle import CLASSES, RANKS
+from tests.support.palu_checkpoints import SIZES, write_dense, write_palu
 
 
 @pytest.fixture(scope="package", autouse=True)

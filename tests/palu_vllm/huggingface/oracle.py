@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from palu_vllm.huggingface import modeling
-from tests.palu_checkpoints import FULL_RANK
+from tests.support.palu_checkpoints import FULL_RANK
 
 CLASSES = {
     "llama": modeling.PaluLlamaForCausalLM,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.palu_checkpoints import write_dense, write_palu
 from tests.palu_vllm.huggingface.oracle import CLASSES, EXACT, RANKS, generate, load, logits, truncated
+from tests.support.palu_checkpoints import write_dense, write_palu
 
 
 class TestEqualsDense:

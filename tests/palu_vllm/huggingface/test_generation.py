@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from palu_vllm.config import AttentionGeometry, PaluConfig
-from tests.palu_checkpoints import kv_bytes
+from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from tests.palu_vllm.huggingface.oracle import EXACT, RANKS, generate, load, logits, truncated
+from tests.support.palu_checkpoints import kv_bytes
 
 
 class TestCache:

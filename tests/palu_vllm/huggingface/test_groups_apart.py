@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from palu_vllm.checkpoint import read_config
-from tests.palu_checkpoints import kv_bytes, with_tiers, write_palu
+from palu_vllm.format.checkpoint import read_config
 from tests.palu_vllm.huggingface.oracle import EXACT, load, logits
+from tests.support.palu_checkpoints import kv_bytes, with_tiers, write_palu
 
 RANK = 16  # of every latent: scales of 16 numbers are then the same in both forms
 APART = {"narrow_keys": ((2, 4), RANK, 3 * RANK), "narrow_values": ((4, 2), 3 * RANK, RANK)}

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from palu_vllm.checkpoint import CheckpointError
+from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.huggingface import modeling
-from tests.palu_checkpoints import SIZES, write_dense, write_palu
 from tests.palu_vllm.huggingface.oracle import RANKS, load, logits
+from tests.support.palu_checkpoints import SIZES, write_dense, write_palu
 
 
 class TestLoading:

@@ -12,7 +12,7 @@ from triton.runtime.jit import JITFunction
 
 from tests.palu_vllm.kernels import interpreter_bfloat16
 
-if isinstance(getattr(sys.modules.get("palu_vllm.kernels.common"), "softmax_step", None), JITFunction):
+if isinstance(getattr(sys.modules.get("palu_vllm.kernels.gpu.tiles.keys"), "softmax_step", None), JITFunction):
     raise RuntimeError("the kernels were imported without TRITON_INTERPRET=1; set it before pytest starts")
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.format.packing import pack, unpack
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
-from palu_vllm.packing import pack, unpack
-from tests.shapes import Layer
+from tests.support.shapes import Layer
 
 PADDING_ROWS = 3
 SPARE_BLOCKS = 2

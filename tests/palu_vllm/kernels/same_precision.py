@@ -2,7 +2,7 @@
 
 import torch
 
-from palu_vllm.kernels.operands import AttentionShape
+from palu_vllm.kernels.interface import AttentionShape
 from palu_vllm.kernels.reference import gather_latents, met_at, rebuild_keys, seen_positions, visible
 from tests.palu_vllm.kernels.paged_batches import UNTOUCHED, Problem
 

@@ -20,10 +20,10 @@ from palu_vllm.kernels.absorbed import (
     relative_cost,
     rotary_frequencies,
 )
-from palu_vllm.kernels.operands import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
 from palu_vllm.kernels.reference import rebuild_keys
 from tests.palu_vllm.kernels.paged_batches import cos_sin_table
-from tests.shapes import sizes
+from tests.support.shapes import sizes
 
 TILES = (16, 32, 64, 128)
 SCALINGS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from palu_vllm.kernels.operands import PagedBatch
+from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention, latent_attention, rebuild_keys, rotate, visible
 from tests.palu_vllm.kernels.paged_batches import (
     PADDING_ROWS,
@@ -16,7 +16,7 @@ from tests.palu_vllm.kernels.paged_batches import (
     only_request,
     random_problem,
 )
-from tests.shapes import LAYERS
+from tests.support.shapes import LAYERS
 
 REQUESTS = [(1, 63), (5, 5), (7, 40), (1, 1)]
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from benchmarks.layers import SERVED_LAYERS
-from palu_vllm.attention_backend.cpu import TorchAttention
-from palu_vllm.kernels import launch
-from palu_vllm.kernels.launch import TritonAttention
+from benchmarks.kernels.layers import SERVED_LAYERS
+from palu_vllm.kernels.cpu.attention import TorchAttention
+from palu_vllm.kernels.gpu import launch
+from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.value_up import REDUCED_BYTES, apply_v_up, reduce_multiplies, write_values
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import ALLOWED, FLOOR, largest_error, same_precision_attention
-from tests.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
+from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
 
 NAMED = LAYERS | PACKED_LAYERS | LARGE_LAYERS
 NAMES = [

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.kernels.decode_plan import DecodePlan
-from palu_vllm.kernels.launch import TritonAttention
+from palu_vllm.kernels.gpu.decode.plan import DecodePlan
+from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention, latent_attention, rebuild_keys, rotate
+from tests.palu_vllm.kernels.gpu.decode.test_absorbed import absorbed_plan
+from tests.palu_vllm.kernels.gpu.decode.test_kernel import decode, small_tiling
+from tests.palu_vllm.kernels.gpu.prefill.test_kernel import TINY_WORKSPACE, prefill
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, cos_sin_table, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.palu_vllm.kernels.test_decode import decode, small_tiling
-from tests.palu_vllm.kernels.test_decode_absorbed import absorbed_plan
-from tests.palu_vllm.kernels.test_prefill import TINY_WORKSPACE, prefill
-from tests.shapes import LAYERS, PACKED_LAYERS, Layer, sizes
+from tests.support.shapes import LAYERS, PACKED_LAYERS, Layer, sizes
 
 SINKS, WINDOW = 5, 20
 REQUESTS = [(1, 63), (33, 33), (0, 3), (5, 90), (2, 4)]

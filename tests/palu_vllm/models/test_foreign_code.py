@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vllm.engine.arg_utils import EngineArgs
 
 import palu_vllm
-from palu_vllm.checkpoint import CheckpointError, check_shapes
+from palu_vllm.format.checkpoint import CheckpointError, check_shapes
 
 TRAP = "import pathlib\npathlib.Path({marker!r}).touch()\nclass Trap: ...\n"
 MAPPED = {"AutoConfig": "trap.Trap", "AutoModelForCausalLM": "trap.Trap", "AutoTokenizer": ["trap.Trap", "trap.Trap"]}

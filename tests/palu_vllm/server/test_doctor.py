@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from palu_vllm.server import agreement
 from palu_vllm.server.doctor import CHECKS as RUNS
-from tests.serving import outside
+from tests.support.serving import outside
 
 DOCTOR = Path(sys.executable).with_name("palu-doctor")
 CHECKS = ["vLLM", "plugin", "kernels", "configuration", "tensors", "values", "sizes", "greedy tokens"]

@@ -1,4 +1,4 @@
-"""The route and the page, without an engine; with one: ``tests/integration/test_observability.py``."""
+"""The route and the page, without an engine; with one: ``tests/integration/serving/test_observability.py``."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from palu_vllm.checkpoint import read_config
+from palu_vllm.format.checkpoint import read_config
 from palu_vllm.server.endpoint import PAGE, PaluEndpoint
 
 

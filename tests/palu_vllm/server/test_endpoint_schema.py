@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 
 from palu_vllm.server.endpoint import PaluEndpoint
-from tests.live_metrics import eventually
+from tests.support.live_metrics import eventually
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 

@@ -1,4 +1,4 @@
-"""Who is to blame for the end of a server; the real thing: ``tests/integration/test_faults_processes.py``."""
+"""Who is to blame for the end of a server; the real thing: ``tests/integration/faults/test_processes.py``."""
 
 import pytest
 

@@ -5,7 +5,7 @@ from prometheus_client import REGISTRY
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.metrics.stats import SchedulerStats
 
-from palu_vllm.models.cache_facts import served_facts
+from palu_vllm.server.facts import served_facts
 from palu_vllm.server.metrics import PaluStatLogger
 
 

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from benchmarks.provenance import provenance
+from benchmarks.common.provenance import provenance
 from tests.palu_vllm.vllm_contract.check import complaint
 from tests.palu_vllm.vllm_contract.sources import Sources
 from tests.palu_vllm.vllm_contract.uses import ROOT, of_package

@@ -1,0 +1,56 @@
+"""Where and with what a number was measured; written beside every result."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("torch", "vllm", "transformers", "triton", "palu-vllm")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return found.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance() -> dict:
+    """Command, commit, versions and machine, ready for JSON."""
+    import torch
+
+    return {
+        "command": ["python", "-m", *[_without_folders(part) for part in _module_and_arguments()]],
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{_cpu_name()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _without_folders(argument: str) -> str:
+    """A path as it is from the root of the repository, of one outside the name alone: folders are the machine's."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _module_and_arguments() -> list[str]:
+    module = sys.modules["__main__"].__spec__
+    return [module.name if module else Path(sys.argv[0]).name, *sys.argv[1:]]

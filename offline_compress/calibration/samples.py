@@ -1,0 +1,96 @@
+"""Calibration samples: equally long rows of real tokens, packed, never padded."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from offline_compress.calibration.text import read_documents
+from offline_compress.options import CompressionError, reason
+from palu_vllm.format.checkpoint import read_json
+
+# how much more text than needed is read, so that the seed has something to choose from
+READ_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class CalibrationSamples:
+    """``tokens [samples, seqlen]`` int64 and where they come from."""
+
+    name: str
+    tokens: torch.Tensor
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the token ids: what was calibrated on, whatever file it came from."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        count, seqlen = self.tokens.shape
+        return f"{self.name}, {count} samples of {seqlen} tokens, sha256 {self.digest[:16]}"
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory. Raises CompressionError or CheckpointError if there is none that works."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (directory / name).exists():
+            read_json(directory / name)
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompressionError(
+            f"{directory} has no tokenizer that can be loaded ({reason(error)}); add its tokenizer files."
+        ) from error
+
+
+def pack(documents: Iterable[list[int]], separator: list[int], enough: int) -> list[int]:
+    """One stream of tokens: documents in order with ``separator`` between them, until there are ``enough``."""
+    stream: list[int] = []
+    for document in documents:
+        stream += separator if stream and document else []
+        stream += document
+        if len(stream) >= enough:
+            break
+    return stream
+
+
+def cut_samples(stream: list[int], prefix: list[int], count: int, seqlen: int, seed: int) -> torch.Tensor:
+    """Up to ``count`` windows of the stream that do not overlap, chosen by ``seed``, each after ``prefix``.
+
+    Returns ``[samples, seqlen]`` int64. Raises ValueError if the stream does not fill one window.
+    """
+    width = seqlen - len(prefix)
+    windows = len(stream) // width
+    if windows == 0:
+        raise ValueError(f"{len(stream)} tokens, less than one sample of {seqlen}")
+    order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))[:count]
+    rows = torch.tensor(stream[: windows * width]).view(windows, width)[order]
+    return torch.cat([torch.tensor(prefix, dtype=torch.int64).expand(len(rows), -1), rows], dim=1)
+
+
+def load_samples(data: str, directory: Path, vocab_size: int, count: int, seqlen: int, seed: int) -> CalibrationSamples:
+    """Samples of a file or dataset in the tokens of the model in ``directory``.
+
+    Every sample begins with the tokens that the tokenizer puts before a text (BOS for Llama), as served prompts do.
+    Raises CompressionError if the text is too short or its tokens are not the model's.
+    """
+    tokenizer = load_tokenizer(directory)
+    documents = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in read_documents(data))
+    prefix = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream = pack(documents, separator, READ_AHEAD * count * seqlen)
+    if stream and max(stream) >= vocab_size:
+        raise CompressionError(
+            f"the tokenizer in {directory} gives token {max(stream)}, the model has {vocab_size}; "
+            "give a model directory whose tokenizer belongs to it."
+        )
+    try:
+        tokens = cut_samples(stream, prefix, count, seqlen, seed)
+    except ValueError as error:
+        raise CompressionError(f"{data} has {error} tokens; give more text or shorter samples.") from error
+    name = Path(data).name if Path(data).expanduser().is_file() else data
+    return CalibrationSamples(name, tokens)

@@ -1,0 +1,149 @@
+"""What a compression gives: estimated before, measured after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_compress.calibration.samples import CalibrationSamples
+from offline_compress.checkpoint.plot import write_plot
+from offline_compress.checkpoint.provenance import provenance
+from offline_compress.checkpoint.written import Written
+from offline_compress.estimate import (
+    activation_bytes,
+    disk_bytes,
+    fisher_memory_bytes,
+    layer_memory_bytes,
+    nested_factor_bytes,
+    sharing_memory_bytes,
+)
+from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
+from offline_compress.run.memory import peak_memory_bytes
+from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.shape import LayerShape
+
+REPORT = "palu_report.json"
+ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}
+
+
+def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
+    """What follows from the ranks: bytes per token, kept ratio, bytes of both value paths."""
+    dense = plan.geometry.dense_bytes_per_token(plan.dtype)
+    kept = palu.bytes_per_token(plan.geometry, plan.dtype)
+    return {
+        "dense_bytes_per_token": dense,
+        "bytes_per_token": kept,
+        "compression": dense / kept,
+        "rank_ratio_nominal": None if plan.options.has_budget else plan.options.rank_ratio,
+        "rank_ratio_realised": _kept_ratio(plan, palu),
+        "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
+        "tiers_v": [tier.model_dump() for tier in palu.tiers_v],
+        "hadamard": palu.hadamard,
+        "latent_group_size": palu.latent_group_size,
+        "latent_symmetric": palu.latent_symmetric,
+        "clip_k": palu.clip_k,
+        "clip_v": palu.clip_v,
+        "group_size_k": palu.group_size_k,
+        "group_size_v": palu.group_size_v,
+        "full_rank_k": plan.key.full_rank,
+        "full_rank_v": plan.value.full_rank,
+        "rank_k": palu.rank_k,
+        "rank_v": palu.rank_v,
+        "source_layers": palu.source_layers,
+        "shared_layers": palu.num_shared,
+        "value_path": palu.value_path,
+        "value_path_bytes": value_path_bytes(palu, plan.geometry, plan.dtype),
+        "dtype": plan.dtype,
+        "objective": palu.objective,
+        "search": palu.search,
+        "k_cost": plan.options.k_cost,
+        "rebuild_work_per_token": rebuild_work(palu, plan.geometry),
+        "refit": plan.refits,
+        "reorder_heads": plan.reorders,
+        "calibration": palu.calibration,
+        "seed": palu.seed,
+    }
+
+
+def _kept_ratio(plan: Plan, palu: PaluConfig) -> float:
+    """Numbers of latents over numbers of keys and values; equally many of both sides."""
+    layers = palu.caching_layers
+    rank_k, rank_v = (sum(ranks[layer] for layer in layers) for ranks in (palu.rank_k, palu.rank_v))
+    kept = rank_k / plan.key.full_rank + rank_v / plan.value.full_rank
+    return kept / (2 * plan.geometry.num_layers)
+
+
+def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:
+    """Multiplications that rebuild the keys of one cached token from latents, all layers."""
+    layers = [LayerShape.of(palu, geometry, layer) for layer in range(geometry.num_layers)]
+    return sum(shape.num_kv_heads * shape.head_dim * shape.rank_k for shape in layers if shape.has_k_up)
+
+
+def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
+    """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
+    label = samples.label if samples else NO_CALIBRATION
+    searched = plan.options.share_layers
+    if searched:  # any layers: all hold equally many bytes here
+        plan = plan.sharing(tuple((plan.geometry.num_layers - each, 0) for each in range(1, searched + 1)))
+    palu = plan.palu_config(plan.uniform_ranks(), label)
+    count = len(samples.tokens[: plan.passes_samples]) if samples else 0
+    layers = layer_memory_bytes(plan, palu, count) + nested_factor_bytes(plan)
+    whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
+    sharing = sharing_memory_bytes(plan) if searched else 0
+    budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
+    return (
+        sizes(plan, palu)
+        | budget
+        | ({"source_layers": None} if searched else {})
+        | {
+            "ranks_are_final": not plan.searches_ranks,
+            "predicted_peak_memory_bytes": baseline + max(layers, whole, sharing),
+            "predicted_layer_memory_bytes": layers,
+            "predicted_fisher_memory_bytes": whole,
+            "predicted_sharing_memory_bytes": sharing,
+            "disk_bytes": disk_bytes(plan, palu),
+            "temporary_disk_bytes": activation_bytes(plan, count),
+        }
+    )
+
+
+def final_report(
+    plan: Plan,
+    written: Written,
+    samples: CalibrationSamples | None,
+    baseline: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The contents of ``palu_report.json``.
+
+    ``relative_error_*`` per layer is ``|(W - W') S| / |W S|``: with whitening the relative error of keys or values
+    (before bias) on the calibration data, with plain SVD (``S = I``) that of the weights, with the weighted objective
+    the root of the share of what attention adds that is lost, to first order. Before ``up`` is fitted again.
+    ``seconds``, memory and provenance are those of this run; ``layer_seconds`` of whichever run did a layer.
+    """
+    palu, outcomes = written.palu, [layer.outcome for layer in written.layers]
+    report = sizes(plan, palu) | {
+        "relative_error_k": [outcome.key.error for outcome in outcomes],
+        "relative_error_v": [outcome.value.error for outcome in outcomes],
+        "error_measure": ERROR_MEASURES[plan.options.objective],
+        "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
+        "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,
+        "calib_seqlen": plan.seqlen if samples else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "baseline_memory_bytes": baseline,
+        "seconds": round(seconds, 2),
+        "layer_seconds": [layer.seconds for layer in written.layers],
+        "search_layer_seconds": written.search_seconds,
+        "resumed_behind_layers": written.taken_over if any(written.taken_over.values()) else None,
+        "provenance": provenance(plan.source, palu.calibration, samples.digest if samples else None),
+    }
+    if plan.device.type == "cuda":
+        report["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(plan.device)
+    return report | written.chosen
+
+
+def write_report(report: dict[str, Any], directory: Path) -> None:
+    """Writes ``palu_report.json`` and, where matplotlib is installed, ``palu_report.png``."""
+    (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_plot(report, directory)

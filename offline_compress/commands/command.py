@@ -1,0 +1,43 @@
+"""What the commands of this package share: exit codes and one sentence for everything that went wrong."""
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from offline_compress.options import CompressionError
+
+
+def run_command(name: str, action: Callable[[], None], interrupted: str) -> int:
+    """Runs ``action``; returns 0, 2 for input that is refused, 130 where the user interrupted.
+
+    SIGTERM ends it as an exception, so that unfinished output is removed.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        if not isinstance(error, CompressionError) and not isinstance(error, _refusals()):
+            raise
+        return _fail(name, str(error), 2)
+    except KeyboardInterrupt:
+        return _fail(name, f"interrupted; {interrupted}", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Imported only now, because it brings torch with it and ``--help`` shall be quick."""
+    from palu_vllm.format.checkpoint import CheckpointError
+
+    return CheckpointError, OSError
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(name: str, sentence: str, code: int) -> int:
+    print(f"{name}: {sentence}", file=sys.stderr)
+    return code

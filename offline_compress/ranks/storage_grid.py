@@ -1,0 +1,91 @@
+"""The ways of storing latents that are tried for a budget: ranks, and tiers of bits."""
+
+from dataclasses import dataclass
+
+import torch
+
+from offline_compress.grouping import Grouping
+from offline_compress.plan import Plan
+from offline_compress.ranks.allocation import rank_tile
+from offline_compress.ranks.storage_errors import Storage
+from palu_vllm.format.latent_format import Shares, cut_into_tiers
+from palu_vllm.format.mixing import rotation_of_tiers, spreading_matrix
+
+MOST_RANKS = 16
+TIERS: tuple[Shares, ...] = (
+    *(((1.0, bits),) for bits in (16, 8, 4, 3, 2)),
+    ((0.125, 8), (0.875, 4)),
+    ((0.25, 8), (0.75, 4)),
+    ((0.25, 8), (0.75, 3)),
+    ((0.25, 4), (0.75, 3)),
+    ((0.5, 4), (0.5, 3)),
+    ((0.25, 4), (0.75, 2)),
+    ((0.5, 4), (0.5, 2)),
+    ((0.5, 3), (0.5, 2)),
+    ((0.125, 8), (0.375, 4), (0.5, 3)),
+)
+
+
+@dataclass(frozen=True)
+class SideGrid:
+    """Ranks and tiers of K or of V, the same for every layer."""
+
+    plan: Plan
+    groups: Grouping
+    tiers: tuple[Shares, ...]
+    rotates_whole: bool
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return candidate_ranks(self.groups.full_rank, rank_tile(self.groups.full_rank))
+
+    def storages(self) -> list[list[Storage]]:
+        """``[ranks][tiers]``."""
+        return [[self._storage(rank, shares) for shares in self.tiers] for rank in self.ranks]
+
+    def _storage(self, rank: int, shares: Shares) -> Storage:
+        rotation = None
+        if self.plan.rotates([shares]):
+            whole = rank == self.groups.full_rank
+            rotation = self._rotation_of_whole() if whole else rotation_of_tiers(cut_into_tiers(rank, shares))
+        return Storage(self.plan.latent_format(rank, shares), rotation, self.plan.searches_clip)
+
+    def _rotation_of_whole(self) -> torch.Tensor | None:
+        head = spreading_matrix(self.plan.geometry.head_dim)
+        return torch.block_diag(*[head] * self.groups.size) if self.rotates_whole else None
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Of one layer."""
+        return min(self.bytes(self.ranks[0], shares) for shares in self.tiers)
+
+    def bytes(self, rank: int, shares: Shares) -> int:
+        """Of one layer and token."""
+        return self.groups.num_groups * self.plan.latent_format(rank, shares).bytes
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Keys of full rank are not rotated: they are stored as rotary pairs. Values of full rank are, head by head."""
+
+    key: SideGrid
+    value: SideGrid
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Grid":
+        """All tiers, or only those that were asked for."""
+        options = plan.options
+        tiers_k = (options.shares_k,) if options.fixes_tiers_k else TIERS
+        tiers_v = (options.shares_v,) if options.fixes_tiers_v else TIERS
+        return cls(SideGrid(plan, plan.key, tiers_k, False), SideGrid(plan, plan.value, tiers_v, True))
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Of all layers' keys and values of one token."""
+        return len(self.key.plan.caching_layers) * (self.key.smallest_bytes + self.value.smallest_bytes)
+
+
+def candidate_ranks(full: int, tile: int) -> tuple[int, ...]:
+    """At most ``MOST_RANKS`` multiples of ``tile`` up to full rank, evenly spaced."""
+    step = tile * -(-full // (tile * MOST_RANKS))
+    return (*range(step, full, step), full)

@@ -1,0 +1,30 @@
+"""Which implementation of latent attention runs: vectorised torch or Triton kernels."""
+
+import os
+from typing import Any
+
+PATHS = ("torch", "triton")
+
+
+def kernel_path(device_type: str) -> str:
+    """``torch`` on a CPU and ``triton`` elsewhere, unless the environment variable ``PALU_KERNELS`` names one.
+
+    Raises ValueError for another name, and for Triton on a CPU without ``TRITON_INTERPRET=1``.
+    """
+    path = os.environ.get("PALU_KERNELS") or ("torch" if device_type == "cpu" else "triton")
+    if path not in PATHS:
+        raise ValueError(f"PALU_KERNELS={path} is not known; expected {' or '.join(PATHS)}.")
+    if path == "triton" and device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("PALU_KERNELS=triton runs on a CPU only in Triton's interpreter; set TRITON_INTERPRET=1 too.")
+    return path
+
+
+def implementation(path: str) -> Any:
+    """The class that serves a path; built as ``cls(AttentionShape, KeyRebuild, v_up=)``, see ``kernels.operands``."""
+    if path == "torch":
+        from palu_vllm.kernels.cpu.attention import TorchAttention
+
+        return TorchAttention
+    from palu_vllm.kernels.gpu.launch import TritonAttention
+
+    return TritonAttention

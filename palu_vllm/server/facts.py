@@ -1,0 +1,80 @@
+"""What a served palu model keeps in its cache, for the banner, metrics and the info route."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from vllm.config import VllmConfig
+
+from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierShare
+from palu_vllm.kernels.choose import kernel_path
+from palu_vllm.plugin import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """Bytes are those of all layers on all devices together, scales and minima of packed latents counted."""
+
+    base_model: str
+    group_sizes: str  # in words
+    group_size_k: int
+    group_size_v: int
+    rank_k: tuple[int, ...]  # of a group, per layer
+    rank_v: tuple[int, ...]
+    full_rank_k: int
+    full_rank_v: int
+    bits_k: str  # of the tiers of a latent, like "8/4"
+    bits_v: str
+    value_path: str
+    source_layers: tuple[int, ...]  # whose latents each layer reads: its own or an earlier layer's
+    kernels: str
+    bytes_per_token: int
+    dense_bytes_per_token: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], dtype: str, device_type: str) -> Self:
+        """``config`` is a parsed ``config.json``, ``dtype`` that of the model, like ``bfloat16``."""
+        palu, geometry = PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
+        return cls(
+            base_model=palu.base_model,
+            group_sizes=palu.group_sizes,
+            group_size_k=palu.group_size_k,
+            group_size_v=palu.group_size_v,
+            rank_k=tuple(palu.rank_k),
+            rank_v=tuple(palu.rank_v),
+            full_rank_k=palu.group_size_k * geometry.head_dim,
+            full_rank_v=palu.group_size_v * geometry.head_dim,
+            bits_k=_bits(palu.tiers_k),
+            bits_v=_bits(palu.tiers_v),
+            value_path=palu.value_path,
+            source_layers=tuple(palu.source_layer(layer) for layer in range(geometry.num_layers)),
+            kernels=kernel_path(device_type),
+            bytes_per_token=palu.bytes_per_token(geometry, dtype),
+            dense_bytes_per_token=geometry.dense_bytes_per_token(dtype),
+        )
+
+    @property
+    def num_shared(self) -> int:
+        """Layers that hold no latents, because they read an earlier layer's."""
+        return len(self.source_layers) - len(set(self.source_layers))
+
+    @property
+    def compression_ratio(self) -> float:
+        """Times fewer bytes than the dense cache."""
+        return self.dense_bytes_per_token / self.bytes_per_token
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"compression_ratio": round(self.compression_ratio, 4)}
+
+
+def served_facts(vllm_config: VllmConfig) -> CacheFacts | None:
+    """Of the model of a server, None where it is not a palu model."""
+    model = vllm_config.model_config
+    if not ARCHITECTURES & set(model.architectures):
+        return None
+    dtype = str(model.dtype).removeprefix("torch.")
+    return CacheFacts.of(model.hf_config.to_dict(), dtype, vllm_config.device_config.device_type)
+
+
+def _bits(tiers: list[TierShare]) -> str:
+    return "/".join(str(tier.bits) for tier in tiers)
