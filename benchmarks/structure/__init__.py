@@ -1,0 +1,1 @@
+"""How the repository is built: sizes, parameters, import circles and words; ``python -m benchmarks.structure``."""
