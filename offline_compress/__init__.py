@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "CompressionError":
-        from offline_compress.options import CompressionError
+        from offline_compress.run.errors import CompressionError
 
         return CompressionError
     raise AttributeError(f"module 'offline_compress' has no attribute {name!r}")

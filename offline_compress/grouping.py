@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from offline_compress.options import DEFAULT_GROUP_SIZE, CompressionError, CompressOptions
+from offline_compress.options import DEFAULT_GROUP_SIZE, CompressOptions
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import AttentionGeometry
 
 

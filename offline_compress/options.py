@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import DTYPE_BYTES
 from palu_vllm.format.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
 
@@ -20,16 +21,6 @@ DEFAULT_RATIO = 0.5
 DEFAULT_SEQLEN = 1024
 DEFAULT_SHARE_THRESHOLD = 0.5
 LayerPairs = tuple[tuple[int, int], ...]  # (layer, the earlier layer whose cache it reads)
-
-
-class CompressionError(ValueError):
-    """Input that cannot be compressed. The message is one sentence: what was got, what was expected, what to do."""
-
-
-def reason(error: Exception, line: int = 0) -> str:
-    """One line of what a library said, the kind of its error where it said nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[line].strip() if lines else type(error).__name__
 
 
 @dataclass(frozen=True)

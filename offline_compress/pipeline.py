@@ -20,7 +20,7 @@ from offline_compress.factors.layer import ClipSearches, LayerOutcome, Rotations
 from offline_compress.factors.layer_views import LayerView, layer_views
 from offline_compress.model.access import is_replaced, key_value_weights, whole_model
 from offline_compress.model.source import SourceModel, check_finite, open_source
-from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.options import CompressOptions
 from offline_compress.plan import NO_CALIBRATION, Plan, make_plan
 from offline_compress.ranks.energy import search_ranks
 from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS, search_sharing
@@ -28,6 +28,7 @@ from offline_compress.ranks.lorc import condition_report, importance_of, measure
 from offline_compress.ranks.lowered_model import search_greedily
 from offline_compress.ranks.storage_choice import choose_storage
 from offline_compress.resume import digest, finished_report, made_from
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.journal import Journal, open_journal
 from offline_compress.run.memory import release_freed_memory, resident_memory_bytes
 from offline_compress.run.progress import OnEvent, ignore

@@ -1,6 +1,7 @@
 """What options ask of each other and of the model, once a plan is made of both."""
 
-from offline_compress.options import GREEDY_SEARCH, CompressionError, CompressOptions
+from offline_compress.options import GREEDY_SEARCH, CompressOptions
+from offline_compress.run.errors import CompressionError
 
 
 def check_sharing(options: CompressOptions, num_layers: int, searches_greedily: bool) -> None:

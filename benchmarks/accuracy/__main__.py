@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.accuracy.options import task_parser
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from offline_compress.calibration.text import read_documents
-from offline_compress.options import CompressionError, reason
+from offline_compress.run.errors import CompressionError, reason
 from palu_vllm.format.checkpoint import read_json
 
 # how much more text than needed is read, so that the seed has something to choose from

@@ -14,7 +14,7 @@ from torch import nn
 from offline_compress.calibration.activations import LayerInputs, remove_inputs
 from offline_compress.factors.decomposition import damp
 from offline_compress.model.access import LayerRunner, after_attention, kv_input
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.memory import release_freed_memory
 from offline_compress.run.stopwatch import part
 

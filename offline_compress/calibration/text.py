@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from offline_compress.options import CompressionError, reason
+from offline_compress.run.errors import CompressionError, reason
 
 TEXT_FIELD = "text"
 PIECE_CHARACTERS = 1 << 16

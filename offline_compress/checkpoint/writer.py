@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from offline_compress.model.tensor_file import DTYPE_NAMES, StoredTensor
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.stopwatch import part
 from palu_vllm.format.checkpoint import INDEX, SINGLE
 

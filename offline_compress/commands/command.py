@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 
 
 def run_command(name: str, action: Callable[[], None], interrupted: str) -> int:

@@ -21,7 +21,7 @@ from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter
 from offline_compress.convert.converted_layer import LayerOfDump
 from offline_compress.convert.reference_dump import Ranks, ReferenceDump, open_dump
 from offline_compress.model.source import check_finite
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
 from offline_compress.run.staging import check_target, staged_directory
 from offline_compress.run.versions import tool_version

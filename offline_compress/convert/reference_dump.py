@@ -15,7 +15,7 @@ import torch
 
 from offline_compress.model.access import DERIVED, KEY, QUERY, VALUE, projection
 from offline_compress.model.source import SourceModel, refuse_pickles, refuse_unsupported, tensors_of, with_dtype
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import LM_HEAD, attention_prefix, body_tensors, read_json
 from palu_vllm.format.config import AttentionGeometry
 

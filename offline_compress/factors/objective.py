@@ -15,8 +15,8 @@ from offline_compress.calibration.statistics import damped
 from offline_compress.factors.decomposition import Factors, decompose, discarded_energy
 from offline_compress.factors.error_metric import key_weights, shared_reading, value_weights
 from offline_compress.model.access import OUTPUT, projection
-from offline_compress.options import CompressionError
 from offline_compress.plan import Plan
+from offline_compress.run.errors import CompressionError
 
 # probes of one layer and what they were made from, gone through as often as needed
 Probes = Iterable[tuple[AttentionProbe, torch.Tensor]]

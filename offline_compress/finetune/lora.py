@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.latent_format import LatentFormat
 from palu_vllm.format.packing import rounded
 

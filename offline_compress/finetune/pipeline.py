@@ -23,8 +23,8 @@ from offline_compress.checkpoint.writer import overwrite
 from offline_compress.finetune.lora import MODULES, add_adapters, merged_weights, simulate_packing
 from offline_compress.finetune.training import Schedule, train
 from offline_compress.model.source import tensors_of
-from offline_compress.options import CompressionError
 from offline_compress.plan import DEFAULT_SEQLEN, device_of
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
 from offline_compress.run.staging import check_target, staged_directory
 from offline_compress.run.versions import tool_version, version_of

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent
 
 

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from offline_compress.model.joined_matrices import network
 from offline_compress.model.source import SourceModel
-from offline_compress.options import CompressionError, reason
+from offline_compress.run.errors import CompressionError, reason
 from palu_vllm.format.checkpoint import attention_prefix
 
 EMBEDDING = "model.embed_tokens.weight"

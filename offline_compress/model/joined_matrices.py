@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
 
 from offline_compress.model.tensor_file import StoredTensor
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import AttentionGeometry, positive, rope_type
 
 Joined = Mapping[str, Mapping[str, int]]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 
 
 def refuse_links_outside(directory: Path) -> None:

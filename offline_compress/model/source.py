@@ -14,7 +14,7 @@ import torch
 from offline_compress.model.joined_matrices import joined_rows, without_joined
 from offline_compress.model.links import refuse_links_outside
 from offline_compress.model.tensor_file import StoredTensor, stored_tensors
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
 from palu_vllm.format.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, rope_type
 

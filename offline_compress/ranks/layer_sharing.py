@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import DynamicCache, PreTrainedModel
 
-from offline_compress.options import CompressionError, LayerPairs
+from offline_compress.options import LayerPairs
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
 
 SHARING_SAMPLES, SHARING_TOKENS = 32, 64  # of the calibration data: samples, and tokens at the beginning of each

@@ -14,12 +14,12 @@ import torch
 from offline_compress.calibration.activations import remove_inputs
 from offline_compress.calibration.statistics import layer_statistics
 from offline_compress.model.access import LayerRunner
-from offline_compress.options import CompressionError
 from offline_compress.plan import Plan
 from offline_compress.ranks.budget import Choice, Curve, choices
 from offline_compress.ranks.layer_errors import PROBED_SAMPLES, LayerErrors, layer_errors
 from offline_compress.ranks.storage_errors import PLAIN_BITS
 from offline_compress.ranks.storage_grid import Grid, SideGrid
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.journal import Journal
 from offline_compress.run.progress import OnEvent
 from offline_compress.run.stopwatch import lap

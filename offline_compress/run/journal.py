@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 
 MADE_FROM = "made_from.json"
 

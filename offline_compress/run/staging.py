@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 
 CHECKPOINT, STATE, REPLACED, LOCK = "checkpoint", "state", "replaced", "lock"
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline_compress.grouping import groupings
-from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.options import CompressOptions
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import AttentionGeometry
 
 

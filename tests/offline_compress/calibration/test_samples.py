@@ -9,7 +9,7 @@ import torch
 
 from offline_compress.calibration.samples import cut_samples, load_samples, load_tokenizer, pack
 from offline_compress.calibration.text import read_documents
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import CheckpointError
 from tests.offline_compress.tiny import byte_tokenizer, write_text
 

@@ -4,7 +4,7 @@ from safetensors.torch import load_file, save_file
 
 from offline_compress.checkpoint.writer import CheckpointWriter, TensorSpec, overwrite, plan_shards
 from offline_compress.model.tensor_file import DTYPE_NAMES, stored_tensors
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import INDEX, SINGLE, iterate_tensors
 
 TENSORS = {

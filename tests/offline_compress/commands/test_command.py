@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from offline_compress.commands.command import run_command
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import CheckpointError
 
 

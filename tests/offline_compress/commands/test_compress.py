@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from offline_compress.commands.compress import main, parse_options
-from offline_compress.options import CompressionError, CompressOptions
+from offline_compress.options import CompressOptions
+from offline_compress.run.errors import CompressionError
 from tests.offline_compress.tiny import build_dense
 
 

@@ -15,7 +15,7 @@ from offline_compress import compress
 from offline_compress.commands.finetune import main
 from offline_compress.finetune.lora import MODULES
 from offline_compress.finetune.pipeline import FinetuneOptions, finetune
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import INDEX, SINGLE, check_shapes, checkpoint_shapes, iterate_tensors
 from tests.offline_compress.tiny import edit_config
 

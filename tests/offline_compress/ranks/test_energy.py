@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline_compress import compress
-from offline_compress.options import SEARCHES, CompressionError, CompressOptions
+from offline_compress.options import SEARCHES, CompressOptions
 from offline_compress.ranks.allocation import budget
 from offline_compress.ranks.energy import ranks_by_energy
+from offline_compress.run.errors import CompressionError
 
 QUICK = {"calib_samples": 6, "calib_seqlen": 48, "rank_ratio": 0.5}
 

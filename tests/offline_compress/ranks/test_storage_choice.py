@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from offline_compress import compress
 from offline_compress.calibration.samples import load_samples
 from offline_compress.calibration.statistics import KEPT_TOKENS
-from offline_compress.options import CompressionError
 from offline_compress.ranks.storage_choice import PROBED_SAMPLES
 from offline_compress.ranks.storage_grid import candidate_ranks
+from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import read_config
 
 QUICK = {"calib_samples": 4, "calib_seqlen": 40}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline_compress.calibration.activations import LayerInputs
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.journal import Journal, open_journal, write_at_once
 
 RUN = {"seed": 1, "model": {"config.json": "a"}}

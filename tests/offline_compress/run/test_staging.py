@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from offline_compress.options import CompressionError
+from offline_compress.run.errors import CompressionError
 from offline_compress.run.staging import check_target, staged_directory
 
 

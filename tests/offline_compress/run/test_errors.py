@@ -2,7 +2,7 @@
 
 import pytest
 
-from offline_compress.options import reason
+from offline_compress.run.errors import reason
 
 
 @pytest.mark.parametrize("line", [0, -1])
