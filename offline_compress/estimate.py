@@ -10,11 +10,11 @@ from offline_compress.grouping import Grouping
 from offline_compress.model.access import KEY, WIDENED_ROWS, projection
 from offline_compress.model.source import CHUNK_BYTES
 from offline_compress.plan import GREEDY_SAMPLES, SENSITIVITY_SAMPLES, Plan
-from offline_compress.ranks.allocation import rank_tile
 from offline_compress.ranks.layer_errors import PROBED_SAMPLES
 from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, SHARING_TOKENS
 from offline_compress.ranks.storage_grid import candidate_ranks
 from palu_vllm.format.config import DTYPE_BYTES, PaluConfig
+from palu_vllm.format.shape import rank_step
 
 FLOAT32, FLOAT64 = 4, 8
 # what torch and its linear algebra add to the interpreter when they are first used, measured
@@ -169,7 +169,7 @@ def _comparison_work(plan: Plan, samples: int) -> int:
 def _side_comparison_work(plan: Plan, side: Grouping) -> int:
     """Factors of full rank, those fitted for every rank, and one candidate's attention."""
     tokens, full, groups = _probed_tokens(plan), side.full_rank, side.num_groups
-    ranks = candidate_ranks(full, rank_tile(full))
+    ranks = candidate_ranks(full, rank_step(full))
     refitting = _refit_work(plan, side, [*ranks[:-1], full]) if plan.refits else 0
     fitted = (FLOAT64 + FLOAT32) * groups * full * sum(ranks[:-1]) if plan.refits else 0
     wide = _dense_bytes(plan) + _objective_bytes(plan) + groups * (_factor_bytes(plan, side, full) * 3 // 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import DTYPE_BYTES
-from palu_vllm.format.latent_format import TIER_TILE, UNQUANTIZED, cut_into_groups, cut_into_tiers
+from palu_vllm.format.latent_format import TIER_STEP, UNQUANTIZED, TierFractions, cut_into_scale_groups, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten", "weighted")
 FISHER_SEARCHES = ("fisher", "fisher_uniform")
@@ -31,8 +31,8 @@ class CompressOptions:
     stand for one of K and V; ``calib_seqlen`` None is 1024 tokens
     or the model's context if that is shorter. ``whiten_samples`` and ``fisher_samples`` are upper limits: a
     calibration text that holds fewer whole samples gives as many as it has. ``latent_bits`` or ``tiers``, pairs of
-    ``(share of a latent, bits)``, leading numbers first, say how latents are quantized in the cache, ``latent_bits_k``
-    and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
+    ``(fraction of the rank, bits)``, leading numbers first, say how latents are quantized in the cache,
+    ``latent_bits_k`` and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
     ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
     and tiers are chosen for; bits or tiers that are given stay as they are.
     ``search`` None is ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
@@ -121,15 +121,15 @@ class CompressOptions:
     def _check_tiers(self) -> None:
         if self.latent_bits is not None and self.tiers is not None:
             raise CompressionError("--latent-bits and --tiers both say the bits of latents; give one of them.")
-        for shares in (self.shares_k, self.shares_v):
+        for fractions in (self.fractions_k, self.fractions_v):
             try:
-                cut_into_tiers(TIER_TILE, shares)
+                cut_into_tiers(TIER_STEP, fractions)
             except ValueError as error:
                 raise CompressionError(f"{error}; give --latent-bits 4, or --tiers 0.25:8,0.75:4.") from error
 
     def _check_scales(self) -> None:
         try:
-            cut_into_groups((), self.latent_group_size)
+            cut_into_scale_groups((), self.latent_group_size)
         except ValueError as error:
             raise CompressionError(f"{error}; give --latent-group-size 32, or 0 for a scale per tier.") from error
         if self.latent_clip_ratio is not None and not 0 < self.latent_clip_ratio <= 1:
@@ -166,16 +166,16 @@ class CompressOptions:
         return (self.latent_bits, self.latent_bits_v, self.tiers) != (None, None, None)
 
     @property
-    def shares_k(self) -> tuple[tuple[float, int], ...]:
-        """``(share of a latent, bits)`` of K."""
-        return self._shares(self.latent_bits_k)
+    def fractions_k(self) -> TierFractions:
+        """``(fraction of the rank, bits)`` of K."""
+        return self._fractions(self.latent_bits_k)
 
     @property
-    def shares_v(self) -> tuple[tuple[float, int], ...]:
-        """``(share of a latent, bits)`` of V."""
-        return self._shares(self.latent_bits_v)
+    def fractions_v(self) -> TierFractions:
+        """``(fraction of the rank, bits)`` of V."""
+        return self._fractions(self.latent_bits_v)
 
-    def _shares(self, own_bits: int | None) -> tuple[tuple[float, int], ...]:
+    def _fractions(self, own_bits: int | None) -> TierFractions:
         if own_bits is None and self.tiers is not None:
             return self.tiers
         return ((1.0, next(bits for bits in (own_bits, self.latent_bits, UNQUANTIZED) if bits is not None)),)

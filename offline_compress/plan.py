@@ -25,8 +25,14 @@ from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, source_layers
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.versions import tool_version
 from palu_vllm.format.checkpoint import attention_tensors
-from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierShare
-from palu_vllm.format.latent_format import UNQUANTIZED, LatentFormat, Shares, cut_into_groups, cut_into_tiers
+from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierConfig
+from palu_vllm.format.latent_format import (
+    UNQUANTIZED,
+    LatentFormat,
+    TierFractions,
+    cut_into_scale_groups,
+    cut_into_tiers,
+)
 
 NO_CALIBRATION = "none"
 WEIGHED_SAMPLES = 8  # whose attention is looked at
@@ -165,7 +171,7 @@ class Plan:
     def searches_clip(self) -> bool:
         """Whether clip ratios are searched: latents may be quantized, no ratio was given, and there is data."""
         options = self.options
-        quantized = any(bits != UNQUANTIZED for _, bits in options.shares_k + options.shares_v)
+        quantized = any(bits != UNQUANTIZED for _, bits in options.fractions_k + options.fractions_v)
         wanted = options.latent_clip_ratio is None and options.calib_data is not None
         return wanted and (quantized or options.has_budget)
 
@@ -183,15 +189,15 @@ class Plan:
         fisher = self.options.fisher_samples if self.needs_fisher else 0
         return max(whitening, fisher, SHARING_SAMPLES if self.options.share_layers else 0)
 
-    def rotates(self, tiers: Iterable[Shares]) -> bool:
+    def rotates(self, tiers: Iterable[TierFractions]) -> bool:
         """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""
         if self.options.hadamard is not None:
             return self.options.hadamard
-        return any(bits != UNQUANTIZED for shares in tiers for _, bits in shares)
+        return any(bits != UNQUANTIZED for fractions in tiers for _, bits in fractions)
 
-    def latent_format(self, rank: int, shares: Shares) -> LatentFormat:
+    def latent_format(self, rank: int, fractions: TierFractions) -> LatentFormat:
         """The bytes of a latent of one group."""
-        tiers = cut_into_groups(cut_into_tiers(rank, shares), self.options.latent_group_size)
+        tiers = cut_into_scale_groups(cut_into_tiers(rank, fractions), self.options.latent_group_size)
         return LatentFormat(tiers, self.dtype, self.options.latent_symmetric, self.options.latent_clip_ratio or 1.0)
 
     @property
@@ -209,10 +215,13 @@ class Plan:
         return self.ranks("uniform", [[1.0]] * (2 * self.geometry.num_layers))
 
     def palu_config(
-        self, ranks: tuple[Sequence[int], Sequence[int]], calibration: str, tiers: tuple[Shares, Shares] | None = None
+        self,
+        ranks: tuple[Sequence[int], Sequence[int]],
+        calibration: str,
+        tiers: tuple[TierFractions, TierFractions] | None = None,
     ) -> PaluConfig:
         """The ``palu_config`` of the output, value path chosen; ``tiers`` of K and V where options do not say them."""
-        tiers_k, tiers_v = tiers or (self.options.shares_k, self.options.shares_v)
+        tiers_k, tiers_v = tiers or (self.options.fractions_k, self.options.fractions_v)
         fused = PaluConfig(
             base_model=self.source.name,
             base_revision=self.source.revision,
@@ -220,8 +229,8 @@ class Plan:
             group_size_v=self.value.size,
             rank_k=list(ranks[0]),
             rank_v=list(ranks[1]),
-            tiers_k=[TierShare(share=share, bits=bits) for share, bits in tiers_k],
-            tiers_v=[TierShare(share=share, bits=bits) for share, bits in tiers_v],
+            tiers_k=[TierConfig(share=fraction, bits=bits) for fraction, bits in tiers_k],
+            tiers_v=[TierConfig(share=fraction, bits=bits) for fraction, bits in tiers_v],
             hadamard=self.rotates((tiers_k, tiers_v)),
             latent_group_size=self.options.latent_group_size,
             latent_symmetric=self.options.latent_symmetric,

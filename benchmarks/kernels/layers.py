@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from palu_vllm.format.latent_format import LatentFormat, SlotFormat, cut_into_groups, cut_into_tiers
+from palu_vllm.format.latent_format import LatentFormat, SlotFormat, cut_into_scale_groups, cut_into_tiers
 from palu_vllm.kernels.interface import AttentionShape
 
 ALL = 1.0
@@ -35,18 +35,18 @@ class Layer:
         return replace(self, shape=replace(self.shape, rotary_dim=rotary_dim))
 
     def packed(
-        self, shares_k: list[tuple[float, int]], shares_v: list[tuple[float, int]], dtype: str = "float32"
+        self, fractions_k: list[tuple[float, int]], fractions_v: list[tuple[float, int]], dtype: str = "float32"
     ) -> "Layer":
         """The same layer with latents in tiers of ``(share of the rank, bits)``, those of 16 bits in ``dtype``."""
-        key = LatentFormat(cut_into_tiers(self.shape.rank_k, shares_k), dtype)
-        value = LatentFormat(cut_into_tiers(self.shape.rank_v, shares_v), dtype)
+        key = LatentFormat(cut_into_tiers(self.shape.rank_k, fractions_k), dtype)
+        value = LatentFormat(cut_into_tiers(self.shape.rank_v, fractions_v), dtype)
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
     def grouped(self, group_size: int, symmetric: bool = False, clip: float = 1.0) -> "Layer":
         """The same packed layer with its tiers cut into groups."""
         parts = (self.shape.slot.key, self.shape.slot.value)
         key, value = (
-            replace(part, tiers=cut_into_groups(part.tiers, group_size), symmetric=symmetric, clip=clip)
+            replace(part, tiers=cut_into_scale_groups(part.tiers, group_size), symmetric=symmetric, clip=clip)
             for part in parts
         )
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))

@@ -18,17 +18,12 @@ full can less than a step of the others be left over.)
 import math
 from collections.abc import Callable, Sequence
 
-RANK_TILE = 16
-
-
-def rank_tile(full_rank: int) -> int:
-    """16, or the largest power of two below it that divides the full rank (tiny models)."""
-    return math.gcd(RANK_TILE, full_rank)
+from palu_vllm.format.shape import rank_step
 
 
 def units_and_steps(full_ranks: Sequence[int]) -> tuple[int, list[int]]:
     """The cache of a whole matrix in units, and how many of them a tile of ranks of every matrix takes."""
-    tiles = [full // rank_tile(full) for full in full_ranks]
+    tiles = [full // rank_step(full) for full in full_ranks]
     units = math.lcm(*tiles)
     return units, [units // count for count in tiles]
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palu_vllm.format.latent_format import Shares
+from palu_vllm.format.latent_format import TierFractions
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Curve:
 class Choice:
     """One way of storing the whole cache."""
 
-    tiers_k: Shares
-    tiers_v: Shares
+    tiers_k: TierFractions
+    tiers_v: TierFractions
     rank_k: tuple[int, ...]
     rank_v: tuple[int, ...]
     bytes_per_token: int
@@ -88,7 +88,7 @@ def _best_step(curves: Sequence[Curve], chosen: Sequence[int], left: int) -> tup
 
 
 def choices(
-    curves_k: dict[Shares, Sequence[Curve]], curves_v: dict[Shares, Sequence[Curve]], budget: int
+    curves_k: dict[TierFractions, Sequence[Curve]], curves_v: dict[TierFractions, Sequence[Curve]], budget: int
 ) -> list[Choice]:
     """The best choice for each pair of tiers that fits into ``budget`` bytes per token, best of all first."""
     found = []

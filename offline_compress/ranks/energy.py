@@ -22,12 +22,13 @@ from offline_compress.factors.layer_views import LayerView, layer_views
 from offline_compress.factors.objective import Objective
 from offline_compress.model.access import KEY, VALUE
 from offline_compress.plan import Plan
-from offline_compress.ranks.allocation import budget, rank_tile, units_and_steps
+from offline_compress.ranks.allocation import budget, units_and_steps
 from offline_compress.ranks.sensitivity import TruncationProbes, sensitivities, truncation_probes
 from offline_compress.run.journal import Journal
 from offline_compress.run.memory import release_freed_memory
 from offline_compress.run.progress import OnEvent
 from offline_compress.run.stopwatch import lap
+from palu_vllm.format.shape import rank_step
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def ranks_by_energy(energies: Sequence[torch.Tensor], full_ranks: Sequence[int],
 
     Ranks are multiples of the tile, at least one tile each. Ranks that would save nothing are not given out.
     """
-    tiles = [rank_tile(full) for full in full_ranks]
+    tiles = [rank_step(full) for full in full_ranks]
     _, costs = units_and_steps(full_ranks)
     saved = [-energy[tile::tile].diff() / cost for energy, tile, cost in zip(energies, tiles, costs, strict=True)]
     steps = sorted(

@@ -16,9 +16,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
-from offline_compress.ranks.allocation import budget, largest_remainder, rank_tile, units_and_steps
+from offline_compress.ranks.allocation import budget, largest_remainder, units_and_steps
 from offline_compress.run.journal import Journal
 from offline_compress.run.progress import OnEvent, ignore
+from palu_vllm.format.shape import rank_step
 
 STEPS_PER_RANK = 8
 
@@ -48,7 +49,7 @@ class LowerableModel(Protocol):
 
 def lower_rank(rank: int, full: int) -> int:
     """The rank behind a step down, at least a tile."""
-    tile = rank_tile(full)
+    tile = rank_step(full)
     step = max(tile, full // STEPS_PER_RANK // tile * tile)
     return max(rank - step, tile)
 
@@ -99,7 +100,7 @@ def greedy_ranks(
             f"step-{len(steps):05d}", lambda found=found: best_step(model, ranks, full_ranks, *found)
         )
         matrix = step["matrix"]
-        tile, cost = rank_tile(full_ranks[matrix]), costs[matrix]
+        tile, cost = rank_step(full_ranks[matrix]), costs[matrix]
         tiles = min((ranks[matrix] - step["rank"]) // tile, math.ceil(excess / cost))
         ranks[matrix], excess = ranks[matrix] - tiles * tile, excess - tiles * cost
         on_event({"event": "step", "number": len(steps), "of": expected, "loss": step["loss"]})

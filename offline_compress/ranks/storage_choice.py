@@ -23,7 +23,7 @@ from offline_compress.run.errors import CompressionError
 from offline_compress.run.journal import Journal
 from offline_compress.run.progress import OnEvent
 from offline_compress.run.stopwatch import lap
-from palu_vllm.format.latent_format import HEADER_BYTES, Shares
+from palu_vllm.format.latent_format import HEADER_BYTES, TierFractions
 
 SHOWN = 5  # of the choices that were considered
 
@@ -96,12 +96,12 @@ def _as_lists(fields: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def _curves(grid: SideGrid, errors: Sequence[torch.Tensor]) -> dict[Shares, list[Curve]]:
+def _curves(grid: SideGrid, errors: Sequence[torch.Tensor]) -> dict[TierFractions, list[Curve]]:
     """For each tiers the curves of all layers from their tables ``[ranks, tiers]``."""
     found = {}
-    for column, shares in enumerate(grid.tiers):
-        sizes = tuple(grid.bytes(rank, shares) for rank in grid.ranks)
-        found[shares] = [Curve(grid.ranks, sizes, tuple(table[:, column].tolist())) for table in errors]
+    for column, fractions in enumerate(grid.tiers):
+        sizes = tuple(grid.bytes(rank, fractions) for rank in grid.ranks)
+        found[fractions] = [Curve(grid.ranks, sizes, tuple(table[:, column].tolist())) for table in errors]
     return found
 
 

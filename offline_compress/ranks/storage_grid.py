@@ -6,13 +6,13 @@ import torch
 
 from offline_compress.grouping import Grouping
 from offline_compress.plan import Plan
-from offline_compress.ranks.allocation import rank_tile
 from offline_compress.ranks.storage_errors import Storage
-from palu_vllm.format.latent_format import Shares, cut_into_tiers
+from palu_vllm.format.latent_format import TierFractions, cut_into_tiers
 from palu_vllm.format.mixing import rotation_of_tiers, spreading_matrix
+from palu_vllm.format.shape import rank_step
 
 MOST_RANKS = 16
-TIERS: tuple[Shares, ...] = (
+TIERS: tuple[TierFractions, ...] = (
     *(((1.0, bits),) for bits in (16, 8, 4, 3, 2)),
     ((0.125, 8), (0.875, 4)),
     ((0.25, 8), (0.75, 4)),
@@ -32,23 +32,23 @@ class SideGrid:
 
     plan: Plan
     groups: Grouping
-    tiers: tuple[Shares, ...]
+    tiers: tuple[TierFractions, ...]
     rotates_whole: bool
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return candidate_ranks(self.groups.full_rank, rank_tile(self.groups.full_rank))
+        return candidate_ranks(self.groups.full_rank, rank_step(self.groups.full_rank))
 
     def storages(self) -> list[list[Storage]]:
         """``[ranks][tiers]``."""
-        return [[self._storage(rank, shares) for shares in self.tiers] for rank in self.ranks]
+        return [[self._storage(rank, fractions) for fractions in self.tiers] for rank in self.ranks]
 
-    def _storage(self, rank: int, shares: Shares) -> Storage:
+    def _storage(self, rank: int, fractions: TierFractions) -> Storage:
         rotation = None
-        if self.plan.rotates([shares]):
+        if self.plan.rotates([fractions]):
             whole = rank == self.groups.full_rank
-            rotation = self._rotation_of_whole() if whole else rotation_of_tiers(cut_into_tiers(rank, shares))
-        return Storage(self.plan.latent_format(rank, shares), rotation, self.plan.searches_clip)
+            rotation = self._rotation_of_whole() if whole else rotation_of_tiers(cut_into_tiers(rank, fractions))
+        return Storage(self.plan.latent_format(rank, fractions), rotation, self.plan.searches_clip)
 
     def _rotation_of_whole(self) -> torch.Tensor | None:
         head = spreading_matrix(self.plan.geometry.head_dim)
@@ -57,11 +57,11 @@ class SideGrid:
     @property
     def smallest_bytes(self) -> int:
         """Of one layer."""
-        return min(self.bytes(self.ranks[0], shares) for shares in self.tiers)
+        return min(self.bytes(self.ranks[0], fractions) for fractions in self.tiers)
 
-    def bytes(self, rank: int, shares: Shares) -> int:
+    def bytes(self, rank: int, fractions: TierFractions) -> int:
         """Of one layer and token."""
-        return self.groups.num_groups * self.plan.latent_format(rank, shares).bytes
+        return self.groups.num_groups * self.plan.latent_format(rank, fractions).bytes
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Grid:
     def of(cls, plan: Plan) -> "Grid":
         """All tiers, or only those that were asked for."""
         options = plan.options
-        tiers_k = (options.shares_k,) if options.fixes_tiers_k else TIERS
-        tiers_v = (options.shares_v,) if options.fixes_tiers_v else TIERS
+        tiers_k = (options.fractions_k,) if options.fixes_tiers_k else TIERS
+        tiers_v = (options.fractions_v,) if options.fixes_tiers_v else TIERS
         return cls(SideGrid(plan, plan.key, tiers_k, False), SideGrid(plan, plan.value, tiers_v, True))
 
     @property

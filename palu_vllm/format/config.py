@@ -16,7 +16,7 @@ from palu_vllm.format.latent_format import (
     LatentFormat,
     SlotFormat,
     Tier,
-    cut_into_groups,
+    cut_into_scale_groups,
     cut_into_tiers,
 )
 
@@ -74,18 +74,18 @@ class AttentionGeometry:
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
 
-class TierShare(BaseModel):
-    """A share of the numbers of every latent and their bits in the cache, see ``latent_format``."""
+class TierConfig(BaseModel):
+    """One tier of every latent, see ``latent_format``: its fraction of the rank, on disk ``share``, and its bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
-    share: float = Field(gt=0, le=1)
+    fraction: float = Field(gt=0, le=1, alias="share")
     bits: int
 
 
-def whole_latent(bits: int) -> list[TierShare]:
+def whole_latent(bits: int) -> list[TierConfig]:
     """One tier."""
-    return [TierShare(share=1.0, bits=bits)]
+    return [TierConfig(share=1.0, bits=bits)]
 
 
 class PaluConfig(BaseModel):
@@ -96,7 +96,7 @@ class PaluConfig(BaseModel):
     and it has no up-projection. Where group sizes differ, the smaller divides the larger. ``tiers_k`` and ``tiers_v``
     say how latents are quantized in the cache, leading numbers first; with ``hadamard`` the factors hold a rotation
     that spreads them (``offline_compress/factors/mixing.py``).
-    ``latent_group_size`` cuts tiers into groups with scales of their own, 0 does not; ``latent_symmetric`` codes have
+    ``latent_group_size`` cuts tiers into scale groups, 0 does not; ``latent_symmetric`` codes have
     no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1. With
     ``qk_norm`` queries and rebuilt keys are normalised per head before they are rotated.
     ``source_layers[layer]`` is the layer whose latents a layer reads: itself, or an earlier one that holds its own;
@@ -112,8 +112,8 @@ class PaluConfig(BaseModel):
     group_size_v: int = Field(ge=1)
     rank_k: list[int] = Field(min_length=1)
     rank_v: list[int] = Field(min_length=1)
-    tiers_k: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
-    tiers_v: list[TierShare] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
+    tiers_k: list[TierConfig] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
+    tiers_v: list[TierConfig] = Field(default_factory=lambda: whole_latent(UNQUANTIZED), min_length=1)
     hadamard: bool = False
     latent_group_size: int = 0
     latent_symmetric: bool = False
@@ -140,7 +140,7 @@ class PaluConfig(BaseModel):
         if min(self.rank_k + self.rank_v) < 1:
             raise ValueError("a rank is below 1")
         for tiers in (self.tiers_k, self.tiers_v):
-            cut_into_groups(cut_into_tiers(1, _shares(tiers)), self.latent_group_size)
+            cut_into_scale_groups(cut_into_tiers(1, _fractions(tiers)), self.latent_group_size)
         for name, ratios in (("clip_k", self.clip_k), ("clip_v", self.clip_v)):
             if ratios is not None and len(ratios) != len(self.rank_k):
                 raise ValueError(f"{name} has {len(ratios)} layers and rank_k {len(self.rank_k)}; expected equal")
@@ -250,11 +250,11 @@ class PaluConfig(BaseModel):
         return any(tier.bits != UNQUANTIZED for tier in self.tiers_k + self.tiers_v)
 
     def key_tiers(self, layer: int) -> tuple[Tier, ...]:
-        """Before they are cut into groups; so are ``value_tiers``."""
-        return cut_into_tiers(self.rank_k[layer], _shares(self.tiers_k))
+        """Before they are cut into scale groups; so are ``value_tiers``."""
+        return cut_into_tiers(self.rank_k[layer], _fractions(self.tiers_k))
 
     def value_tiers(self, layer: int) -> tuple[Tier, ...]:
-        return cut_into_tiers(self.rank_v[layer], _shares(self.tiers_v))
+        return cut_into_tiers(self.rank_v[layer], _fractions(self.tiers_v))
 
     def key_format(self, layer: int, dtype: str) -> LatentFormat:
         return self._format(self.key_tiers(layer), dtype, 1.0 if self.clip_k is None else self.clip_k[layer])
@@ -263,15 +263,15 @@ class PaluConfig(BaseModel):
         return self._format(self.value_tiers(layer), dtype, 1.0 if self.clip_v is None else self.clip_v[layer])
 
     def _format(self, tiers: tuple[Tier, ...], dtype: str, clip: float) -> LatentFormat:
-        return LatentFormat(cut_into_groups(tiers, self.latent_group_size), dtype, self.latent_symmetric, clip)
+        return LatentFormat(cut_into_scale_groups(tiers, self.latent_group_size), dtype, self.latent_symmetric, clip)
 
     def slot_format(self, layer: int, dtype: str) -> SlotFormat | None:
         """How a layer's latents are packed, None where the cache holds latents as numbers of the model's dtype."""
         return SlotFormat(self.key_format(layer, dtype), self.value_format(layer, dtype)) if self.is_packed else None
 
 
-def _shares(tiers: list[TierShare]) -> list[tuple[float, int]]:
-    return [(tier.share, tier.bits) for tier in tiers]
+def _fractions(tiers: list[TierConfig]) -> list[tuple[float, int]]:
+    return [(tier.fraction, tier.bits) for tier in tiers]
 
 
 def rope_type(config: Mapping[str, Any]) -> str:

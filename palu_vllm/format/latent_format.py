@@ -1,8 +1,8 @@
 """How a quantized latent lies in memory: the one description of its bytes. Standard library only.
 
-A *part* is the latent of K or of V of one group and token; a slot is the part of K, then that of V. Where K and V are
-grouped differently, a slot has the parts of all groups within the larger one, those of K first. A part is cut into
-*tiers*, leading numbers (largest singular values) first, and holds, padded to ``ALIGNMENT``:
+A latent belongs to one group and token and to K or V; a slot holds the latent of K, then that of V. Where K and V are
+grouped differently, a slot holds the latents of all groups within the larger one, those of K first. A latent is cut
+into *tiers*, leading numbers (largest singular values) first. Its bytes, padded to ``ALIGNMENT``, are:
 
 1. per quantized tier its scale, then its minimum, float16; of symmetric codes only the scale; all padded likewise;
 2. per tier its numbers: those of 16 bits as they are; quantized ones as codes in bit planes.
@@ -12,7 +12,7 @@ high one. A plane of width w of n numbers has ``B = ceil(n w / 8)`` bytes; numbe
 ``i // B * w``, so that shifting a plane once gives numbers that are neighbours. A number is ``minimum + scale * code``,
 or, with symmetric codes of b bits, ``scale * (code - 2^(b-1))``.
 
-Groups inside a latent are tiers that ``cut_into_groups`` has cut further, so that each has a scale of its own.
+A *scale group* is a tier that ``cut_into_scale_groups`` has cut further, so that it has a scale of its own.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ UNQUANTIZED = 16
 BITS = (UNQUANTIZED, *PLANES)
 HEADER_BYTES = 4  # scale and minimum of a tier
 SYMMETRIC_HEADER_BYTES = 2  # scale alone
-ALIGNMENT = 4  # bytes: what a part is padded to, and its scales and minima together
-Shares = tuple[tuple[float, int], ...]  # of the tiers of a latent: share of its rank, bits
-TIER_TILE = 16  # numbers: what all tiers of a part but the last are multiples of
+ALIGNMENT = 4  # bytes: what a latent is padded to, and its scales and minima together
+TierFractions = tuple[tuple[float, int], ...]  # of the tiers of a latent: fraction of its rank, bits
+TIER_STEP = 16  # numbers: what all tiers of a latent but the last are multiples of
 
 
 def aligned(count: int) -> int:
@@ -52,10 +52,10 @@ class Tier:
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """One part. ``dtype`` is that of numbers that are not quantized, the model's.
+    """The bytes of one latent. ``dtype`` is that of numbers that are not quantized, the model's.
 
-    ``clip`` is the share of a tier's range, in (0, 1], that codes cover; what lies outside takes the nearest code. It
-    is used when a latent is stored and never when it is read.
+    ``clip`` is the fraction of a tier's range, in (0, 1], that codes cover; what lies outside takes the nearest code.
+    It is used when a latent is stored and never when it is read.
     """
 
     tiers: tuple[Tier, ...]
@@ -73,7 +73,7 @@ class LatentFormat:
         return tuple((tier, len(list(equal))) for tier, equal in groupby(self.tiers))
 
     @property
-    def has_groups(self) -> bool:
+    def has_scale_groups(self) -> bool:
         """Whether neighbours have scales of their own although they are equal tiers."""
         return any(count > 1 and tier.is_quantized for tier, count in self.runs)
 
@@ -95,54 +95,57 @@ class LatentFormat:
 
     @property
     def bytes(self) -> int:
-        """Of the whole part, padding included."""
+        """Of the whole latent, padding included."""
         return aligned(self.header_bytes + sum(self.payload_bytes(tier) for tier in self.tiers))
 
 
 @dataclass(frozen=True)
 class SlotFormat:
-    """The parts of a slot of one group and token in the paged cache."""
+    """The latents in a slot of the paged cache, of one group and token."""
 
     key: LatentFormat
     value: LatentFormat
 
     @property
     def bytes(self) -> int:
-        """Of one part of K and one of V."""
+        """Of one latent of K and one of V."""
         return self.key.bytes + self.value.bytes
 
     @property
-    def has_groups(self) -> bool:
-        return self.key.has_groups or self.value.has_groups
+    def has_scale_groups(self) -> bool:
+        return self.key.has_scale_groups or self.value.has_scale_groups
 
 
-def cut_into_tiers(rank: int, shares: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:
-    """Tiers of a latent of ``rank`` numbers from ``(share of the rank, bits)``, leading tier first.
+def cut_into_tiers(rank: int, fractions: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:
+    """Tiers of a latent of ``rank`` numbers from ``(fraction of the rank, bits)``, leading tier first.
 
-    They end at multiples of ``TIER_TILE``, but for the last; tiers that get nothing are left out. Raises ValueError
-    for unknown bits, more bits after fewer, and shares that are not positive or do not add up to 1.
+    They end at multiples of ``TIER_STEP``, but for the last; tiers that get nothing are left out. Raises ValueError
+    for unknown bits, more bits after fewer, and fractions that are not positive or do not add up to 1.
     """
-    if any(bits not in BITS for _, bits in shares):
-        raise ValueError(f"tiers {list(shares)} have bits other than {', '.join(map(str, BITS))}")
-    if any(share <= 0 for share, _ in shares) or abs(sum(share for share, _ in shares) - 1) > 1e-6:
-        raise ValueError(f"tiers {list(shares)} have shares that are not positive or do not add up to 1")
-    if any(after > before for (_, before), (_, after) in zip(shares, shares[1:], strict=False)):
-        raise ValueError(f"tiers {list(shares)} give later numbers more bits; expected fewer or as many")
-    ends = [min(rank, round(end * rank / TIER_TILE) * TIER_TILE) for end in accumulate(share for share, _ in shares)]
+    if any(bits not in BITS for _, bits in fractions):
+        raise ValueError(f"tiers {list(fractions)} have bits other than {', '.join(map(str, BITS))}")
+    if any(fraction <= 0 for fraction, _ in fractions) or abs(sum(fraction for fraction, _ in fractions) - 1) > 1e-6:
+        raise ValueError(f"tiers {list(fractions)} have fractions that are not positive or do not add up to 1")
+    if any(after > before for (_, before), (_, after) in zip(fractions, fractions[1:], strict=False)):
+        raise ValueError(f"tiers {list(fractions)} give later numbers more bits; expected fewer or as many")
+    ends = [
+        min(rank, round(end * rank / TIER_STEP) * TIER_STEP)
+        for end in accumulate(fraction for fraction, _ in fractions)
+    ]
     ends[-1] = rank
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return tuple(Tier(size, bits) for size, (_, bits) in zip(sizes, shares, strict=True) if size)
+    return tuple(Tier(size, bits) for size, (_, bits) in zip(sizes, fractions, strict=True) if size)
 
 
-def cut_into_groups(tiers: Sequence[Tier], group_size: int) -> tuple[Tier, ...]:
-    """The same tiers, quantized ones cut into runs of ``group_size`` numbers, the last of each shorter; 0 cuts nothing.
+def cut_into_scale_groups(tiers: Sequence[Tier], scale_group_size: int) -> tuple[Tier, ...]:
+    """The same tiers, quantized ones cut into scale groups of that many numbers, the last shorter; 0 cuts nothing.
 
-    Raises ValueError for a group size that is not a multiple of ``TIER_TILE``.
+    Raises ValueError for a size that is not a multiple of ``TIER_STEP``.
     """
-    if group_size < 0 or group_size % TIER_TILE:
-        raise ValueError(f"latent group size {group_size} is not 0 or a positive multiple of {TIER_TILE}")
-    groups = []
+    if scale_group_size < 0 or scale_group_size % TIER_STEP:
+        raise ValueError(f"latent group size {scale_group_size} is not 0 or a positive multiple of {TIER_STEP}")
+    scale_groups = []
     for tier in tiers:
-        size = group_size if tier.is_quantized and group_size else tier.size
-        groups += [Tier(min(size, tier.size - start), tier.bits) for start in range(0, tier.size, size)]
-    return tuple(groups)
+        size = scale_group_size if tier.is_quantized and scale_group_size else tier.size
+        scale_groups += [Tier(min(size, tier.size - start), tier.bits) for start in range(0, tier.size, size)]
+    return tuple(scale_groups)

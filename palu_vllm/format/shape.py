@@ -1,9 +1,17 @@
 """The sizes of one layer of a compressed checkpoint. Imports nothing heavier than the configuration."""
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal, Self
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
+
+RANK_STEP = 16  # what ranks are multiples of
+
+
+def rank_step(full_rank: int) -> int:
+    """``RANK_STEP``, or the largest power of two below it that divides the full rank (tiny models)."""
+    return gcd(RANK_STEP, full_rank)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ leading ones of every group are the factors of the lower rank: a prefix of a com
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import torch
 
 from palu_vllm.format.checkpoint import attention_prefix
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.shape import LayerShape, rank_step
 
 ORDERED = ("svd", "whiten", "weighted")  # objectives of palu-compress whose latents are ordered by energy
-RANK_TILE = 16
 # key of a config whose palu_config is not that of the files: what those have, {"rank_k": [...], "rank_v": [...], ...}
 STORED = "palu_stored"
 
@@ -31,18 +29,18 @@ class Projection:
     full_rank: int
 
     @property
-    def tile(self) -> int:
-        """Ranks are chosen in these; as the compressor's, smaller than 16 in tiny models."""
-        return gcd(RANK_TILE, self.full_rank)
+    def step(self) -> int:
+        """Ranks are chosen in these, as the compressor does."""
+        return rank_step(self.full_rank)
 
     @property
     def lowest(self) -> int:
         """A projection at full rank is stored without factors, so that none of it can be left out."""
-        return self.rank if self.rank == self.full_rank else min(self.rank, self.tile)
+        return self.rank if self.rank == self.full_rank else min(self.rank, self.step)
 
     def below(self, rank: int) -> int:
         """The next rank below that may be served; ``rank`` itself where there is none."""
-        return max((rank - 1) // self.tile * self.tile, self.lowest)
+        return max((rank - 1) // self.step * self.step, self.lowest)
 
 
 def stored_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -86,9 +84,9 @@ def _projections(palu: PaluConfig, geometry: AttentionGeometry) -> list[Projecti
 
 
 def _next(projections: list[Projection], kept: list[int], excess: float) -> int | None:
-    """Which projection loses its next tile: the one with the most of its rank at the tile's middle, of equals the last.
+    """Which projection loses its next step: that with most of its rank at the middle of the step, of equals the last.
 
-    That is one share of all ranks, each rounded to the nearest tile (Webster's method). Those are left alone whose tile
+    That is one share of all ranks, each rounded to the nearest step (Webster's method). Those are left alone whose step
     would end farther from the target than leaving it; None where all are.
     """
     shares = []
@@ -115,7 +113,7 @@ def _check_order(palu: PaluConfig) -> None:
 def _check_ratio(projections: list[Projection], ratio: float, excess: float) -> None:
     """``excess`` is the checkpoint's ratio minus ``ratio``. A ratio counts as the nearest that can be served."""
     full = sum(each.groups * each.full_rank for each in projections)
-    half_step = min(each.groups * each.tile for each in projections) / full / 2
+    half_step = min(each.groups * each.step for each in projections) / full / 2
     lowest = sum(each.groups * each.lowest for each in projections) / full
     if excess <= -half_step:
         raise ValueError(

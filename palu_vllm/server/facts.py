@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from vllm.config import VllmConfig
 
-from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierShare
+from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierConfig
 from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.plugin import ARCHITECTURES
 
@@ -76,5 +76,5 @@ def served_facts(vllm_config: VllmConfig) -> CacheFacts | None:
     return CacheFacts.of(model.hf_config.to_dict(), dtype, vllm_config.device_config.device_type)
 
 
-def _bits(tiers: list[TierShare]) -> str:
+def _bits(tiers: list[TierConfig]) -> str:
     return "/".join(str(tier.bits) for tier in tiers)

@@ -141,11 +141,10 @@ def accumulated_numbers(slot: SlotFormat | None, rows: int, queries: int) -> int
     """Sums of latent values that the registers of one decoding program hold; fewer beside what unpacking takes."""
     if slot is None:
         return ACCUMULATED_NUMBERS
-    if slot.has_groups and tier_count(slot) > 2:
+    if slot.has_scale_groups and tier_count(slot) > 2:
         return ACCUMULATED_NUMBERS // 4
-    return (
-        ACCUMULATED_NUMBERS // 2 if rows > SMALLEST_TILE and (queries > 1 or slot.has_groups) else ACCUMULATED_NUMBERS
-    )
+    is_crowded = rows > SMALLEST_TILE and (queries > 1 or slot.has_scale_groups)
+    return ACCUMULATED_NUMBERS // 2 if is_crowded else ACCUMULATED_NUMBERS
 
 
 def tier_count(slot: SlotFormat) -> int:
@@ -219,7 +218,7 @@ def with_packed_latents(tiling: Tiling, slot: SlotFormat) -> Tiling:
         tiling,
         tokens=min(tiling.tokens, tokens),
         rank=min(tiling.rank, rank),
-        num_stages=1 if rank < tiling.rank or slot.has_groups else tiling.num_stages,
+        num_stages=1 if rank < tiling.rank or slot.has_scale_groups else tiling.num_stages,
     )
 
 
@@ -228,10 +227,10 @@ def packed_tile(slot: SlotFormat, many_rows: bool, many_ranks: bool) -> tuple[in
     because what lies past the first tile of ranks is unpacked again for every head.
     """
     many_tiers = tier_count(slot) > 2
-    if slot.has_groups and many_tiers:
+    if slot.has_scale_groups and many_tiers:
         return GROUPED_TIERS_TOKENS, GROUPED_TIERS_RANK
     tokens, rank = LARGE_TILE, PACKED_RANK if len(slot.key.runs) > 1 else LARGE_TILE
-    if slot.has_groups:
+    if slot.has_scale_groups:
         tokens, rank = GROUPED_TOKENS, GROUPED_RANK
     elif many_rows or many_tiers:
         tokens, rank = CROWDED_TOKENS, CROWDED_RANK

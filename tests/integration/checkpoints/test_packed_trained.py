@@ -31,8 +31,8 @@ def dense_capacity() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("tiers", ["1:8", "1:4", "1:3", "1:2", "0.25:8,0.75:3"])
 def test_capacity_grows_as_the_report_says(tiers, dense_capacity, tmp_path):
-    shares = tuple((float(share), int(bits)) for share, bits in (tier.split(":") for tier in tiers.split(",")))
-    report = compress(MODEL, tmp_path / "out", objective="svd", tiers=shares)
+    fractions = tuple((float(share), int(bits)) for share, bits in (tier.split(":") for tier in tiers.split(",")))
+    report = compress(MODEL, tmp_path / "out", objective="svd", tiers=fractions)
     with engine(tmp_path / "out", attention_backend="palu", dtype="float16", num_gpu_blocks_override=None) as llm:
         times = report["dense_bytes_per_token"] / report["bytes_per_token"]
         print(f"{tiers}: {dense_capacity} to {capacity(llm)} tokens, {capacity(llm) / dense_capacity:.3f}; {times:.3f}")

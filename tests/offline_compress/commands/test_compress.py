@@ -62,13 +62,13 @@ def test_names_of_the_reference():
 
 
 def test_bits_of_latents():
-    assert parse("M OUT").shares_k == parse("M OUT").shares_v == ((1.0, 16),)
-    assert parse("M OUT --latent-bits 4").shares_k == ((1.0, 4),)
+    assert parse("M OUT").fractions_k == parse("M OUT").fractions_v == ((1.0, 16),)
+    assert parse("M OUT --latent-bits 4").fractions_k == ((1.0, 4),)
     assert parse("M OUT --lt_bits 4 --lt_hadamard") == parse("M OUT --latent-bits 4 --hadamard")
     mixed = parse("M OUT --latent-bits-k 3 --latent-bits 4 --no-hadamard")
-    assert (mixed.shares_k, mixed.shares_v, mixed.hadamard) == (((1.0, 3),), ((1.0, 4),), False)
+    assert (mixed.fractions_k, mixed.fractions_v, mixed.hadamard) == (((1.0, 3),), ((1.0, 4),), False)
     tiers = parse("M OUT --tiers 0.25:8,0.75:3 --latent-bits-v 4")
-    assert (tiers.shares_k, tiers.shares_v, tiers.hadamard) == (((0.25, 8), (0.75, 3)), ((1.0, 4),), None)
+    assert (tiers.fractions_k, tiers.fractions_v, tiers.hadamard) == (((0.25, 8), (0.75, 3)), ((1.0, 4),), None)
 
 
 def test_running():

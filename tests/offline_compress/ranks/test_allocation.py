@@ -5,12 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline_compress.ranks.allocation import (
-    RANK_TILE,
     allocate_ranks,
     largest_remainder,
     proportional_shares,
-    rank_tile,
 )
+from palu_vllm.format.shape import RANK_STEP, rank_step
 
 SEARCHES = ("uniform", "fisher", "fisher_uniform", "lorc")
 FULL_RANKS = st.sampled_from([8, 16, 24, 48, 128, 320, 512])
@@ -25,7 +24,7 @@ def importance_of(groups: int) -> st.SearchStrategy:
 @given(st.sampled_from(SEARCHES), st.integers(1, 4).flatmap(importance_of), FULL_RANKS, RATIOS)
 def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(search, importance, full, ratio):
     ranks = allocate_ranks(search, importance, [full] * len(importance), ratio)
-    tile = rank_tile(full)
+    tile = rank_step(full)
     assert all(rank % tile == 0 and tile <= rank <= full for rank in ranks)
     target = ratio * full * len(ranks)
     assert abs(sum(ranks) - max(target, tile * len(ranks))) <= tile / 2 + 1e-6
@@ -44,7 +43,7 @@ def test_groups_apart_share_the_cache_exactly(search, sizes, head_dim, layers, r
     groups = [heads // size for size in sizes]  # of K and of V: a rank costs as many numbers of the cache
     importance = [[random.uniform(0.1, 9) for _ in range(count)] for count in groups * layers]
     ranks = allocate_ranks(search, importance, fulls * layers, ratio)
-    tiles = [rank_tile(full) for full in fulls] * layers
+    tiles = [rank_step(full) for full in fulls] * layers
     limits = list(zip(ranks, tiles, fulls * layers, strict=True))
     assert all(rank % tile == 0 and tile <= rank <= full for rank, tile, full in limits)
     steps = [tile * count for tile, count in zip(tiles, groups * layers, strict=True)]
@@ -110,9 +109,9 @@ def test_importance_must_be_finite(bad):
         allocate_ranks("fisher", [[1.0], [bad]], [64] * 2, 0.5)
 
 
-@pytest.mark.parametrize(("full", "tile"), [(512, RANK_TILE), (80, 16), (24, 8), (12, 4), (7, 1)])
+@pytest.mark.parametrize(("full", "tile"), [(512, RANK_STEP), (80, 16), (24, 8), (12, 4), (7, 1)])
 def test_the_tile_divides_the_full_rank(full, tile):
-    assert rank_tile(full) == tile
+    assert rank_step(full) == tile
 
 
 def test_remainders_go_to_the_largest_fraction():

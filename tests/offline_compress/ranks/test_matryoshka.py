@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline_compress.ranks.allocation import budget, rank_tile, units_and_steps
+from offline_compress.ranks.allocation import budget, units_and_steps
 from offline_compress.ranks.energy import ranks_by_energy
 from offline_compress.ranks.matryoshka import STEPS_PER_RANK, best_step, greedy_ranks, lower_rank
 from offline_compress.run.journal import Journal, open_journal
+from palu_vllm.format.shape import rank_step
 
 FULLS = st.sampled_from([8, 24, 48, 64, 128, 320, 512])
 
@@ -62,7 +63,7 @@ def found(fulls: list[int], ratio: float, seed: int = 0) -> list[int]:
 @settings(max_examples=50, deadline=None)
 @given(FULLS, st.integers(1, 6), st.floats(0.01, 1), st.integers(0, 99))
 def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(full, count, ratio, seed):
-    ranks, tile = found([full] * count, ratio, seed), rank_tile(full)
+    ranks, tile = found([full] * count, ratio, seed), rank_step(full)
     assert all(rank % tile == 0 and tile <= rank <= full for rank in ranks)
     assert sum(ranks) == tile * budget([full] * count, ratio)
 
@@ -125,8 +126,8 @@ def test_the_first_step_is_the_least_of_all():
 @pytest.mark.parametrize(("full", "step"), [(16, 16), (64, 16), (256, 32), (512, 64), (24, 8), (320, 32)])
 def test_a_step_is_an_eighth_in_tiles(full, step):
     assert full - lower_rank(full, full) == (step if full > step else 0)
-    assert lower_rank(rank_tile(full), full) == rank_tile(full)
-    assert step == max(rank_tile(full), full // STEPS_PER_RANK // rank_tile(full) * rank_tile(full))
+    assert lower_rank(rank_step(full), full) == rank_step(full)
+    assert step == max(rank_step(full), full // STEPS_PER_RANK // rank_step(full) * rank_step(full))
 
 
 def test_steps_that_are_known_are_not_measured_again(notes):

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from palu_vllm.format.latent_format import (
     ALIGNMENT,
     BITS,
-    TIER_TILE,
+    TIER_STEP,
     LatentFormat,
     SlotFormat,
     Tier,
-    cut_into_groups,
+    cut_into_scale_groups,
     cut_into_tiers,
 )
 
@@ -56,11 +56,11 @@ def test_tiers_cover_the_latent(rank, weights, data):
         rank, [(weight / sum(weights), width) for weight, width in zip(weights, widths, strict=True)]
     )
     assert sum(tier.size for tier in tiers) == rank
-    assert all(tier.size % TIER_TILE == 0 for tier in tiers[:-1]) and all(tier.size > 0 for tier in tiers)
+    assert all(tier.size % TIER_STEP == 0 for tier in tiers[:-1]) and all(tier.size > 0 for tier in tiers)
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"),
+    ("fractions", "message"),
     [
         ([(1.0, 5)], "bits other than"),
         ([(0.5, 8)], "add up to 1"),
@@ -68,9 +68,9 @@ def test_tiers_cover_the_latent(rank, weights, data):
         ([(0.5, 4), (0.5, 8)], "fewer or as many"),
     ],
 )
-def test_tiers_that_make_no_sense_are_refused(shares, message):
+def test_tiers_that_make_no_sense_are_refused(fractions, message):
     with pytest.raises(ValueError, match=message):
-        cut_into_tiers(64, shares)
+        cut_into_tiers(64, fractions)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_bytes_of_a_symmetric_part(tiers, expected):
 
 @given(st.lists(st.tuples(st.integers(1, 300), bits), min_size=1, max_size=4), st.integers(0, 8))
 def test_groups_cover_their_tiers(tiers, tiles):
-    tiers, size = [Tier(*tier) for tier in tiers], tiles * TIER_TILE
-    groups = cut_into_groups(tiers, size)
-    assert groups == tuple(group for tier in tiers for group in cut_into_groups([tier], size))
+    tiers, size = [Tier(*tier) for tier in tiers], tiles * TIER_STEP
+    groups = cut_into_scale_groups(tiers, size)
+    assert groups == tuple(group for tier in tiers for group in cut_into_scale_groups([tier], size))
     for tier in tiers:
-        cut = cut_into_groups([tier], size)
+        cut = cut_into_scale_groups([tier], size)
         assert sum(group.size for group in cut) == tier.size and {group.bits for group in cut} == {tier.bits}
         if not tier.is_quantized or not size:
             assert cut == (tier,)
@@ -103,10 +103,10 @@ def test_groups_cover_their_tiers(tiers, tiles):
 @pytest.mark.parametrize("size", [-16, 1, 24])
 def test_groups_that_make_no_sense_are_refused(size):
     with pytest.raises(ValueError, match=f"latent group size {size} is not 0 or a positive multiple of 16"):
-        cut_into_groups([Tier(64, 4)], size)
+        cut_into_scale_groups([Tier(64, 4)], size)
 
 
 def test_equal_neighbours_are_one_run():
     form = LatentFormat((Tier(32, 8), Tier(32, 4), Tier(32, 4), Tier(16, 4)), "float32")
     assert form.runs == ((Tier(32, 8), 1), (Tier(32, 4), 2), (Tier(16, 4), 1))
-    assert form.has_groups and not LatentFormat((Tier(32, 8), Tier(32, 4)), "float32").has_groups
+    assert form.has_scale_groups and not LatentFormat((Tier(32, 8), Tier(32, 4)), "float32").has_scale_groups

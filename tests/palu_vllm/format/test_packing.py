@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.format.latent_format import PLANES, LatentFormat, Tier, cut_into_groups, cut_into_tiers, plane_bytes
+from palu_vllm.format.latent_format import (
+    PLANES,
+    LatentFormat,
+    Tier,
+    cut_into_scale_groups,
+    cut_into_tiers,
+    plane_bytes,
+)
 from palu_vllm.format.packing import (
     clip_argument,
     pack,
@@ -145,7 +152,7 @@ def test_bytes_without_groups_symmetry_and_clipping_have_not_changed():
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_a_group_is_packed_as_if_it_were_alone(bits, symmetric, clip, size):
     x = torch.randn(3, 2, 107, generator=torch.Generator().manual_seed(0)) * torch.logspace(2, -5, 107)
-    form = LatentFormat(cut_into_groups([Tier(107, bits)], size), "float32", symmetric, clip)
+    form = LatentFormat(cut_into_scale_groups([Tier(107, bits)], size), "float32", symmetric, clip)
     read = unpack(pack(x, form), form)
     for start in range(0, 107, size):
         part = x[..., start : start + size]
@@ -193,7 +200,7 @@ def test_symmetric_codes_negate(bits):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -1e30])
 def test_what_does_not_fit_harms_its_group_only(bits, symmetric, clip, bad):
     x = torch.randn(3, 2, 81, generator=torch.Generator().manual_seed(0))
-    tiers = (Tier(16, 16), *cut_into_groups([Tier(65, bits)], 32))
+    tiers = (Tier(16, 16), *cut_into_scale_groups([Tier(65, bits)], 32))
     form = LatentFormat(tiers, "float32", symmetric, clip)
     good = unpack(pack(x, form), form)
     x[1, 0, 50] = bad
@@ -240,7 +247,7 @@ def test_what_the_kernel_is_told_of_the_ratio():
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("clip", [1.0, 0.7])
 def test_rounding_is_packing_and_unpacking(symmetric, clip):
-    tiers = cut_into_groups((Tier(16, 16), Tier(48, 8), Tier(33, 3)), 32)
+    tiers = cut_into_scale_groups((Tier(16, 16), Tier(48, 8), Tier(33, 3)), 32)
     form = LatentFormat(tiers, "float16", symmetric, clip)
     latent = torch.randn(5, 3, form.rank, generator=torch.Generator().manual_seed(0))
     latent[1, 1, 70] = torch.inf

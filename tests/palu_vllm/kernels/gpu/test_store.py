@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palu_vllm.format.latent_format import BITS, TIER_TILE, LatentFormat, SlotFormat, Tier, cut_into_groups
+from palu_vllm.format.latent_format import BITS, TIER_STEP, LatentFormat, SlotFormat, Tier, cut_into_scale_groups
 from palu_vllm.kernels.gpu.arguments import packed_format
 from palu_vllm.kernels.gpu.store.latents import store_latents, store_latents_kernel
 from palu_vllm.kernels.reference import store_latents as reference_store
@@ -129,10 +129,10 @@ def test_rows_that_do_not_fit_are_those_of_the_specification(layer, bad):
 def formats(draw) -> LatentFormat:
     """Any number of tiers, none wider than the one before; all but the last are whole tiles of numbers."""
     bits = sorted(draw(st.lists(st.sampled_from(BITS), min_size=1, max_size=4)), reverse=True)
-    sizes = [TIER_TILE * draw(st.integers(1, 5)) for _ in bits[1:]] + [draw(st.integers(1, 100))]
+    sizes = [TIER_STEP * draw(st.integers(1, 5)) for _ in bits[1:]] + [draw(st.integers(1, 100))]
     tiers = tuple(Tier(size, each) for size, each in zip(sizes, bits, strict=True))
     return LatentFormat(
-        cut_into_groups(tiers, draw(st.sampled_from([0, TIER_TILE, 32, 48]))),
+        cut_into_scale_groups(tiers, draw(st.sampled_from([0, TIER_STEP, 32, 48]))),
         draw(st.sampled_from(["float32", "float16", "bfloat16"])),
         symmetric=draw(st.booleans()),
         clip=draw(st.just(1.0) | st.floats(0.01, 1)),
