@@ -1,4 +1,7 @@
-"""``python -m benchmarks.accuracy run MODEL --out FILE`` and ``... compare DENSE OUT``; see ``docs/accuracy.md``."""
+"""``python -m benchmarks.accuracy run MODEL --out FILE`` and ``... compare DENSE OUT``.
+
+``docs/guide/accuracy.md`` says what both do.
+"""
 
 import argparse
 import sys

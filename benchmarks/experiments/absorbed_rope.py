@@ -1,5 +1,6 @@
-"""What does absorbed RoPE (docs/kernels.md) save beside rebuilding whole keys, and what does it cost in precision?
+"""What does absorbed RoPE save beside rebuilding whole keys, and what does it cost in precision?
 
+``docs/concepts/absorbed-rope.md`` derives it.
 ``python -m benchmarks.experiments.absorbed_rope`` writes ``benchmarks/results/absorbed_rope.json`` and prints a table.
 
 head_dim 128, four KV heads in one group. Errors are of one tile of scores at position 4096, the largest over the

@@ -1,4 +1,4 @@
-"""Streaming OpenAI users for locust: ``python -m benchmarks.load --headless --host URL`` (docs/load-testing.md).
+"""Streaming OpenAI users for locust: ``python -m benchmarks.load --headless --host URL`` (docs/guide/load-testing.md).
 
 A closed loop (``--users``) is locust's own: a user asks, reads its stream to the end, asks again. An open loop
 (``--rate``) is one user that starts a greenlet for every arrival of a seeded schedule, whatever the server does.

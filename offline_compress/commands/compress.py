@@ -32,7 +32,7 @@ searches need the whole model in float32 in memory; with the others it stays bel
 errors multiplied by what truncating one projection at a time does to the model's answers. `lorc` (LoRC) gives deeper
 layers fewer ranks, by the condition numbers of the weights. `matryoshka` (MatryoshkaKV) lowers ranks step by step, each
 time those of the projection that the model's answers need least: many passes, with all factors in memory. See
-docs/compression.md.
+docs/concepts/rank-rules.md.
 
 Exit codes: 0 done, 2 input that cannot be compressed, 130 interrupted. After an error nothing is left behind, unless
 --resume was given. A run that is killed leaves OUT.tmp-work; the same command with --resume goes on behind its last

@@ -1,7 +1,7 @@
 """What a compressed checkpoint is: the ``palu_config`` section of its ``config.json``, checked.
 
 Imports nothing heavier than pydantic, so that the compressor, transformers and vLLM all read it at no cost.
-Words and mathematics are those of ``docs/structure.md``.
+Words and mathematics are those of ``docs/concepts/idea.md``.
 """
 
 from collections.abc import Mapping, Sequence

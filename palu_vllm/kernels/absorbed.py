@@ -6,7 +6,7 @@ The first factor is one number per tile and moves to the query. The second is sm
 polynomial of few terms, ``sum_t C[t, i] phi_t(d)``, with the same Chebyshev basis for all pairs. Hence for query j
 ``score_j(d) = (fast pairs, rebuilt) + sum_t phi_t(d) (u[j, t] . c)`` with
 ``u[j, t] = Re sum_{i slow} conj(q_i) e^{i theta_i start} C[t, i] b_i``, rank_k numbers, once per tile and query.
-``docs/kernels.md`` derives and measures it. Numbers that are not rotated form pairs of frequency 0, the slowest. Keys
+``docs/concepts/absorbed-rope.md`` derives it. Numbers that are not rotated form pairs of frequency 0, the slowest. Keys
 that are normalised after the rebuild are not scored like this.
 """
 

@@ -1,7 +1,7 @@
 """Attention sinks and a window that rolls on, over latents, asked for when a server starts (StreamingLLM, Xiao et al.
 2023, arXiv 2309.17453): ``{"palu": {"streaming_llm": {"start_size": 4, "recent_size": 1020}}}``.
 
-The knobs have their published names. ``docs/streaming.md`` says what a query sees.
+The knobs have their published names. ``docs/concepts/sinks-and-window.md`` says what a query sees.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,9 @@
-"""The page of features names tests that exist, and the README says of every feature what the page says."""
+"""The pages of features name tests that exist, and the short page says of every feature what the long one says."""
 
 import ast
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -11,13 +12,25 @@ ANSWERS = ("yes", "refused", "untested on GPU", "untested")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::([^`\[]+)(?:\[([^`]+)\])?`")
 
 
-def rows(page: str) -> list[list[str]]:
-    """The cells of the lines of a page's tables."""
-    lines = [line.strip() for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+class Feature(NamedTuple):
+    answer: str
+    name: str
+    text: str
 
 
-FEATURES = rows("docs/features.md")[2:]
+def sections(page: str, mark: str) -> list[tuple[str, str]]:
+    """The headings of one level and the text below each, up to the next heading of that level."""
+    parts = re.split(rf"^{mark} (.+)$", page, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def features() -> list[Feature]:
+    """Every heading of the long page, below the answer that it stands under."""
+    page = (ROOT / "docs/reference/feature-tests.md").read_text(encoding="utf-8")
+    return [Feature(answer, *section) for answer, below in sections(page, "##") for section in sections(below, "###")]
+
+
+FEATURES = features()
 
 
 def names_in(path: Path) -> set[str]:
@@ -29,18 +42,24 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("row", FEATURES, ids=[row[0] for row in FEATURES])
-def test_a_row_names_tests_that_exist(row):
-    _, answer, named, _ = row
-    tests = TEST.findall(named)
-    assert answer in ANSWERS
-    assert len(tests) == named.count(".py::"), "a test is not written `tests/path.py::name`"
-    assert tests or answer.startswith("untested")
+@pytest.mark.parametrize("feature", FEATURES, ids=[feature.name for feature in FEATURES])
+def test_a_feature_names_tests_that_exist(feature):
+    tests = TEST.findall(feature.text)
+    assert feature.answer in ANSWERS
+    assert len(tests) == feature.text.count(".py::"), "a test is not written `tests/path.py::name`"
+    assert tests or feature.answer.startswith("untested")
     for path, name, case in tests:
         assert name.split("::")[-1].startswith("test_") and name in names_in(ROOT / path)
         assert not case or re.search(f"[\"']{re.escape(case)}[\"']", (ROOT / path).read_text(encoding="utf-8"))
 
 
-def test_the_readme_says_the_same():
-    told = {row[0]: row[1].split(", ") for row in rows("README.md") if row[0] in ANSWERS}
-    assert told == {answer: names for answer in ANSWERS if (names := [row[0] for row in FEATURES if row[1] == answer])}
+def test_the_short_page_says_the_same():
+    page = (ROOT / "docs/reference/features.md").read_text(encoding="utf-8")
+    told = {answer: re.findall(r"^- (.+)$", below, re.MULTILINE) for answer, below in sections(page, "##")}
+    told = {answer: names for answer, names in told.items() if answer in ANSWERS}
+    expected = {answer: [one.name for one in FEATURES if one.answer == answer] for answer in ANSWERS}
+    assert told == {answer: names for answer, names in expected.items() if names}
+
+
+def test_the_readme_leads_there():
+    assert "(docs/reference/features.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

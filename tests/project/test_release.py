@@ -127,7 +127,7 @@ def test_the_archive_has_what_a_reader_needs(archive):
     with tarfile.open(archive) as opened:
         names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md", "requirements/cpu.txt", "requirements/torch.txt",
-            "docs/compatibility.md", HOOK} <= names  # fmt: skip
+            "docs/reference/compatibility.md", HOOK} <= names  # fmt: skip
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "demo/"))]
 
 

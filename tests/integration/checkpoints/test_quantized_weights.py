@@ -1,4 +1,7 @@
-"""Linear layers quantized by compressed-tensors after palu-compress (docs/deployment.md); latents stay numbers."""
+"""Linear layers quantized by compressed-tensors after palu-compress; latents stay numbers.
+
+The steps are those of docs/guide/deployment.md.
+"""
 
 import shutil
 from pathlib import Path

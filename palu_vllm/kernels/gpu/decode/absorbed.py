@@ -1,7 +1,7 @@
 """Scores of one tile of tokens in the decode kernel: slow rotary pairs, whose keys are not rebuilt.
 
-``docs/kernels.md`` derives it; ``absorbed.absorbed_scores`` is the specification. ``GROUP_SIZE`` counts the KV heads of
-one program, which may be part of a group. Rows are ordered by KV head: row
+``docs/concepts/absorbed-rope.md`` derives it; ``absorbed.absorbed_scores`` is the specification. ``GROUP_SIZE`` counts
+the KV heads of one program, which may be part of a group. Rows are ordered by KV head: row
 ``h * ROWS_PER_KV + query * QUERIES_PER_KV + j`` is query head j of KV head h. Columns of u are ordered by term first:
 ``term * TILE_ROWS + row``.
 """

@@ -1,0 +1,1 @@
+"""Pictures of the documentation that show an idea and no measurement."""
