@@ -6,9 +6,9 @@ NAME]``
 One layer (8 query heads, 4 KV heads of 64, group size 4 unless told otherwise) decodes one token per request: as it is
 served (``absorbed``: slow rotary pairs are scored without rebuilding them, docs/concepts/absorbed-rope.md), with whole
 keys rebuilt (``rebuilt``), and as torch's dense attention over keys and values of the same context (``dense``). Layers
-take turns, as in a model, so that nothing is found in the processor's cache. The rows are the repetition with the smallest
-total. With one thread the clock is the thread's own processor time, which other programs on the machine disturb least; else it
-is wall time.
+take turns, as in a model, so that nothing is found in the processor's cache. The rows are the repetition with the
+smallest total. With one thread the clock is the thread's own processor time, which other programs on the machine
+disturb least; else it is wall time.
 """
 
 import argparse
