@@ -1,10 +1,12 @@
-"""What a user can ask of the compressor, checked."""
+"""What a user can ask of the compressor, and how the command line asks for it."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
+from offline_compress.pair_lists import LayerPairs, read_pairs, read_tiers
 from offline_compress.run.errors import CompressionError
+from offline_compress.run.option_field import check_device, check_fields, option
 from palu_vllm.format.config import DTYPE_BYTES
 from palu_vllm.format.latent_format import TIER_STEP, UNQUANTIZED, TierFractions, cut_into_scale_groups, cut_into_tiers
 
@@ -20,84 +22,161 @@ DEFAULT_GROUP_SIZE = 4
 DEFAULT_RATIO = 0.5
 DEFAULT_SEQLEN = 1024
 DEFAULT_SHARE_THRESHOLD = 0.5
-LayerPairs = tuple[tuple[int, int], ...]  # (layer, the earlier layer whose cache it reads)
+
+CALIBRATION = "calibration"  # the section that --calib-samples, which is no field, stands in too
+_budget = partial(option, section="budget, instead of --rank-ratio")
+_ranks = partial(option, section="compression")
+_bits = partial(option, section="quantization of latents in the cache")
+_calibration = partial(option, section=CALIBRATION)
+_running = partial(option, section="running")
 
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """The choices of one compression. Raises CompressionError for a value that makes no sense.
+    """The choices of one compression; the help of each says what it means.
 
-    ``group_size`` None is the largest divisor of the number of KV heads up to 4, ``group_size_k`` and ``group_size_v``
-    stand for one of K and V; ``calib_seqlen`` None is 1024 tokens
-    or the model's context if that is shorter. ``whiten_samples`` and ``fisher_samples`` are upper limits: a
-    calibration text that holds fewer whole samples gives as many as it has. ``latent_bits`` or ``tiers``, pairs of
-    ``(fraction of the rank, bits)``, leading numbers first, say how latents are quantized in the cache,
-    ``latent_bits_k`` and ``latent_bits_v`` for one of both; ``hadamard`` None rotates latents where they are quantized.
-    ``target_compression``, times fewer bytes than the dense cache, or ``bytes_per_token`` is a budget that ranks, bits
-    and tiers are chosen for; bits or tiers that are given stay as they are.
-    ``search`` None is ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
-    ``refit`` None fits ``up`` again where the objective is ``weighted``; ``k_cost`` is what a rank of
-    K must save beyond one of V in the searches by energy.
-    ``resume`` goes on with the work of a run that was killed, and keeps its own if it ends early; ``workers``
-    groups of heads are decomposed at a time, None for as many as PyTorch has threads.
-    ``latent_group_size`` numbers share a scale, 0: those of a tier; ``latent_clip_ratio`` None means not given.
-    ``share_layers`` layers read the cache of an earlier one, chosen so that the last hidden states stay as similar as
-    ``share_threshold``, None for 0.5; ``share_map`` says which instead.
+    ``search`` None becomes ``energy`` for the objective ``weighted``, whose errors are one quantity, else ``uniform``.
+    A calibration text that holds fewer whole samples than asked for gives as many as it has.
+    Raises: CompressionError for a value that makes no sense.
     """
 
     model: str
     out: Path
-    rank_ratio: float = DEFAULT_RATIO
-    group_size: int | None = None
-    objective: str = "weighted"
-    search: str | None = None
-    value_path: str = "fused"
-    calib_data: str | None = None
-    whiten_samples: int = 256
-    fisher_samples: int = 32
-    calib_seqlen: int | None = None
-    seed: int = 42
-    dtype: str = "auto"
-    device: str = "auto"
-    overwrite: bool = False
-    dry_run: bool = False
-    resume: bool = False
-    workers: int | None = None
-    latent_bits: int | None = None
-    latent_bits_k: int | None = None
-    latent_bits_v: int | None = None
-    tiers: tuple[tuple[float, int], ...] | None = None
-    hadamard: bool | None = None
-    target_compression: float | None = None
-    bytes_per_token: int | None = None
-    latent_group_size: int = 0
-    latent_symmetric: bool = False
-    latent_clip_ratio: float | None = None
-    refit: bool | None = None
-    reorder_heads: bool = False
-    k_cost: float = 0.0
-    group_size_k: int | None = None
-    group_size_v: int | None = None
-    share_layers: int = 0
-    share_threshold: float | None = None
-    share_map: LayerPairs | None = None
+    _: KW_ONLY
+    target_compression: float | None = _budget(
+        "times fewer bytes per token than the dense model, like 6: ranks per layer, bits and tiers are chosen for the "
+        "least predicted error on the calibration data; bits or tiers that are given stay as they are",
+        default=None,
+        metavar="X",
+    )
+    bytes_per_token: int | None = _budget("the same, as bytes of all layers", least=1, default=None, metavar="N")
+    rank_ratio: float = _ranks(
+        "fraction of the KV rank to keep, in (0, 1]", "--param_ratio_target", default=DEFAULT_RATIO, metavar="R"
+    )
+    group_size: int | None = _ranks(
+        "adjacent KV heads that share one decomposition (default: the largest divisor of their number up to 4)",
+        "--head_group_size",
+        least=1,
+        default=None,
+        metavar="N",
+    )
+    group_size_k: int | None = _ranks("of K only", least=1, default=None, metavar="N")
+    group_size_v: int | None = _ranks(
+        "of V only; one of both sizes must divide the other", least=1, default=None, metavar="N"
+    )
+    objective: str = _ranks(
+        "what is kept best: the weights, the keys and values of the calibration data (the paper), or what its "
+        "attention adds to the residual stream",
+        "--decompose_method",
+        default="weighted",
+        choices=OBJECTIVES,
+    )
+    search: str | None = _ranks(
+        "how ranks are spread over layers, K and V; see below (default: energy with --objective weighted, else "
+        "uniform)",
+        "--search_method",
+        default=None,
+        choices=SEARCHES,
+    )
+    k_cost: float = _ranks(
+        "with energy and sensitivity a rank of K, which attention rebuilds keys from, must save 1 + C times what "
+        "a rank of V saves: faster decoding at the same bytes",
+        default=0.0,
+        metavar="C",
+    )
+    refit: bool | None = _ranks(
+        "fit the up-projections again by least squares (default: with --objective weighted)", default=None
+    )
+    reorder_heads: bool = _ranks("let similar KV heads share a group, instead of adjacent ones", default=False)
+    share_layers: int = _ranks(
+        "layers that read the cache of an earlier one and hold none (KVSharer): of the most dissimilar pairs "
+        "those that change the last hidden states least; needs the whole model in float32 in memory",
+        least=0,
+        default=0,
+        metavar="N",
+    )
+    share_threshold: float | None = _ranks(
+        f"cosine with the model's own that they must keep (default: {DEFAULT_SHARE_THRESHOLD})",
+        default=None,
+        metavar="C",
+    )
+    share_map: LayerPairs | None = _ranks(
+        "which layers read which, like 7:2,9:4, unsearched",
+        default=None,
+        metavar="LAYER:SOURCE,...",
+        read=read_pairs,
+    )
+    value_path: str = _ranks(
+        "v_up multiplied into o_proj, or kept apart, or whichever is smaller", default="fused", choices=VALUE_PATHS
+    )
+    dtype: str = _ranks("dtype of the output; auto keeps the model's", default="auto", choices=DTYPES)
+    latent_bits: int | None = _bits("16, 8, 4, 3 or 2 (default: 16)", "--lt_bits", default=None, metavar="BITS")
+    latent_bits_k: int | None = _bits("of K only", default=None, metavar="BITS")
+    latent_bits_v: int | None = _bits("of V only", default=None, metavar="BITS")
+    tiers: TierFractions | None = _bits(
+        "leading numbers of every latent with more bits, like 0.25:8,0.75:4; scaled and mixed tier by tier",
+        default=None,
+        metavar="FRACTION:BITS,...",
+        read=read_tiers,
+    )
+    hadamard: bool | None = _bits(
+        "mix latents so that their numbers are about equally large (default: where they are quantized)",
+        "--lt_hadamard",
+        default=None,
+    )
+    latent_group_size: int = _bits(
+        "numbers of a tier that share a scale, a multiple of 16; 0: all", "--lt_group_size", default=0, metavar="N"
+    )
+    latent_symmetric: bool = _bits("codes about zero: a scale and no minimum", "--lt_sym", default=False)
+    latent_clip_ratio: float | None = _bits(
+        "fraction of the range that codes cover, in (0, 1] (default: searched on the calibration data, per layer)",
+        "--lt_clip_ratio",
+        default=None,
+        metavar="C",
+    )
+    calib_data: str | None = _calibration(
+        "text file, .jsonl or .parquet with a field text, or hub dataset id[:configuration[:split]]; never the "
+        "text you evaluate on",
+        "--calib_dataset",
+        default=None,
+        metavar="FILE_OR_ID",
+    )
+    whiten_samples: int = _calibration(
+        "most samples for the whitening", "--n_whiten_calib_samples", least=1, default=256, metavar="N"
+    )
+    fisher_samples: int = _calibration(
+        "most samples for the Fisher information", "--n_fisher_calib_samples", least=1, default=32, metavar="N"
+    )
+    calib_seqlen: int | None = _calibration(
+        f"tokens per sample (default: {DEFAULT_SEQLEN}, or the model's context if shorter)",
+        "--calib_seqlen",
+        least=2,
+        default=None,
+        metavar="N",
+    )
+    seed: int = _calibration("chooses the samples among the text", least=0, default=42)
+    device: str = _running("auto, cpu, cuda or cuda:N", default="auto")
+    overwrite: bool = _running("replace OUT, once the new one is complete", default=False)
+    dry_run: bool = _running("print ranks, bytes, memory and disk; write nothing", default=False)
+    resume: bool = _running(
+        "go on with the work of a run that was killed, and keep the work if this run ends early", default=False
+    )
+    workers: int | None = _running(
+        "groups of heads that are decomposed at a time, on a thread each; the bytes are the same for any number "
+        "(default: as many as PyTorch has threads, so OMP_NUM_THREADS or the cores; 1 on a GPU)",
+        least=1,
+        default=None,
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         if self.search is None:
             by_energy = self.objective == "weighted" and not self.has_budget
             object.__setattr__(self, "search", "energy" if by_energy else "uniform")
+        check_fields(self)
+        check_device(self.device)
         self._check_budget()
-        if not 0 < self.rank_ratio <= 1:
-            raise CompressionError(
-                f"rank ratio {self.rank_ratio} is outside (0, 1]; give the fraction of the KV cache to keep, like 0.5."
-            )
-        self._check_choice("objective", self.objective, OBJECTIVES)
-        self._check_choice("search", self.search, SEARCHES)
-        self._check_choice("value path", self.value_path, VALUE_PATHS)
-        self._check_choice("dtype", self.dtype, DTYPES)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
-        self._check_counts()
+        self._check_ranks()
         self._check_tiers()
         self._check_scales()
         self._check_sharing()
@@ -113,10 +192,20 @@ class CompressOptions:
             raise CompressionError(
                 f"target compression is {self.target_compression}; expected how many times fewer bytes, like 6."
             )
-        if self.bytes_per_token is not None and self.bytes_per_token < 1:
-            raise CompressionError(f"the budget is {self.bytes_per_token} bytes per token; expected at least 1.")
         if self.has_budget and (self.rank_ratio != DEFAULT_RATIO or self.search != "uniform"):
             raise CompressionError("a budget chooses the ranks itself; give it without --rank-ratio and --search.")
+
+    def _check_ranks(self) -> None:
+        if not 0 < self.rank_ratio <= 1:
+            raise CompressionError(
+                f"rank ratio {self.rank_ratio} is outside (0, 1]; give the fraction of the KV cache to keep, like 0.5."
+            )
+        if not 0 <= self.k_cost < float("inf"):
+            raise CompressionError(
+                f"key cost {self.k_cost} is negative or not finite; give what a rank of K costs extra."
+            )
+        if self.k_cost and (self.has_budget or self.search not in ENERGY_SEARCHES):
+            raise CompressionError(f"--k-cost acts on --search {' and '.join(ENERGY_SEARCHES)} only; drop it.")
 
     def _check_tiers(self) -> None:
         if self.latent_bits is not None and self.tiers is not None:
@@ -134,13 +223,11 @@ class CompressOptions:
             raise CompressionError(f"{error}; give --latent-group-size 32, or 0 for a scale per tier.") from error
         if self.latent_clip_ratio is not None and not 0 < self.latent_clip_ratio <= 1:
             raise CompressionError(
-                f"latent clip ratio {self.latent_clip_ratio} is outside (0, 1]; give the share of the range of a group "
-                "that its codes cover, like 0.95."
+                f"latent clip ratio {self.latent_clip_ratio} is outside (0, 1]; give the fraction of the range "
+                "of a scale group that its codes cover, like 0.95."
             )
 
     def _check_sharing(self) -> None:
-        if self.share_layers < 0:
-            raise CompressionError(f"number of layers that share is {self.share_layers}; expected 0 or more.")
         if self.share_layers and self.share_map is not None:
             raise CompressionError("--share-layers searches what --share-map gives; give one of them.")
         if self.share_threshold is not None and not self.share_layers:
@@ -179,31 +266,3 @@ class CompressOptions:
         if own_bits is None and self.tiers is not None:
             return self.tiers
         return ((1.0, next(bits for bits in (own_bits, self.latent_bits, UNQUANTIZED) if bits is not None)),)
-
-    @staticmethod
-    def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-        if value not in choices:
-            raise CompressionError(f"{what} {value!r} is unknown; expected one of {', '.join(choices)}.")
-
-    def _check_counts(self) -> None:
-        counts = {
-            "group size": self.group_size,
-            "group size of K": self.group_size_k,
-            "group size of V": self.group_size_v,
-            "number of whitening samples": self.whiten_samples,
-            "number of Fisher samples": self.fisher_samples,
-            "number of workers": self.workers,
-        }
-        for what, value in counts.items():
-            if value is not None and value < 1:
-                raise CompressionError(f"{what} is {value}; expected at least 1.")
-        if self.calib_seqlen is not None and self.calib_seqlen < 2:
-            raise CompressionError(f"calibration samples of {self.calib_seqlen} tokens are too short; give at least 2.")
-        if not 0 <= self.k_cost < float("inf"):
-            raise CompressionError(
-                f"key cost {self.k_cost} is negative or not finite; give what a rank of K costs extra."
-            )
-        if self.k_cost and (self.has_budget or self.search not in ENERGY_SEARCHES):
-            raise CompressionError(f"--k-cost acts on --search {' and '.join(ENERGY_SEARCHES)} only; drop it.")
-        if self.seed < 0:
-            raise CompressionError(f"seed {self.seed} is negative; expected 0 or more.")

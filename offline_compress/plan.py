@@ -23,7 +23,7 @@ from offline_compress.plan_checks import check_data, check_sharing
 from offline_compress.ranks.allocation import allocate_ranks, keeps_all
 from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, source_layers
 from offline_compress.run.errors import CompressionError
-from offline_compress.run.versions import tool_version
+from offline_compress.run.provenance import tool_version
 from palu_vllm.format.checkpoint import attention_tensors
 from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierConfig
 from palu_vllm.format.latent_format import (

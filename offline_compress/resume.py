@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from offline_compress.calibration.samples import CalibrationSamples
-from offline_compress.checkpoint.provenance import PACKAGES, git_revision
 from offline_compress.checkpoint.report import REPORT
 from offline_compress.model.source import SourceModel
 from offline_compress.options import CompressOptions
 from offline_compress.plan import Plan
-from offline_compress.run.versions import tool_version, version_of
+from offline_compress.run.provenance import PACKAGES, git_revision, tool_version, versions
 from palu_vllm.format.checkpoint import INDEX
 
 # options that change nothing in the output, or whose effect is said in another way
@@ -30,7 +29,7 @@ def made_from(plan: Plan, samples: CalibrationSamples | None) -> dict[str, Any]:
         "model": _model(plan.source),
         "calibration data": f"{samples.label} {samples.digest}" if samples else None,
         "palu-compress": f"{tool_version()} {git_revision()}",
-        "packages": {package: version_of(package) for package in PACKAGES},
+        "packages": versions(PACKAGES),
     }
     return json.loads(json.dumps(found))
 

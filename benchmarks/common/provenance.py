@@ -1,12 +1,12 @@
 """Where and with what a number was measured; written beside every result."""
 
 import platform
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from offline_compress.run.provenance import ROOT, described, versions
+
 PACKAGES = ("torch", "vllm", "transformers", "triton", "palu-vllm")
 
 
@@ -17,26 +17,14 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return found.stdout.strip() or "unknown"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def provenance() -> dict:
+def provenance() -> dict[str, Any]:
     """Command, commit, versions and machine, ready for JSON."""
     import torch
 
     return {
         "command": ["python", "-m", *[_without_folders(part) for part in _module_and_arguments()]],
-        "commit": _commit(),
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "commit": described("--dirty") or "unknown",
+        "versions": versions(PACKAGES) | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{_cpu_name()}, {torch.get_num_threads()} threads",

@@ -1,47 +1,19 @@
-"""Where an output comes from: command, tool, packages, digests of model and data."""
+"""Where a checkpoint comes from: the program, the model and the calibration data."""
 
-import hashlib
-import platform
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from offline_compress.model.source import SourceModel
-from offline_compress.run.versions import tool_version, version_of
-
-PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pydantic")
-
-
-def git_revision() -> str | None:
-    """The commit of the checkout that this file is in, ``+`` where files differ from it; None outside of one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+from offline_compress.run.provenance import files_digest, program_facts
 
 
 def model_digest(source: SourceModel) -> str:
-    """sha256 over the names and contents of ``config.json`` and all weight files."""
-    total = hashlib.sha256()
-    for path in sorted({source.directory / "config.json", *(tensor.file for tensor in source.tensors.values())}):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    """Returns a sha256 over ``config.json`` and all weight files."""
+    return files_digest({source.directory / "config.json", *(tensor.file for tensor in source.tensors.values())})
 
 
 def provenance(source: SourceModel, calibration: str, calibration_digest: str | None) -> dict[str, Any]:
-    return {
-        "argv": sys.argv,
-        "tool_version": tool_version(),
-        "git_revision": git_revision(),
-        "python": platform.python_version(),
-        "packages": {package: version_of(package) for package in PACKAGES},
-        "platform": platform.platform(),
+    """Returns what ``palu_report.json`` says of an output's origin."""
+    return program_facts() | {
         "model": source.name,
         "model_revision": source.revision,
         "model_sha256": model_digest(source),

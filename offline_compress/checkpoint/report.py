@@ -123,12 +123,13 @@ def final_report(
     ``seconds``, memory and provenance are those of this run; ``layer_seconds`` of whichever run did a layer.
     """
     palu, outcomes = written.palu, [layer.outcome for layer in written.layers]
+    count = len(samples.tokens) if samples else 0
     report = sizes(plan, palu) | {
         "relative_error_k": [outcome.key.error for outcome in outcomes],
         "relative_error_v": [outcome.value.error for outcome in outcomes],
         "error_measure": ERROR_MEASURES[plan.options.objective],
-        "whiten_samples": len(samples.tokens[: plan.options.whiten_samples]) if plan.needs_whitening else 0,
-        "fisher_samples": len(samples.tokens[: plan.options.fisher_samples]) if plan.needs_fisher else 0,
+        "whiten_samples": min(count, plan.options.whiten_samples) if plan.needs_whitening else 0,
+        "fisher_samples": min(count, plan.options.fisher_samples) if plan.needs_fisher else 0,
         "calib_seqlen": plan.seqlen if samples else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "baseline_memory_bytes": baseline,

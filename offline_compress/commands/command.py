@@ -1,8 +1,10 @@
 """What the commands of this package share: exit codes and one sentence for everything that went wrong."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from offline_compress.run.errors import CompressionError
@@ -25,6 +27,11 @@ def run_command(name: str, action: Callable[[], None], interrupted: str) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def serve_command(directory: Path) -> str:
+    """Returns the line for a shell that serves a checkpoint."""
+    return f"vllm serve {shlex.quote(str(directory))} --attention-backend palu"
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -7,7 +7,6 @@ that of the whole group, the factors are multiplied out and the projection is st
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from offline_compress.checkpoint.provenance import provenance
 from offline_compress.checkpoint.report import REPORT
 from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter, TensorSpec
 from offline_compress.convert.converted_layer import LayerOfDump
+from offline_compress.convert.options import ConvertOptions
 from offline_compress.convert.reference_dump import Ranks, ReferenceDump, open_dump
 from offline_compress.model.source import check_finite
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
+from offline_compress.run.provenance import tool_version
 from offline_compress.run.staging import check_target, staged_directory
-from offline_compress.run.versions import tool_version
 from palu_vllm.format.checkpoint import attention_prefix, attention_tensors, body_tensors
 from palu_vllm.format.config import DTYPE_BYTES, PaluConfig
 from palu_vllm.format.shape import LayerShape
@@ -42,17 +42,6 @@ vllm serve THIS_DIRECTORY --attention-backend palu
 """
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """The choices of one conversion; ``dtype`` None keeps the dump's."""
-
-    dump: Path
-    out: Path
-    value_path: str = "fused"
-    dtype: str | None = None
-    overwrite: bool = False
-
-
 def convert(options: ConvertOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Writes the checkpoint to the new directory ``out``; returns the report.
 
@@ -62,13 +51,14 @@ def convert(options: ConvertOptions, on_event: OnEvent = ignore) -> dict[str, An
     started = time.monotonic()
     dump = open_dump(options.dump)
     check_target(options.out, [options.dump], options.overwrite)
-    dtype = options.dtype or dump.source.dtype
+    keep_dtype = options.dtype == "auto"
+    dtype = dump.source.dtype if keep_dtype else options.dtype
     palu = _palu_config(dump, options.value_path)
     report = _report(dump, palu, dtype)
     on_event({"event": "note", "text": report["note"]})
     with staged_directory(options.out) as staging:
         check_finite(dump.source)
-        _write_weights(dump, palu, dtype, options.dtype is None, staging, on_event)
+        _write_weights(dump, palu, dtype, keep_dtype, staging, on_event)
         config = compressed_config(dump.source.config, dtype, palu)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_companions(dump.source.directory, staging)
@@ -81,7 +71,7 @@ def convert(options: ConvertOptions, on_event: OnEvent = ignore) -> dict[str, An
 def _palu_config(dump: ReferenceDump, value_path: str) -> PaluConfig:
     """Raises CompressionError where no checkpoint can be what the dump is."""
     kv_heads = dump.source.geometry.num_kv_heads
-    fields = dict(
+    fields: dict[str, Any] = dict(
         base_model=dump.source.name,
         group_size_k=kv_heads // len(dump.ranks_k[0]),
         group_size_v=kv_heads // len(dump.ranks_v[0]),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from offline_compress.model.access import DERIVED, KEY, QUERY, VALUE, projection
+from offline_compress.model.access import DERIVED, KEY, OUTPUT, QUERY, VALUE, projection
 from offline_compress.model.source import SourceModel, refuse_pickles, refuse_unsupported, tensors_of, with_dtype
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import LM_HEAD, attention_prefix, body_tensors, read_json
@@ -139,7 +139,7 @@ def _attention(dump: ReferenceDump) -> dict[str, tuple[int, ...]]:
                 shapes[projection(layer, f"{name}.U.{group}")] = (full, rank)
                 if bias:
                     shapes[projection(layer, f"{name}.U.{group}", "bias")] = (full,)
-        shapes |= {projection(layer, QUERY): (width, hidden), projection(layer, "o_proj"): (hidden, width)}
+        shapes |= {projection(layer, QUERY): (width, hidden), projection(layer, OUTPUT): (hidden, width)}
         if bias:
             shapes[projection(layer, QUERY, "bias")] = (width,)
     return shapes
@@ -148,11 +148,13 @@ def _attention(dump: ReferenceDump) -> dict[str, tuple[int, ...]]:
 def _check_shapes(dump: ReferenceDump, body: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CompressionError unless the tensors are exactly those that ``config.json`` promises."""
     found, directory = dump.source.tensors, dump.source.directory
-    optional = {projection(layer, "o_proj", "bias"): (dump.source.geometry.hidden_size,)
-                for layer in range(dump.source.geometry.num_layers)}  # fmt: skip
+    optional: dict[str, tuple[int, ...]] = {
+        projection(layer, OUTPUT, "bias"): (dump.source.geometry.hidden_size,)
+        for layer in range(dump.source.geometry.num_layers)
+    }
     if dump.source.config.get("tie_word_embeddings"):
         optional[LM_HEAD] = body[LM_HEAD]
-    expected = optional | _attention(dump) | body
+    expected = optional | _attention(dump) | dict(body)
     for name, shape in expected.items():
         if name not in found:
             if name not in optional:

@@ -1,15 +1,10 @@
-"""``finetune()``: LoRA on a compressed checkpoint, merged back into it.
-
-Defaults are the paper's (Palu, ICLR 2025): rank 32, alpha 32, learning rate 2e-4 on a cosine, at most 8,000 samples.
-Batch size, sample length and modules are not in what we know of it; those here are ours.
-"""
+"""``finetune()``: LoRA on a compressed checkpoint, merged back into it."""
 
 import json
 import os
-import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +12,21 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
-from offline_compress.checkpoint.provenance import git_revision
 from offline_compress.checkpoint.report import REPORT
 from offline_compress.checkpoint.writer import overwrite
 from offline_compress.finetune.lora import MODULES, add_adapters, merged_weights, simulate_packing
+from offline_compress.finetune.options import FinetuneOptions
 from offline_compress.finetune.training import Schedule, train
 from offline_compress.model.source import tensors_of
 from offline_compress.plan import DEFAULT_SEQLEN, device_of
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
+from offline_compress.run.provenance import git_revision, tool_version, versions
 from offline_compress.run.staging import check_target, staged_directory
-from offline_compress.run.versions import tool_version, version_of
 from palu_vllm.format.checkpoint import check_shapes, read_config, read_json
 
 PACKAGES = ("torch", "transformers", "peft")
 MEAN_OF = 10  # steps at each end whose mean loss is reported
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """The choices of one training; ``out`` None is in place, ``steps`` None one pass over the samples.
-
-    ``seqlen`` None is 1024 tokens or the model's context if that is shorter. Raises CompressionError for a value that
-    makes no sense.
-    """
-
-    checkpoint: Path
-    data: str
-    out: Path | None = None
-    steps: int | None = None
-    samples: int = 8000
-    batch_size: int = 8
-    seqlen: int | None = None
-    rank: int = 32
-    alpha: float = 32.0
-    learning_rate: float = 2e-4
-    seed: int = 42
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        counts = {"samples": self.samples, "batch size": self.batch_size, "rank": self.rank}
-        for what, value in counts.items():
-            if value < 1:
-                raise CompressionError(f"{what} is {value}; expected at least 1.")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise CompressionError(f"device {self.device!r} is not supported; expected auto, cpu, cuda or cuda:N.")
-        if (self.steps is not None and self.steps < 0) or self.seed < 0:
-            raise CompressionError("steps and seed cannot be negative; give 0 or more.")
-        if self.seqlen is not None and self.seqlen < 2:
-            raise CompressionError(f"samples of {self.seqlen} tokens are too short; give at least 2.")
-        for what, number in (("learning rate", self.learning_rate), ("alpha", self.alpha)):
-            if not 0 < number < float("inf"):
-                raise CompressionError(f"{what} is {number}; expected a number above 0.")
 
 
 def finetune(options: FinetuneOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
@@ -151,7 +109,7 @@ def _record(
         "seconds": seconds,
         "tool_version": tool_version(),
         "git_revision": git_revision(),
-        "packages": {package: version_of(package) for package in PACKAGES},
+        "packages": versions(PACKAGES),
     }
 
 

@@ -4,11 +4,12 @@ The safetensors library maps whole files, and mapped pages count as resident mem
 Headers are read after the library has checked them.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -75,7 +76,7 @@ class StoredTensor(NamedTuple):
         return values.view(len(starts) * shape[0], *shape[1:]) if shape else values[0]
 
 
-def fill(part: torch.Tensor, file: BinaryIO) -> None:
+def fill(part: torch.Tensor, file: io.FileIO) -> None:
     """Reads the bytes of ``part``, contiguous and on the CPU. Raises CheckpointError if the file ends before."""
     view = memoryview(part.view(-1).view(torch.uint8).numpy())
     while view:

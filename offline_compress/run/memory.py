@@ -17,7 +17,7 @@ def peak_memory_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # ru_maxrss would also count the parent, as it was when it started this process
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
