@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-CARD = """---
-base_model: {model}
-library_name: vllm
-pipeline_tag: text-generation
-tags: [palu, kv-cache-compression, low-rank]
----
-# {model}, KV cache {compression:.1f} times smaller
+from huggingface_hub import ModelCard, ModelCardData
+
+TAGS = ["palu", "kv-cache-compression", "low-rank"]
+BODY = """# {model}, KV cache {compression:.1f} times smaller
 
 Compressed by palu-compress: keys and values are cached as low-rank latents
 ([Palu, ICLR 2025](https://arxiv.org/abs/2407.21118)).
@@ -35,11 +32,18 @@ written; measure it on your own text before you use the model.
 """
 
 
+def write_card(base_model: str, body: str, directory: Path) -> None:
+    """Writes ``README.md``: what the hub reads of a model, in front of ``body``."""
+    facts = ModelCardData(base_model=base_model, library_name="vllm", pipeline_tag="text-generation", tags=TAGS)
+    ModelCard(f"---\n{facts}\n---\n{body}").save(directory / "README.md")
+
+
 def write_model_card(report: dict[str, Any], directory: Path) -> None:
     """Writes the card for a report of :func:`offline_compress.checkpoint.report.final_report`."""
-    text = CARD.format(
+    model = report["provenance"]["model"]
+    body = BODY.format(
         **report,
-        model=report["provenance"]["model"],
+        model=model,
         nominal="" if report["rank_ratio_nominal"] is None else f", nominal {report['rank_ratio_nominal']:g}",
         group_sizes=_group_sizes(report["group_size_k"], report["group_size_v"]),
         bits_k=_bits(report["tiers_k"]),
@@ -48,7 +52,7 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
         ranks_v=", ".join(map(str, report["rank_v"])),
         sharing=_sharing(report["source_layers"] or []),
     )
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    write_card(model, body, directory)
 
 
 def _group_sizes(size_k: int, size_v: int) -> str:

@@ -16,6 +16,16 @@ READABLE = (int, float, str, Path)
 Sections = dict[str, argparse._ArgumentGroup]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Names what an option takes once, behind the last of its names, as Python 3.13 does."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 def command_parser(name: str, usage: str, description: str, epilog: str) -> ArgumentParser:
     """Returns a parser with ``--help`` and ``--version`` whose result holds what was given and nothing else."""
     made = ArgumentParser(
@@ -23,7 +33,7 @@ def command_parser(name: str, usage: str, description: str, epilog: str) -> Argu
         usage=f"{name} {usage}",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from offline_compress.checkpoint.model_card import write_card
 from offline_compress.checkpoint.output import compressed_config, copy_companions
 from offline_compress.checkpoint.provenance import provenance
 from offline_compress.checkpoint.report import REPORT
@@ -64,7 +65,7 @@ def convert(options: ConvertOptions, on_event: OnEvent = ignore) -> dict[str, An
         copy_companions(dump.source.directory, staging)
         report["seconds"] = round(time.monotonic() - started, 2)
         (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (staging / "README.md").write_text(CARD.format(**report), encoding="utf-8")
+        write_card(palu.base_model, CARD.format(**report), staging)
     return report
 
 

@@ -96,9 +96,8 @@ def refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
 
 def _needs_code(config: Mapping[str, Any]) -> bool:
     named = config.get("auto_map") or {}
-    return not isinstance(named, Mapping) or not set(named.values()) <= TAKEN_IN.get(
-        str(config.get("model_type")), set()
-    )
+    taken_in = TAKEN_IN.get(str(config.get("model_type")), set())
+    return not isinstance(named, Mapping) or not set(named.values()) <= taken_in
 
 
 def _method(config: Mapping[str, Any]) -> str:

@@ -29,7 +29,22 @@ def test_all_names():
         "--calib-samples 5 --calib-seqlen 77 --seed 3 --dtype float16 --dry-run --overwrite --device cpu"
     )
     assert options == CompressOptions(
-        "M", Path("OUT"), 0.3, 2, "svd", "fisher", "auto", "F", 5, 5, 77, 3, "float16", "cpu", True, True
+        "M",
+        Path("OUT"),
+        rank_ratio=0.3,
+        group_size=2,
+        objective="svd",
+        search="fisher",
+        value_path="auto",
+        calib_data="F",
+        whiten_samples=5,
+        fisher_samples=5,
+        calib_seqlen=77,
+        seed=3,
+        dtype="float16",
+        device="cpu",
+        overwrite=True,
+        dry_run=True,
     )
 
 
@@ -136,9 +151,9 @@ def test_arguments_that_argparse_refuses(argv, capsys):
         ("--group-size 0", "group size is 0"),
         ("--group-size-k 2 --group-size-v 3", "group size 3 does not divide the 4 key-value heads"),
         ("--calib-samples 0", "samples is 0"),
-        ("--workers 0", "number of workers is 0"),
-        ("--calib-seqlen 1", "too short"),
-        ("--seed -1", "negative"),
+        ("--workers 0", "workers is 0; expected at least 1."),
+        ("--calib-seqlen 1", "calib seqlen is 1; expected at least 2."),
+        ("--seed -1", "seed is -1; expected at least 0."),
         ("--device tpu", "device 'tpu' is not supported"),
         ("--device cuda:99", "is not there"),
         ("", "needs calibration data; add --calib-data"),

@@ -179,15 +179,15 @@ def test_a_kill_leaves_everything_as_it_was(checkpoint, compressed, verse, tmp_p
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--steps -1", "cannot be negative"),
-        ("--seed -1", "cannot be negative"),
+        ("--steps -1", "steps is -1; expected at least 0."),
+        ("--seed -1", "seed is -1; expected at least 0."),
         ("--rank 0", "rank is 0; expected at least 1"),
         ("--batch-size 0", "batch size is 0"),
         ("--samples 0", "samples is 0"),
         ("--alpha -1", "alpha is -1.0; expected a number above 0"),
         ("--lr inf", "learning rate is inf"),
         ("--lr nan", "learning rate is nan"),
-        ("--seqlen 1", "too short"),
+        ("--seqlen 1", "seqlen is 1; expected at least 2."),
         ("--seqlen 129", "exceed the model's context of 128"),
         ("--device tpu", "device 'tpu' is not supported"),
         ("--data /", "is a directory"),

@@ -169,7 +169,7 @@ def test_maps_that_no_model_can_have(pairs, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--share-layers", "-1"], "number of layers that share is -1; expected 0 or more."),
+        (["--share-layers", "-1"], "share layers is -1; expected at least 0."),
         (
             ["--share-layers", "1", "--share-map", "2:0"],
             "--share-layers searches what --share-map gives; give one of them.",
