@@ -37,7 +37,7 @@ from offline_compress.run.stopwatch import lap, measured
 from offline_compress.run.workers import working
 from palu_vllm.format.checkpoint import attention_prefix
 from palu_vllm.format.config import PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 
 SEARCH, WRITE = "search", "write"  # passes over the layers
 
@@ -239,7 +239,7 @@ def _write_layer(view: LayerView, palu: PaluConfig, layer: int, writer: Checkpoi
         view,
         layer,
         [each for each, source in enumerate(plan.sources) if source == layer != each],
-        LayerShape.of(palu, plan.geometry, layer),
+        layer_shape(palu, plan.geometry, layer),
         palu.attention_bias,
         Rotations.of(palu, layer),
         ClipSearches(*(ClipSearch(form, inputs) for form in formats)),

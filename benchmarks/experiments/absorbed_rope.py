@@ -23,12 +23,14 @@ import torch
 
 from benchmarks.common.provenance import ROOT, provenance
 from benchmarks.kernels.cpu_attention import latent_layers, rebuild_whole_keys
+from benchmarks.kernels.layers import sizes
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.absorbed import Absorption, absorbed_scores, known_frequencies, relative_cost
 from palu_vllm.kernels.cpu.absorbed import AbsorbedScores, plan
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan, columns, plan_absorbed_tiles
 from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.gpu.tiling import Device, decode_tiling
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import rebuild_keys
 
 RESULT = Path(ROOT) / "benchmarks/results/absorbed_rope.json"
@@ -54,14 +56,12 @@ def table_of(theta: float, positions: int) -> torch.Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
-def random_rebuild(shape: AttentionShape, cos_sin: torch.Tensor) -> KeyRebuild:
+def random_rebuild(shape: LayerShape, cos_sin: torch.Tensor) -> KeyRebuild:
     k_up = torch.randn(shape.num_groups, shape.rank_k, shape.group_size * shape.head_dim) / shape.rank_k**0.5
     return KeyRebuild(k_up, None, cos_sin)
 
 
-def exact_scores(
-    query: torch.Tensor, latent_k: torch.Tensor, shape: AttentionShape, rebuild: KeyRebuild
-) -> torch.Tensor:
+def exact_scores(query: torch.Tensor, latent_k: torch.Tensor, shape: LayerShape, rebuild: KeyRebuild) -> torch.Tensor:
     """Float64 ``[num_heads, TILE]``."""
     keys = torch.einsum("tgr,grd->tgd", latent_k.double(), rebuild.k_up.double())
     keys = torch.complex(*keys.reshape(TILE, shape.num_kv_heads, -1).chunk(2, -1))
@@ -70,7 +70,7 @@ def exact_scores(
     return shape.scale * torch.einsum("hji,ti,thi->hjt", q.conj(), rotation, keys).real.flatten(0, 1)
 
 
-def errors(shape: AttentionShape, cos_sin: torch.Tensor, absorptions: dict[str, Absorption | None]) -> dict[str, Any]:
+def errors(shape: LayerShape, cos_sin: torch.Tensor, absorptions: dict[str, Absorption | None]) -> dict[str, Any]:
     """Largest error over the standard deviation of scores: rebuilt, rounded to bfloat16, and of every absorption."""
     rebuild = random_rebuild(shape, cos_sin)
     query = torch.randn(shape.num_heads, shape.head_dim)
@@ -114,7 +114,7 @@ def medians(first: list[Callable], second: list[Callable], clock: Callable[[], f
     return [statistics.median(found) for found in seconds]
 
 
-def cpu_times(shape: AttentionShape, theta: float) -> dict[str, float]:
+def cpu_times(shape: LayerShape, theta: float) -> dict[str, float]:
     """Milliseconds of one layer's decoding step."""
     case = (shape, 2, 1024, torch.float32, theta)
     absorbed, rebuilt = latent_layers(*case), latent_layers(*case)
@@ -127,7 +127,7 @@ def cpu_times(shape: AttentionShape, theta: float) -> dict[str, float]:
     return {"absorbed": 1000 * found[0], "rebuilt": 1000 * found[1], "ratio": found[0] / found[1]}
 
 
-def gpu_times(shape: AttentionShape, theta: float, tokens: int = 32768) -> dict[str, float]:
+def gpu_times(shape: LayerShape, theta: float, tokens: int = 32768) -> dict[str, float]:
     """Milliseconds of one layer's decoding step of 4 requests in bfloat16, by CUDA events."""
     blocks = 4 * tokens // 16
     cpu = random_rebuild(shape, table_of(theta, tokens))
@@ -152,7 +152,7 @@ def gpu_times(shape: AttentionShape, theta: float, tokens: int = 32768) -> dict[
 
 
 def row(theta: float, queries: int, rank: int) -> dict[str, Any]:
-    shape = AttentionShape(4 * queries, 4, 2 * PAIRS, 4, rank, rank, (2 * PAIRS) ** -0.5)
+    shape = sizes(4 * queries, 4, 2 * PAIRS, 4, rank, rank)
     cos_sin = table_of(theta, START + TILE)
     on_cpu = plan(known_frequencies(cos_sin), queries, TILE)
     tiling = decode_tiling(shape, 2, H200)

@@ -24,10 +24,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.common.provenance import provenance
+from benchmarks.kernels.layers import sizes
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.cpu.absorbed import AbsorbedScores
 from palu_vllm.kernels.cpu.attention import Softmax, TorchAttention
 from palu_vllm.kernels.cpu.tiles import KeySource
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 
 BLOCK_SIZE = 128
 LAYERS = 6
@@ -76,7 +78,7 @@ def fastest(runs: list[Callable[[], Any]], repetitions: int, clock: Callable[[],
 
 
 def latent_layers(
-    shape: AttentionShape, batch: int, context: int, dtype: torch.dtype, theta: float
+    shape: LayerShape, batch: int, context: int, dtype: torch.dtype, theta: float
 ) -> list[Callable[[], Any]]:
     """One decoding step of each of ``LAYERS`` layers, over caches whose blocks lie in random order."""
     blocks = -(-context // BLOCK_SIZE)
@@ -101,7 +103,7 @@ def latent_layers(
     return [layer() for _ in range(LAYERS)]
 
 
-def dense_layers(shape: AttentionShape, batch: int, context: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
+def dense_layers(shape: LayerShape, batch: int, context: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
     """The same step by torch's dense attention over contiguous keys and values."""
     query = torch.randn(batch, shape.num_heads, 1, shape.head_dim, dtype=dtype)
 
@@ -121,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     clock = time.thread_time if arguments.threads == 1 else time.perf_counter
-    shape = AttentionShape(arguments.heads, 4, 64, arguments.group_size, arguments.rank, arguments.rank, 64**-0.5)
+    shape = sizes(arguments.heads, 4, 64, arguments.group_size, arguments.rank, arguments.rank)
     case = (shape, arguments.batch, arguments.context, getattr(torch, arguments.dtype))
     with torch.inference_mode():
         absorbed = fastest(latent_layers(*case, arguments.theta), arguments.repetitions, clock)

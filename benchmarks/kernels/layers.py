@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from palu_vllm.format.latent_format import LatentFormat, SlotFormat, cut_into_scale_groups, cut_into_tiers
-from palu_vllm.kernels.interface import AttentionShape
+from palu_vllm.format.shape import LayerShape
 
 ALL = 1.0
 
@@ -14,15 +14,17 @@ ALL = 1.0
 class Layer:
     """Sizes of one layer; ``compressed`` layers have ``k_up``, others cache whole keys."""
 
-    shape: AttentionShape
+    shape: LayerShape
     compressed: bool = True
     has_bias: bool = False
     theta: float = 10000.0  # base of the rotary frequencies
     has_key_norm: bool = False
 
     def with_latents(self, key_latents: int = 1, value_latents: int = 1) -> "Layer":
-        """The same layer with that many groups of K and of V in a group; ranks are those of one of them."""
-        return replace(self, shape=replace(self.shape, key_latents=key_latents, value_latents=value_latents))
+        """The same layer with that many latents of K and of V in a slot; ranks are those of one of them."""
+        size = self.shape.group_size
+        sizes = {"group_size_k": size // key_latents, "group_size_v": size // value_latents}
+        return replace(self, shape=replace(self.shape, **sizes))
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
@@ -37,7 +39,7 @@ class Layer:
     def packed(
         self, fractions_k: list[tuple[float, int]], fractions_v: list[tuple[float, int]], dtype: str = "float32"
     ) -> "Layer":
-        """The same layer with latents in tiers of ``(share of the rank, bits)``, those of 16 bits in ``dtype``."""
+        """The same layer with latents in tiers of ``(fraction of the rank, bits)``, those of 16 bits in ``dtype``."""
         key = LatentFormat(cut_into_tiers(self.shape.rank_k, fractions_k), dtype)
         value = LatentFormat(cut_into_tiers(self.shape.rank_v, fractions_v), dtype)
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
@@ -66,8 +68,8 @@ class Layer:
         return self if bits == 16 else self.packed([(ALL, bits)], [(ALL, bits)], "bfloat16")
 
 
-def sizes(heads: int, kv_heads: int, head_dim: int, group_size: int, rank_k: int, rank_v: int) -> AttentionShape:
-    return AttentionShape(heads, kv_heads, head_dim, group_size, rank_k, rank_v, scale=head_dim**-0.5)
+def sizes(heads: int, kv_heads: int, head_dim: int, group_size: int, rank_k: int, rank_v: int) -> LayerShape:
+    return LayerShape(heads, kv_heads, head_dim, group_size, group_size, rank_k, rank_v)
 
 
 @dataclass(frozen=True)

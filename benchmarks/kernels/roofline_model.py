@@ -8,10 +8,10 @@ run beside the tensor cores, and the time to start and to drain a kernel: a boun
 from dataclasses import dataclass
 
 from benchmarks.kernels.gpus import Gpu
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.absorbed import Absorption, relative_cost
 from palu_vllm.kernels.gpu.decode.plan import columns
 from palu_vllm.kernels.gpu.tiling import Tiling, ceil_div, decode_splits
-from palu_vllm.kernels.interface import AttentionShape
 
 NUMBER = 2  # bytes of bfloat16
 FLOAT = 4
@@ -66,7 +66,7 @@ class Absorbing:
         return cls(plan.tile_tokens, plan.fast, len(plan.basis))
 
 
-def rebuild_flops(shape: AttentionShape, batch: Batch, absorbing: Absorbing | None = None) -> float:
+def rebuild_flops(shape: LayerShape, batch: Batch, absorbing: Absorbing | None = None) -> float:
     """Of rebuilding every key once per KV head or, absorbed, of what replaces it (``kernels/absorbed.py``)."""
     whole = FLOP * batch.tokens * shape.num_kv_heads * shape.rank_k * shape.head_dim
     if absorbing is None:
@@ -76,28 +76,28 @@ def rebuild_flops(shape: AttentionShape, batch: Batch, absorbing: Absorbing | No
     )
 
 
-def latents_and_rebuild(shape: AttentionShape, batch: Batch, absorbing: Absorbing | None = None) -> Work:
+def latents_and_rebuild(shape: LayerShape, batch: Batch, absorbing: Absorbing | None = None) -> Work:
     """The least that any plan does: each latent read once, each key rebuilt once. The bounds of the design."""
     latents = batch.tokens * shape.num_groups * slot_bytes(shape)
     return Work(latents, 0, rebuild_flops(shape, batch, absorbing))
 
 
-def slot_bytes(shape: AttentionShape) -> int:
+def slot_bytes(shape: LayerShape) -> int:
     return shape.slot_width * element_bytes(shape)
 
 
-def element_bytes(shape: AttentionShape) -> int:
+def element_bytes(shape: LayerShape) -> int:
     """Of the cache."""
     return NUMBER if shape.slot is None else 1
 
 
-def dense_work(shape: AttentionShape, batch: Batch) -> Work:
+def dense_work(shape: LayerShape, batch: Batch) -> Work:
     """Attention over whole keys and values in bfloat16, at best: the bound that dense kernels come close to."""
     cache = batch.tokens * shape.num_kv_heads * 2 * shape.head_dim * NUMBER
     return Work(cache, cache, 2 * FLOP * batch.tokens * shape.num_heads * shape.head_dim)
 
 
-def decode_work(shape: AttentionShape, batch: Batch, gpu: Gpu, tiling: Tiling) -> Work:
+def decode_work(shape: LayerShape, batch: Batch, gpu: Gpu, tiling: Tiling) -> Work:
     """What ``decode_split_kernel`` does with the tiles of its plan, which rebuild whole keys or absorb slow pairs.
 
     Programs of further values of a group read its key latents again, from L2, and score its keys again. Every tile of

@@ -21,7 +21,7 @@ from offline_compress.estimate import (
 from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
 from offline_compress.run.memory import peak_memory_bytes
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 
 REPORT = "palu_report.json"
 ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}
@@ -76,7 +76,7 @@ def _kept_ratio(plan: Plan, palu: PaluConfig) -> float:
 
 def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:
     """Multiplications that rebuild the keys of one cached token from latents, all layers."""
-    layers = [LayerShape.of(palu, geometry, layer) for layer in range(geometry.num_layers)]
+    layers = [layer_shape(palu, geometry, layer) for layer in range(geometry.num_layers)]
     return sum(shape.num_kv_heads * shape.head_dim * shape.rank_k for shape in layers if shape.has_k_up)
 
 

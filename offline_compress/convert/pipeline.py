@@ -28,7 +28,7 @@ from offline_compress.run.provenance import tool_version
 from offline_compress.run.staging import check_target, staged_directory
 from palu_vllm.format.checkpoint import attention_prefix, attention_tensors, body_tensors
 from palu_vllm.format.config import DTYPE_BYTES, PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 
 UNKNOWN = "unknown"  # what a dump does not record
 CARD = """# {base_model}, KV cache {compression:.1f} times smaller
@@ -134,7 +134,7 @@ def _write_weights(
     specs += [TensorSpec(name, number, shape) for name, shape in attention_tensors(palu, source.geometry).items()]
     writer = CheckpointWriter(staging, specs, MAX_SHARD_BYTES)
     for layer in range(source.geometry.num_layers):
-        tensors = LayerOfDump(dump, layer, LayerShape.of(palu, source.geometry, layer), number)
+        tensors = LayerOfDump(dump, layer, layer_shape(palu, source.geometry, layer), number)
         for name, chunks in tensors.all().items():
             writer.write(attention_prefix(layer) + name, chunks)
         on_event({"event": "layer", "number": layer, "of": source.geometry.num_layers})

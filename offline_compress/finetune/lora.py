@@ -5,6 +5,7 @@ among them; ``k_up`` and ``v_up`` stay. Merged weights have the shapes that the 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -48,10 +49,11 @@ def simulate_packing(model: nn.Module) -> None:
     """
     for layer in model.model.layers:
         attention = layer.self_attn
-        if attention.slot is not None and not attention.layer_shape.shared:
-            attention.k_down.register_forward_hook(_straight_through(attention.slot.key, attention.shape.rank_k))
-            attention.v_down.register_forward_hook(_straight_through(attention.slot.value, attention.shape.rank_v))
-        attention.slot = None
+        shape, slot = attention.shape, attention.shape.slot
+        if slot is not None and not shape.shared:
+            attention.k_down.register_forward_hook(_straight_through(slot.key, shape.rank_k))
+            attention.v_down.register_forward_hook(_straight_through(slot.value, shape.rank_v))
+        attention.shape = replace(shape, slot=None)
 
 
 def _straight_through(form: LatentFormat, rank: int) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:

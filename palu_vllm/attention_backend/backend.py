@@ -1,64 +1,22 @@
-"""What the backend can do, and the metadata that its layers get with every batch."""
+"""What the backend can do."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from vllm.config import VllmConfig
 from vllm.config.cache import CacheDType
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import (
     AttentionBackend,
-    AttentionCGSupport,
-    AttentionMetadata,
-    AttentionMetadataBuilder,
     AttentionType,
-    CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from palu_vllm.attention_backend.impl import PaluImpl
-from palu_vllm.kernels.interface import PagedBatch
+from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 from palu_vllm.plugin import BACKEND
 
 NOT_A_PALU_LAYER = "PALU attends to latents, which only checkpoints written by palu-compress have"
-
-
-@dataclass
-class PaluMetadata(AttentionMetadata):
-    """One scheduled batch as the layers of one KV cache group see it. Filled by PaluMetadataBuilder.build."""
-
-    num_actual_tokens: int  # queries that are not padding; rows past them are left alone
-    batch: PagedBatch  # on the device of the model; its lengths count tokens
-
-
-class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
-    """One per KV cache spec. Copies nothing and never synchronises with the device."""
-
-    # Tests show on the CPU what a captured decoding step needs (tests/palu_vllm/kernels/gpu/test_launch.py), but none
-    # has been captured: the GPU test of it has never run. Once it has passed, UNIFORM_BATCH. Until then attention runs
-    # between the graphs of the rest, which costs the host's time for its launches and cannot be wrong.
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
-
-    def __init__(
-        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
-    ) -> None:
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-
-    def build(
-        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> PaluMetadata:
-        common, seq_lens = common_attn_metadata, common_attn_metadata.seq_lens_cpu_upper_bound
-        batch = PagedBatch(
-            block_table=common.block_table_tensor,
-            seq_lens=common.seq_lens,
-            query_start_loc=common.query_start_loc,
-            max_query_len=common.max_query_len,
-            max_seq_len=common.max_seq_len,
-            total_seq_len=None if seq_lens is None else int(seq_lens.sum()),
-        )
-        return PaluMetadata(common.num_actual_tokens, batch)
 
 
 class PaluBackend(AttentionBackend):

@@ -1,19 +1,17 @@
 """What vLLM calls for one layer: write latents into the cache, then attend to what the cache holds."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
+from palu_vllm.attention_backend.metadata import PaluMetadata
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.choose import implementation, kernel_path
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
-
-if TYPE_CHECKING:
-    from palu_vllm.attention_backend.backend import PaluMetadata
+from palu_vllm.kernels.interface import KeyRebuild
 
 
-class PaluImpl(AttentionImpl["PaluMetadata"]):
+class PaluImpl(AttentionImpl[PaluMetadata]):
     """Everything that differs between layers (ranks, factors, window) lives on the instance.
 
     ``head_size`` and ``num_kv_heads`` are vLLM's names for the width of the key latents of a group and the number of
@@ -33,7 +31,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         attn_type: str,
         kv_sharing_target_layer_name: str | None,
         *,
-        shape: AttentionShape,
+        shape: LayerShape,
         rebuild: KeyRebuild,
         v_up: torch.Tensor | None = None,
     ) -> None:
@@ -73,7 +71,7 @@ class PaluImpl(AttentionImpl["PaluMetadata"]):
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: "PaluMetadata | None",
+        attn_metadata: PaluMetadata | None,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,

@@ -8,7 +8,8 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, replace_as
 
 from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.sink_window import SinkWindowSpec
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import KeyRebuild
 
 
 class LatentAttention(Attention):
@@ -22,7 +23,7 @@ class LatentAttention(Attention):
 
     def __init__(
         self,
-        shape: AttentionShape,
+        shape: LayerShape,
         rebuild: KeyRebuild,
         cache_config: CacheConfig | None,
         sliding_window: int | None,

@@ -1,7 +1,7 @@
 """Blocks of a request that keeps attention sinks and a window (StreamingLLM, arXiv 2309.17453): the first and the last.
 
 To vLLM a sliding window that holds a few blocks more. Everything here is about blocks in the scheduler; which tokens a
-query sees is said by ``AttentionShape``. Imported by what needs it, in the process of a worker and, where specs arrive,
+query sees is said by ``LayerShape``. Imported by what needs it, in the process of a worker and, where specs arrive,
 in that of the scheduler; both then know the manager.
 """
 

@@ -36,6 +36,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, positive
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.quantized import stored_tensors
 from palu_vllm.format.shape import LayerShape
 
@@ -80,7 +81,7 @@ def attention_tensors(palu: PaluConfig, geometry: AttentionGeometry) -> dict[str
         attention_prefix(layer) + name: size
         for layer in range(geometry.num_layers)
         for name, size in layer_tensors(
-            LayerShape.of(palu, geometry, layer), geometry.hidden_size, palu.attention_bias
+            layer_shape(palu, geometry, layer), geometry.hidden_size, palu.attention_bias
         ).items()
     }
 

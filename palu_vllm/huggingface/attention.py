@@ -10,10 +10,9 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from palu_vllm.format.latent_format import SlotFormat
 from palu_vllm.format.packing import pack, unpack
 from palu_vllm.format.shape import LayerShape
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import KeyRebuild
 from palu_vllm.kernels.reference import rebuild_keys, rotate
 
 # implementations that take values of another width than the keys and the mask that transformers builds
@@ -48,25 +47,12 @@ class PaluAttention(nn.Module):
         layer_idx: int,
         source_layer: int,
         shape: LayerShape,
-        slot: SlotFormat | None,
         attention_bias: bool,
         rotary_emb: nn.Module,
     ) -> None:
         super().__init__()
-        self.config, self.layer_idx, self.layer_shape = config, layer_idx, shape
+        self.config, self.layer_idx, self.shape = config, layer_idx, shape
         self.source_layer = source_layer
-        self.slot = slot
-        self.shape = AttentionShape(
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            group_size=shape.group_size,
-            rank_k=shape.rank_k,
-            rank_v=shape.rank_v,
-            key_latents=shape.key_latents,
-            value_latents=shape.value_latents,
-            scale=shape.head_dim**-0.5,
-        )
         self.num_key_value_groups = self.shape.queries_per_kv  # read by transformers' attention functions
         self.rotary_emb = rotary_emb
         hidden = config.hidden_size
@@ -77,7 +63,7 @@ class PaluAttention(nn.Module):
 
     def _create_latents(self, hidden: int, attention_bias: bool) -> None:
         """What latents are made with and read with; a shared layer has none of it."""
-        shape, own = self.layer_shape, not self.layer_shape.shared
+        shape, own = self.shape, not self.shape.shared
         groups_k, groups_v = shape.num_groups_k, shape.num_groups_v
         self.k_down = nn.Linear(hidden, groups_k * shape.rank_k, bias=False) if own else None
         self.v_down = nn.Linear(hidden, groups_v * shape.rank_v, bias=False) if own else None
@@ -115,7 +101,7 @@ class PaluAttention(nn.Module):
             expected = " or ".join(IMPLEMENTATIONS)
             raise ValueError(f"got attn_implementation {self.config._attn_implementation!r}, expected {expected}.")
         batch, length, _ = hidden_states.shape
-        if self.layer_shape.shared:
+        if self.shape.shared:
             context = contexts[self.source_layer]
         else:
             context = self._context(hidden_states, past_key_values)
@@ -157,17 +143,17 @@ class PaluAttention(nn.Module):
         """What the cache takes: ``[batch, groups, length, rank]``, or uint8 bytes where latents are packed."""
         latent_k = _by_group(self.k_down(hidden_states), self.shape.num_groups_k)
         latent_v = _by_group(self.v_down(hidden_states), self.shape.num_groups_v)
-        if self.slot is None:
+        if self.shape.slot is None:
             return latent_k, latent_v
-        return pack(latent_k, self.slot.key), pack(latent_v, self.slot.value)
+        return pack(latent_k, self.shape.slot.key), pack(latent_v, self.shape.slot.value)
 
     def _read(
         self, stored_k: torch.Tensor, stored_v: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents ``[batch, groups, tokens, rank]`` of what the cache returned."""
-        if self.slot is None:
+        if self.shape.slot is None:
             return stored_k, stored_v
-        return unpack(stored_k, self.slot.key).to(dtype), unpack(stored_v, self.slot.value).to(dtype)
+        return unpack(stored_k, self.shape.slot.key).to(dtype), unpack(stored_v, self.shape.slot.value).to(dtype)
 
     def _cos_sin(self, latent_k: torch.Tensor) -> torch.Tensor:
         """The rotary table of as many positions as the cache returned: float32 ``[tokens, head_dim]``."""
@@ -188,7 +174,7 @@ class PaluAttention(nn.Module):
 
     def _values(self, latent_v: torch.Tensor) -> torch.Tensor:
         """``[batch, num_groups_v, tokens, rank_v]`` to ``[batch, num_kv_heads, tokens, what a head averages]``."""
-        if self.layer_shape.value_path == "uncompressed":
+        if self.shape.value_path == "uncompressed":
             heads = latent_v.unflatten(-1, (self.shape.group_size_v, self.shape.head_dim))
             return heads.transpose(2, 3).flatten(1, 2)
         return latent_v.repeat_interleave(self.shape.group_size_v, dim=1)

@@ -3,6 +3,7 @@
 Phi-3, its joined matrices taken apart, is Mistral.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3For
 
 from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.huggingface.attention import PaluAttention
 from palu_vllm.huggingface.configuration import (
     PaluLlamaConfig,
@@ -57,8 +58,7 @@ class _PaluDecoder(_Palu):
                 config,
                 index,
                 palu.source_layer(index),
-                LayerShape.of(palu, geometry, index),
-                palu.slot_format(index, dtype),
+                replace(layer_shape(palu, geometry, index), slot=palu.slot_format(index, dtype)),
                 palu.attention_bias,
                 type(self.rotary_emb)(config=config),
             )

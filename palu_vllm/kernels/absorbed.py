@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import KeyRebuild
 
 FLOAT32_TOLERANCE = 1e-6  # about the rounding error of a rebuilt pair in float32
 MOST_TERMS = 12
@@ -128,7 +129,7 @@ def absorbed_scores(
     query: torch.Tensor,
     latent_k: torch.Tensor,
     start: int,
-    shape: AttentionShape,
+    shape: LayerShape,
     rebuild: KeyRebuild,
     absorption: Absorption,
 ) -> torch.Tensor:

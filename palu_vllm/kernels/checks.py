@@ -3,7 +3,8 @@
 import torch
 
 from palu_vllm.format.latent_format import ALIGNMENT, SlotFormat
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 
 
 def expect_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
@@ -18,17 +19,16 @@ def expect_dense_rows(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"got {name} with strides {tensor.stride()}, expected a last stride of 1")
 
 
-def check_layer(shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+def check_layer(shape: LayerShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
     """Raises ValueError where the sizes of a layer or its factors contradict each other."""
     check_sizes(shape)
-    full_rank_k = shape.group_size_k * shape.head_dim
     if v_up is not None:
-        expect_shape("v_up", v_up, (shape.num_groups_v, shape.rank_v, shape.group_size_v * shape.head_dim))
+        expect_shape("v_up", v_up, (shape.num_groups_v, shape.rank_v, shape.full_rank_v))
         expect_dense_rows(v_up=v_up)
     if rebuild.k_up is not None:
-        expect_shape("k_up", rebuild.k_up, (shape.num_groups_k, shape.rank_k, full_rank_k))
-    elif shape.rank_k != full_rank_k:
-        raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {full_rank_k}")
+        expect_shape("k_up", rebuild.k_up, (shape.num_groups_k, shape.rank_k, shape.full_rank_k))
+    elif shape.rank_k != shape.full_rank_k:
+        raise ValueError(f"got no k_up and rank_k {shape.rank_k}, expected rank_k {shape.full_rank_k}")
     if rebuild.k_bias is not None:
         expect_shape("k_bias", rebuild.k_bias, (shape.num_kv_heads * shape.head_dim,))
     if rebuild.k_norm is not None:
@@ -43,16 +43,15 @@ def check_layer(shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor |
         raise ValueError(f"got cos_sin {rebuild.cos_sin.dtype}, expected torch.float32")
 
 
-def check_sizes(shape: AttentionShape) -> None:
+def check_sizes(shape: LayerShape) -> None:
     """Raises ValueError where the sizes of a layer contradict each other."""
     if shape.num_heads % shape.num_kv_heads:
         raise ValueError(f"got {shape.num_heads} heads, expected a multiple of {shape.num_kv_heads} KV heads")
     if shape.num_kv_heads % shape.group_size:
         raise ValueError(f"got {shape.num_kv_heads} KV heads, expected a multiple of group size {shape.group_size}")
-    latents = (shape.key_latents, shape.value_latents)
-    if min(latents) != 1 or shape.group_size % max(latents):
-        found = f"{shape.key_latents} key and {shape.value_latents} value latents"
-        raise ValueError(f"got {found} in a group of {shape.group_size} heads, expected 1 of one and a divisor")
+    if shape.group_size % min(shape.group_size_k, shape.group_size_v):
+        found = f"{shape.group_size_k} of K and {shape.group_size_v} of V"
+        raise ValueError(f"got group sizes {found}, expected one that divides the other")
     if shape.head_dim % 2:
         raise ValueError(f"got head_dim {shape.head_dim}, expected an even number")
     if shape.rotary_width % 2 or not 0 < shape.rotary_width <= shape.head_dim:
@@ -114,7 +113,7 @@ def check_attend(
     cache: torch.Tensor,
     batch: PagedBatch,
     out: torch.Tensor,
-    shape: AttentionShape,
+    shape: LayerShape,
     v_up: torch.Tensor | None = None,
 ) -> None:
     """Raises ValueError where the operands of ``attend`` contradict ``shape`` or each other."""

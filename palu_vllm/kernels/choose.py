@@ -20,7 +20,7 @@ def kernel_path(device_type: str) -> str:
 
 
 def implementation(path: str) -> Any:
-    """The class that serves a path; built as ``cls(AttentionShape, KeyRebuild, v_up=)``, see ``kernels.operands``."""
+    """The class that serves a path; built as ``cls(LayerShape, KeyRebuild, v_up=)``, see ``kernels.operands``."""
     if path == "torch":
         from palu_vllm.kernels.cpu.attention import TorchAttention
 

@@ -9,8 +9,9 @@ import torch
 
 from palu_vllm.format.latent_format import SlotFormat
 from palu_vllm.format.packing import pack, unpack
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.checks import check_attend, check_layer, check_store
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.value_up import apply_v_up
 
 
@@ -37,7 +38,7 @@ def normalise(keys: torch.Tensor, rebuild: KeyRebuild) -> torch.Tensor:
 
 
 def rebuild_keys(
-    latent_k: torch.Tensor, rebuild: KeyRebuild, shape: AttentionShape, positions: torch.Tensor
+    latent_k: torch.Tensor, rebuild: KeyRebuild, shape: LayerShape, positions: torch.Tensor
 ) -> torch.Tensor:
     """``k[t, h] = RoPE_t(norm(c_k[t] @ k_up[g, :, h] + k_bias[h]))``.
 
@@ -79,7 +80,7 @@ def store_latents(
 
 
 def gather_latents(
-    cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, shape: AttentionShape
+    cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, shape: LayerShape
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The latents of one request at ``positions [tokens]``, whose blocks are ``blocks [max_blocks]``.
 
@@ -107,7 +108,7 @@ def visible(
     return mask if sliding_window is None else mask & ((distance < sliding_window) | (key_positions < num_sinks))
 
 
-def seen_positions(first_query: int, seq_len: int, shape: AttentionShape) -> torch.Tensor:
+def seen_positions(first_query: int, seq_len: int, shape: LayerShape) -> torch.Tensor:
     """What any query from position ``first_query`` on sees of a request, ascending."""
     if shape.sliding_window is None:
         return torch.arange(seq_len)
@@ -115,7 +116,7 @@ def seen_positions(first_query: int, seq_len: int, shape: AttentionShape) -> tor
     return torch.cat((torch.arange(min(shape.num_sinks, first)), torch.arange(first, seq_len)))
 
 
-def met_at(query_position: int, positions: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+def met_at(query_position: int, positions: torch.Tensor, shape: LayerShape) -> torch.Tensor:
     """Where a query meets the keys of ``positions``: where they are, but for sinks that shift.
 
     Those stand right before the window, so that the distances of what a query sees are those within a cache of
@@ -127,7 +128,7 @@ def met_at(query_position: int, positions: torch.Tensor, shape: AttentionShape) 
 
 
 def latent_attention(
-    query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: AttentionShape
+    query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: LayerShape
 ) -> torch.Tensor:
     """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for one request.
 
@@ -147,7 +148,7 @@ def paged_attention(
     cache: torch.Tensor,
     batch: PagedBatch,
     out: torch.Tensor,
-    shape: AttentionShape,
+    shape: LayerShape,
     rebuild: KeyRebuild,
     v_up: torch.Tensor | None = None,
 ) -> None:
@@ -181,7 +182,7 @@ class ReferenceAttention:
     Raises ValueError where ``shape``, ``rebuild`` and ``v_up`` contradict each other.
     """
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+    def __init__(self, shape: LayerShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
         check_layer(shape, rebuild, v_up)
         self.shape = shape
         self.rebuild = rebuild

@@ -5,13 +5,13 @@ Decoding few tokens, the reduce kernel multiplies while it joins the parts; othe
 
 import torch
 
-from palu_vllm.kernels.interface import AttentionShape
+from palu_vllm.format.shape import LayerShape
 
 ROWS = 1024  # tokens of one product
 REDUCED_BYTES = 16 * 2**20  # of v_up that the reduce kernel reads at most, from L2
 
 
-def reduce_multiplies(shape: AttentionShape, rows: int, element_size: int) -> bool:
+def reduce_multiplies(shape: LayerShape, rows: int, element_size: int) -> bool:
     """Whether the reduce kernel applies ``v_up`` to ``rows`` tokens.
 
     It saves launches and the latent outputs' way through memory, but every program reads its head's ``v_up``; a product
@@ -20,7 +20,7 @@ def reduce_multiplies(shape: AttentionShape, rows: int, element_size: int) -> bo
     return rows * shape.num_heads * shape.rank_v * shape.head_dim * element_size <= REDUCED_BYTES
 
 
-def apply_v_up(latents: torch.Tensor, v_up: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+def apply_v_up(latents: torch.Tensor, v_up: torch.Tensor, shape: LayerShape) -> torch.Tensor:
     """``[tokens, num_heads, rank_v]`` to ``[tokens, num_heads, head_dim]`` in the dtype of ``latents``.
 
     ``v_up [num_groups_v, rank_v, group_size_v * head_dim]`` of any floating dtype.
@@ -32,7 +32,7 @@ def apply_v_up(latents: torch.Tensor, v_up: torch.Tensor, shape: AttentionShape)
 
 
 def write_values(
-    latents: torch.Tensor, v_up: torch.Tensor, out: torch.Tensor, query_start_loc: torch.Tensor, shape: AttentionShape
+    latents: torch.Tensor, v_up: torch.Tensor, out: torch.Tensor, query_start_loc: torch.Tensor, shape: LayerShape
 ) -> None:
     """``out [tokens, num_heads, head_dim]`` from ``latents [tokens, num_heads, rank_v]``, some tokens at a time.
 

@@ -13,6 +13,7 @@ import torch
 
 from palu_vllm.format.checkpoint import attention_prefix
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.shape import LayerShape, rank_step
 
 ORDERED = ("svd", "whiten", "weighted")  # objectives of palu-compress whose latents are ordered by energy
@@ -137,7 +138,7 @@ def leading_latents(
     geometry = AttentionGeometry.from_hf_config(config)
     files, served = (PaluConfig.from_hf_config(each) for each in (stored_config(config), config))
     shapes = {
-        attention_prefix(layer): (LayerShape.of(files, geometry, layer), LayerShape.of(served, geometry, layer))
+        attention_prefix(layer): (layer_shape(files, geometry, layer), layer_shape(served, geometry, layer))
         for layer in range(geometry.num_layers)
     }
     yield from in_attention(weights, lambda name, tensor, prefix: cut(name, tensor, *shapes[prefix]))

@@ -14,8 +14,8 @@ import torch
 
 from palu_vllm.format.checkpoint import attention_prefix
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.mixing import rotation_of_tiers, spreading_matrix
-from palu_vllm.format.shape import LayerShape
 from palu_vllm.loading.leading import in_attention, stored_config
 
 
@@ -32,7 +32,7 @@ class LayerRotation:
 
     @classmethod
     def of(cls, palu: PaluConfig, geometry: AttentionGeometry, layer: int) -> Self:
-        shape = LayerShape.of(palu, geometry, layer)
+        shape = layer_shape(palu, geometry, layer)
         whole = shape.value_path == "uncompressed"
         key = rotation_of_tiers(palu.key_tiers(layer)) if shape.has_k_up else None
         value = spreading_matrix(shape.head_dim) if whole else rotation_of_tiers(palu.value_tiers(layer))

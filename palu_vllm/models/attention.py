@@ -16,8 +16,9 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.shape import LayerShape
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import KeyRebuild
 from palu_vllm.models.shared_specs import share_specs
 from palu_vllm.startup.streaming_llm import StreamingLLM
 
@@ -46,7 +47,7 @@ class PaluAttention(nn.Module):
         super().__init__()
         layer = extract_layer_index(prefix)
         palu = PaluConfig.from_hf_config(config.to_dict())
-        whole = LayerShape.of(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
+        whole = layer_shape(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
         self.value_path, self.is_shared = whole.value_path, whole.shared
         self._create_projections(whole, hidden_size, palu.attention_bias, quant_config, prefix)
         self.q_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
@@ -56,11 +57,12 @@ class PaluAttention(nn.Module):
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
         table = get_rope(whole.head_dim, **rope, dtype=torch.float32).cos_sin_cache
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
+        devices = get_tensor_model_parallel_world_size()
         streaming = StreamingLLM.served(config)
         sinks = streaming.operands if streaming else {}
         source = _source_attention(prefix, layer, palu.source_layer(layer)) if whole.shared else None
         self.attn = LatentAttention(
-            shape=replace(_share_of_device(whole), slot=palu.slot_format(layer, dtype), **sinks),
+            shape=replace(whole.on_one_of(devices), slot=palu.slot_format(layer, dtype), **sinks),
             rebuild=source.impl.rebuild if source else self._rebuild(table),
             cache_config=cache_config,
             sliding_window=streaming.window if streaming else _sliding_window(config, layer),
@@ -143,21 +145,6 @@ def _source_attention(prefix: str, layer: int, source: int) -> LatentAttention:
     name = f".{source}.".join(stack) + ".attn"
     share_specs()
     return get_current_vllm_config().compilation_config.static_forward_context[name]
-
-
-def _share_of_device(whole: LayerShape) -> AttentionShape:
-    devices = get_tensor_model_parallel_world_size()
-    return AttentionShape(
-        num_heads=whole.num_heads // devices,
-        num_kv_heads=whole.num_kv_heads // devices,
-        head_dim=whole.head_dim,
-        group_size=whole.group_size,
-        rank_k=whole.rank_k,
-        rank_v=whole.rank_v,
-        key_latents=whole.key_latents,
-        value_latents=whole.value_latents,
-        scale=whole.head_dim**-0.5,
-    )
 
 
 def _sliding_window(config: PretrainedConfig, layer: int) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from vllm.model_executor.models.utils import WeightsMapper
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 
 ADAPTED = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DECOMPOSED = ("k_proj", "v_proj", "qkv_proj")
@@ -34,7 +34,7 @@ class AdapterNames(WeightsMapper):
     def of(cls, config: Mapping[str, Any]) -> Self:
         """``config`` is a parsed ``config.json``."""
         palu, geometry = PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
-        paths = {LayerShape.of(palu, geometry, layer).value_path for layer in range(geometry.num_layers)}
+        paths = {layer_shape(palu, geometry, layer).value_path for layer in range(geometry.num_layers)}
         return cls(fused="fused" in paths, rotated=palu.hadamard and "uncompressed" in paths)
 
     def get_rename_mapper(self) -> Self:

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 from vllm.config import VllmConfig
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, whole_latent
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.loading.leading import STORED, ranks_at, stored_config
 from palu_vllm.startup.streaming_llm import STREAMING_LLM, StreamingLLM
 
@@ -106,7 +106,7 @@ def _rotation(hf_config: PretrainedConfig, wanted: Any, changes: Mapping[str, An
 
 def _has_plain_output(palu: PaluConfig, geometry: AttentionGeometry) -> bool:
     """Whether every output projection follows ``v_up``, so that no rotation reaches it."""
-    shapes = (LayerShape.of(palu, geometry, layer) for layer in range(geometry.num_layers))
+    shapes = (layer_shape(palu, geometry, layer) for layer in range(geometry.num_layers))
     return all(shape.value_path == "factored" for shape in shapes)
 
 

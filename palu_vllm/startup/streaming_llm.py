@@ -62,5 +62,5 @@ class StreamingLLM:
 
     @property
     def operands(self) -> dict[str, Any]:
-        """By their names in ``AttentionShape``."""
+        """By their names in ``LayerShape``."""
         return {"num_sinks": self.start_size, "shift_sinks": self.enable_pos_shift}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from palu_vllm.attention_backend.backend import PaluMetadataBuilder
+from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 
 
 @dataclass(frozen=True)

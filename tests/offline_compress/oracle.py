@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from palu_vllm.format.checkpoint import attention_prefix, iterate_tensors, read_config, read_json
+from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.shape import LayerShape
 from tests.support.joined import apart
 
@@ -57,7 +58,7 @@ def dense_attention(directory: Path, layer: int, shape: LayerShape, x: torch.Ten
 def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tensor:
     """The same from the tensors of a compressed checkpoint, as ``palu_vllm.format.checkpoint`` describes them."""
     _, palu, geometry = read_config(directory)
-    shape, tensors = LayerShape.of(palu, geometry, layer), layer_of(directory, layer)
+    shape, tensors = layer_shape(palu, geometry, layer), layer_of(directory, layer)
     keys = linear(tensors, "k_down", x)
     if shape.has_k_up:
         keys = torch.cat([c @ up for c, up in zip(keys.chunk(shape.num_groups_k, 1), tensors["k_up"], strict=True)], 1)
@@ -78,4 +79,4 @@ def latent_attention(directory: Path, layer: int, x: torch.Tensor) -> torch.Tens
 
 def shape_of(directory: Path, layer: int) -> LayerShape:
     _, palu, geometry = read_config(directory)
-    return LayerShape.of(palu, geometry, layer)
+    return layer_shape(palu, geometry, layer)

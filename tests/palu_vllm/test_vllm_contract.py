@@ -18,8 +18,9 @@ from vllm.utils.torch_utils import _encode_layer_name
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.attention.backends.registry import register_backend
 
-from palu_vllm.attention_backend.backend import PaluBackend, PaluMetadataBuilder
+from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.impl import PaluImpl
+from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 from palu_vllm.models.attention import PaluAttention
 from tests.palu_vllm.vllm_contract.__main__ import judge, lost_groups
 from tests.palu_vllm.vllm_contract.check import complaint

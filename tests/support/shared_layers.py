@@ -10,7 +10,7 @@ from benchmarks.methods.harness.attention import layers_of, methods_attention
 from benchmarks.methods.harness.cache import MethodCache
 from benchmarks.methods.shared.kvsharer import KVSharer
 from palu_vllm.format.checkpoint import read_config
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 from tests.support.tiny_models import split
 
 
@@ -19,7 +19,7 @@ def dense_of(dense: Path, palu: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
     _, config, geometry = read_config(palu)
     for layer in config.caching_layers:
-        shape, attention = LayerShape.of(config, geometry, layer), model.model.layers[layer].self_attn
+        shape, attention = layer_shape(config, geometry, layer), model.model.layers[layer].self_attn
         _lower_rank(attention.k_proj, shape.num_groups_k, shape.rank_k)
         _lower_rank(attention.v_proj, shape.num_groups_v, shape.rank_v)
     return model

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from palu_vllm import __version__
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
 from palu_vllm.format.config import FAMILIES, AttentionGeometry, PaluConfig
-from palu_vllm.format.shape import LayerShape
+from palu_vllm.format.layers import layer_shape
 from tests.support.joined import apart
 
 SIZES = {
@@ -126,7 +126,7 @@ def decompose(
     tensors: dict[str, torch.Tensor], palu: PaluConfig, geometry: AttentionGeometry, layer: int
 ) -> dict[str, torch.Tensor]:
     """The attention tensors of one layer under their full names, in float32 from float64 arithmetic."""
-    prefix, shape = attention_prefix(layer), LayerShape.of(palu, geometry, layer)
+    prefix, shape = attention_prefix(layer), layer_shape(palu, geometry, layer)
     dense = dense_attention(tensors, layer)
     if shape.shared:  # keys and values are those of the source, which is never this layer's own projection
         source = dense_attention(tensors, palu.source_layer(layer))

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.cpu.absorbed import AbsorbedScores
 from palu_vllm.kernels.cpu.tiles import KeySource, Tiles, cover, pair_up, scratch
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
 from palu_vllm.kernels.value_up import apply_v_up
 
@@ -77,7 +78,7 @@ class Softmax:
         return self.values / self.total.unsqueeze(-1)
 
 
-def by_value_group(scores: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+def by_value_group(scores: torch.Tensor, shape: LayerShape) -> torch.Tensor:
     """``[num_groups_k, tiles, heads of a group, tile_tokens]`` by the groups of V, a copy where they differ."""
     if shape.group_size_k == shape.group_size_v:
         return scores
@@ -85,7 +86,7 @@ def by_value_group(scores: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
     return per_head.unflatten(0, (-1, shape.group_size_v)).transpose(1, 2).flatten(2, 3)
 
 
-def tiling(shape: AttentionShape, run: int, block_size: int) -> tuple[int, int]:
+def tiling(shape: LayerShape, run: int, block_size: int) -> tuple[int, int]:
     """Tokens of a tile, a multiple of ``block_size``, and how many tiles are worked on together, for a run length."""
     if run > 1:
         tokens = min(max(PREFILL_SCORES // (shape.num_heads * run), PREFILL_TILES.start), PREFILL_TILES.stop)
@@ -103,7 +104,7 @@ class TorchAttention:
     Raises ValueError where ``shape``, ``rebuild`` and ``v_up`` contradict each other, or operands contradict them.
     """
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
+    def __init__(self, shape: LayerShape, rebuild: KeyRebuild, v_up: torch.Tensor | None = None) -> None:
         check_layer(shape, rebuild, v_up)
         self.shape = shape
         self.v_up = v_up

@@ -14,8 +14,9 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from palu_vllm.format.packing import unpack
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.absorbed import known_frequencies, rotations
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import KeyRebuild
 
 
 class Scratch(threading.local):
@@ -96,7 +97,7 @@ def cover(first: torch.Tensor, last: torch.Tensor, tile_tokens: int, tiles_per_s
 class KeySource:
     """Reads latents from the cache and rebuilds their keys. Constants are prepared once per layer."""
 
-    def __init__(self, shape: AttentionShape, rebuild: KeyRebuild) -> None:
+    def __init__(self, shape: LayerShape, rebuild: KeyRebuild) -> None:
         self.shape = shape
         self.rotations = known_rotations(rebuild.cos_sin, shape.head_dim)
         self.frequencies = known_frequencies(rebuild.cos_sin, shape.head_dim)

@@ -9,15 +9,16 @@ from triton.runtime.jit import KernelInterface
 
 from palu_vllm.format.latent_format import LatentFormat
 from palu_vllm.format.packing import pieces
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.tiling import Tiling
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 
 
 def attention_arguments(
     query: torch.Tensor,
     cache: torch.Tensor,
     batch: PagedBatch,
-    shape: AttentionShape,
+    shape: LayerShape,
     rebuild: KeyRebuild,
     tiling: Tiling,
 ) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, rebuil
     }
 
 
-def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
+def layer_constants(shape: LayerShape, block_size: int) -> dict[str, Any]:
     """Of a layer and its cache."""
     return {
         "GROUP_SIZE": shape.group_size,
@@ -76,7 +77,7 @@ def layer_constants(shape: AttentionShape, block_size: int) -> dict[str, Any]:
     }
 
 
-def constants(shape: AttentionShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
+def constants(shape: LayerShape, block_size: int, tiling: Tiling) -> dict[str, Any]:
     """What a kernel is compiled for."""
     return layer_constants(shape, block_size) | {
         "TILE_TOKENS": tiling.tokens,

@@ -5,6 +5,7 @@ from functools import cache as cached
 
 import torch
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.gpu.decode.kernel import decode_attention, partial_shapes
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan, decode_plan
@@ -13,7 +14,7 @@ from palu_vllm.kernels.gpu.prefill.plan import WORKSPACE_BYTES, plan_prefill, pr
 from palu_vllm.kernels.gpu.store.latents import store_latents
 from palu_vllm.kernels.gpu.tiling import Device, ceil_div, decode_rows, decode_splits, group_parts, power_of_two
 from palu_vllm.kernels.gpu.tuned import tuned_for
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.value_up import reduce_multiplies, write_values
 
 DECODE_QUERIES = (1, 2, 4, 8)  # of one request; more are prefilled
@@ -60,7 +61,7 @@ class TritonAttention:
 
     def __init__(
         self,
-        shape: AttentionShape,
+        shape: LayerShape,
         rebuild: KeyRebuild,
         allocate: Callable = new_scratch,
         device: Device | None = None,

@@ -6,8 +6,8 @@ Those of prefill are in ``prefill_plan``.
 from dataclasses import dataclass, replace
 
 from palu_vllm.format.latent_format import SlotFormat
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.tuned import Tiles, Tuned, tuned_key
-from palu_vllm.kernels.interface import AttentionShape
 
 SMALLEST_TILE, LARGE_TILE = 16, 512  # of any dimension of a product on tensor cores
 ACCUMULATED_NUMBERS = 16384  # float32 that the registers of 8 warps hold beside the rest of a program
@@ -120,7 +120,7 @@ def padded(size: int) -> int:
 
 
 def decode_tiling(
-    shape: AttentionShape, element_size: int, device: Device, queries: int = 1, has_key_norm: bool = False
+    shape: LayerShape, element_size: int, device: Device, queries: int = 1, has_key_norm: bool = False
 ) -> Tiling:
     """One program has ``queries`` queries of every head of a part of a group, a power of two of rows per KV head. Where
     there are several heads and few rows, or few pairs at a time, ``k_up`` is loaded ahead.
@@ -152,12 +152,12 @@ def tier_count(slot: SlotFormat) -> int:
     return max(len(slot.key.runs), len(slot.value.runs))
 
 
-def decode_rows(shape: AttentionShape, queries: int, parts: int = 1) -> int:
+def decode_rows(shape: LayerShape, queries: int, parts: int = 1) -> int:
     """Of one program, padded."""
     return padded(power_of_two(shape.group_size // parts) * power_of_two(shape.queries_per_kv * queries))
 
 
-def group_parts(shape: AttentionShape, queries: int, device: Device) -> int:
+def group_parts(shape: LayerShape, queries: int, device: Device) -> int:
     """In how many equal parts the heads of a group are taken, as few as leave a program its registers and heads of one
     key latent and one value latent. Every part loads its latents anew, from L2 where they run together; no key is
     rebuilt twice.
@@ -168,7 +168,7 @@ def group_parts(shape: AttentionShape, queries: int, device: Device) -> int:
     return next((parts for parts in divisors if decode_rows(shape, queries, parts) <= most_rows), shape.group_size)
 
 
-def programs_of_group(shape: AttentionShape, tiling: Tiling) -> int:
+def programs_of_group(shape: LayerShape, tiling: Tiling) -> int:
     """Of one split: parts of its heads times parts of the latent values."""
     return tiling.parts * ceil_div(shape.rank_v, tiling.values_per_program)
 
@@ -179,7 +179,7 @@ def half_tiles(half: int, pairs: int) -> int:
 
 
 def fitting_tiling(
-    shape: AttentionShape, rows: int, values: int, num_stages: int, element_size: int, device: Device
+    shape: LayerShape, rows: int, values: int, num_stages: int, element_size: int, device: Device
 ) -> Tiling:
     """The largest tiles whose operands fit into shared memory, with at most ``values`` sums of a row.
 
@@ -237,7 +237,7 @@ def packed_tile(slot: SlotFormat, many_rows: bool, many_ranks: bool) -> tuple[in
     return tokens, rank if many_rows or many_ranks else LARGE_TILE
 
 
-def decode_splits(shape: AttentionShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:
+def decode_splits(shape: LayerShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:
     """Into how many parts the context is split, so that one wave of programs fills the device.
 
     Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.

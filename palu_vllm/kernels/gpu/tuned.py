@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from palu_vllm.format.latent_format import LatentFormat
-from palu_vllm.kernels.interface import AttentionShape
+from palu_vllm.format.shape import LayerShape
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "tuned"
@@ -41,7 +41,7 @@ OPTIONAL = {"rank": (*SIZES, 512), "pairs": SIZES[:3], "values": SIZES}
 Tuned = tuple[tuple[str, Tiles], ...]
 
 
-def tuned_key(kind: str, shape: AttentionShape, element_size: int, queries: int = 1, has_key_norm: bool = False) -> str:
+def tuned_key(kind: str, shape: LayerShape, element_size: int, queries: int = 1, has_key_norm: bool = False) -> str:
     """Names a layer's kernel: ``kind`` is ``decode`` or ``prefill``. Windows and scales make no difference."""
     groups = (
         f"{shape.group_size_k}"

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from benchmarks.experiments.absorbed_rope import H200, TILE, errors, in_specification, line, medians, table_of
+from benchmarks.kernels.layers import sizes
 from palu_vllm.kernels.absorbed import known_frequencies
 from palu_vllm.kernels.cpu.absorbed import plan
 from palu_vllm.kernels.gpu.decode.plan import columns, plan_absorbed_tiles
 from palu_vllm.kernels.gpu.tiling import decode_tiling
-from palu_vllm.kernels.interface import AttentionShape
 
 
 @pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
 def test_the_approximation_errs_less_than_rounding_to_bfloat16(theta):
     torch.manual_seed(0)
-    shape, table = AttentionShape(8, 4, 128, 4, 64, 64, 128**-0.5), table_of(theta, 4096 + TILE)
+    shape, table = sizes(8, 4, 128, 4, 64, 64), table_of(theta, 4096 + TILE)
     tiling, frequencies = decode_tiling(shape, 2, H200), known_frequencies(table)
     on_gpu = plan_absorbed_tiles(frequencies, shape, tiling, torch.bfloat16, H200)
     found = errors(shape, table, {"cpu": plan(frequencies, 2, TILE), "triton": in_specification(on_gpu)})

@@ -8,7 +8,8 @@ from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from palu_vllm.attention_backend.backend import PaluBackend, PaluMetadataBuilder
+from palu_vllm.attention_backend.backend import PaluBackend
+from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.plugin import palu_backend

@@ -2,12 +2,13 @@ import pytest
 import torch
 from vllm.v1.attention.backend import AttentionType
 
-from palu_vllm.attention_backend.backend import PaluMetadata
 from palu_vllm.attention_backend.impl import PaluImpl
+from palu_vllm.attention_backend.metadata import PaluMetadata
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.cpu.attention import TorchAttention
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 
-SHAPE = AttentionShape(num_heads=4, num_kv_heads=2, head_dim=8, group_size=2, rank_k=6, rank_v=5, scale=0.35)
+SHAPE = LayerShape(4, 2, 8, group_size_k=2, group_size_v=2, rank_k=6, rank_v=5, softmax_scale=0.35)
 ARGUMENTS = {
     "num_heads": 4,
     "head_size": 6,

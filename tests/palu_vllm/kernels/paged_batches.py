@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from palu_vllm.format.packing import pack, unpack
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import store_latents
 from tests.support.shapes import Layer
 
@@ -27,7 +28,7 @@ class Latents:
 class Problem:
     """One call of ``attend`` and all that led to its cache."""
 
-    shape: AttentionShape
+    shape: LayerShape
     rebuild: KeyRebuild
     latents: Latents
     query: torch.Tensor  # [tokens + PADDING_ROWS, num_heads, head_dim]
@@ -87,7 +88,7 @@ def slots_of(block_table: torch.Tensor, seq_lens: list[int], block_size: int) ->
     return torch.cat(slots)
 
 
-def poisoned_cache(shape: AttentionShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> torch.Tensor:
+def poisoned_cache(shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> torch.Tensor:
     """All NaN, with the strides of vLLM's pool: tokens of a block before its groups. Packed, every scale is NaN."""
     value, dtype = (float("nan"), dtype) if shape.slot is None else (255, torch.uint8)
     return torch.full((num_blocks, block_size, shape.num_groups, shape.slot_width), value, dtype=dtype).transpose(1, 2)

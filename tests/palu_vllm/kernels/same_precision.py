@@ -2,7 +2,7 @@
 
 import torch
 
-from palu_vllm.kernels.interface import AttentionShape
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.reference import gather_latents, met_at, rebuild_keys, seen_positions, visible
 from tests.palu_vllm.kernels.paged_batches import UNTOUCHED, Problem
 
@@ -34,7 +34,7 @@ def same_precision_attention(problem: Problem) -> torch.Tensor:
 
 
 def attention(
-    query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: AttentionShape
+    query: torch.Tensor, keys: torch.Tensor, latent_v: torch.Tensor, mask: torch.Tensor, shape: LayerShape
 ) -> torch.Tensor:
     keys = keys.float().repeat_interleave(shape.queries_per_kv, dim=1)
     values = latent_v.float().repeat_interleave(shape.queries_per_kv * shape.group_size_v, dim=1)

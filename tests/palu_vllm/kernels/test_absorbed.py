@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.absorbed import (
     Absorption,
     absorbed_scores,
@@ -20,7 +21,7 @@ from palu_vllm.kernels.absorbed import (
     relative_cost,
     rotary_frequencies,
 )
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import KeyRebuild
 from palu_vllm.kernels.reference import rebuild_keys
 from tests.palu_vllm.kernels.paged_batches import cos_sin_table
 from tests.support.shapes import sizes
@@ -43,7 +44,7 @@ def frequencies_of(theta: float, head_dim: int) -> torch.Tensor:
     return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
 
-def random_rebuild(shape: AttentionShape, cos_sin: torch.Tensor, has_bias: bool) -> KeyRebuild:
+def random_rebuild(shape: LayerShape, cos_sin: torch.Tensor, has_bias: bool) -> KeyRebuild:
     width = shape.group_size_k * shape.head_dim
     bias = torch.randn(shape.num_kv_heads * shape.head_dim) if has_bias else None
     return KeyRebuild(torch.randn(shape.num_groups_k, shape.rank_k, width) / shape.rank_k**0.5, bias, cos_sin)

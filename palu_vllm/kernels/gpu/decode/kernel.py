@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.arguments import attention_arguments
 from palu_vllm.kernels.gpu.decode.absorbed import absorbed_scores
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan
@@ -18,7 +19,7 @@ from palu_vllm.kernels.gpu.tiles.keys import (
     softmax_step,
 )
 from palu_vllm.kernels.gpu.tiling import programs_of_group
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.windows import tile_at, within_window
 
 
@@ -183,9 +184,7 @@ def decode_split_kernel(
     store_sums(accumulated, partial_ptr + partial_row * RANK_V, row_valid, columns, RANK_V)
 
 
-def partial_shapes(
-    shape: AttentionShape, requests: int, num_splits: int, queries: int = 1
-) -> tuple[tuple[int, ...], ...]:
+def partial_shapes(shape: LayerShape, requests: int, num_splits: int, queries: int = 1) -> tuple[tuple[int, ...], ...]:
     """Of the three float32 scratch tensors of ``decode_attention``: sums of values, maxima, sums of weights."""
     rows = (requests, num_splits, queries, shape.num_heads)
     return (*rows, shape.rank_v), rows, rows
@@ -196,7 +195,7 @@ def decode_attention(
     cache: torch.Tensor,
     batch: PagedBatch,
     out: torch.Tensor,
-    shape: AttentionShape,
+    shape: LayerShape,
     rebuild: KeyRebuild,
     plan: DecodePlan,
     partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.absorbed import (
     FLOAT32_TOLERANCE,
     WORTHWHILE,
@@ -28,7 +29,7 @@ from palu_vllm.kernels.gpu.tiling import (
     padded,
     power_of_two,
 )
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild
+from palu_vllm.kernels.interface import KeyRebuild
 
 TERMS = (1, 2, 4, 8)
 _plans = WeakTensorKeyDictionary()
@@ -42,7 +43,7 @@ class DecodePlan:
     basis: torch.Tensor | None = None  # [terms, tokens of a tile] float32
     coefficients: torch.Tensor | None = None  # [2, terms, slow pairs] float32: real, then imaginary parts
 
-    def arguments(self, shape: AttentionShape) -> dict[str, Any]:
+    def arguments(self, shape: LayerShape) -> dict[str, Any]:
         """What only the decode kernel takes, by name."""
         tiling = self.tiling
         return {
@@ -57,11 +58,11 @@ class DecodePlan:
         }
 
 
-def rows_per_kv(shape: AttentionShape, tiling: Tiling) -> int:
+def rows_per_kv(shape: LayerShape, tiling: Tiling) -> int:
     return tiling.rows // power_of_two(shape.group_size // tiling.parts)
 
 
-def columns(shape: AttentionShape, tiling: Tiling) -> float:
+def columns(shape: LayerShape, tiling: Tiling) -> float:
     """Operations per token and group, in products of a latent with one column.
 
     Keys that are rebuilt, their products with all rows; with absorption, its products, and making u once per tile.
@@ -72,7 +73,7 @@ def columns(shape: AttentionShape, tiling: Tiling) -> float:
 
 
 def absorbing(
-    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, terms: int, tolerance: float
+    frequencies: torch.Tensor, shape: LayerShape, tiling: Tiling, terms: int, tolerance: float
 ) -> DecodePlan | None:
     """``tiling`` with the pairs absorbed that ``terms`` terms give within ``tolerance``, in padded tiles.
 
@@ -97,7 +98,7 @@ def tolerance_of(dtype: torch.dtype) -> float:
 
 
 def plan_absorbed_tiles(
-    frequencies: torch.Tensor, shape: AttentionShape, tiling: Tiling, dtype: torch.dtype, device: Device
+    frequencies: torch.Tensor, shape: LayerShape, tiling: Tiling, dtype: torch.dtype, device: Device
 ) -> DecodePlan:
     """The cheapest choice by ``columns``; whole keys are rebuilt unless another costs less than ``WORTHWHILE`` of that.
 
@@ -113,9 +114,7 @@ def plan_absorbed_tiles(
     return best
 
 
-def decode_plan(
-    shape: AttentionShape, rebuild: KeyRebuild, queries: int, dtype: torch.dtype, device: Device
-) -> DecodePlan:
+def decode_plan(shape: LayerShape, rebuild: KeyRebuild, queries: int, dtype: torch.dtype, device: Device) -> DecodePlan:
     """The plan for at most ``queries`` queries per request, constants on the device of the table of rotations.
 
     Found once for all the layers of one shape that share the table, which is read then and never again. Keys that are

@@ -11,12 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.arguments import layer_constants, operands, taken_by
 from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
 from palu_vllm.kernels.gpu.prefill.plan import Lengths, Pass, PrefillPlan, PrefillTiling, query_tiles, value_programs
 from palu_vllm.kernels.gpu.prefill.rebuild_keys import VARYING, fill_workspace
 from palu_vllm.kernels.gpu.tiles.flash_steps import add_values, carried_values, divided, softmax_step, store_values
-from palu_vllm.kernels.interface import AttentionShape, KeyRebuild, PagedBatch
+from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.windows import first_place, turned_back, within_window
 
 
@@ -222,7 +223,7 @@ def prefill_attention(
     cache: torch.Tensor,
     batch: PagedBatch,
     out: torch.Tensor,
-    shape: AttentionShape,
+    shape: LayerShape,
     rebuild: KeyRebuild,
     tiling: PrefillTiling,
     plan: PrefillPlan,
@@ -255,7 +256,7 @@ def prefill_attention(
 
 
 def pass_operands(
-    workspace: torch.Tensor, shape: AttentionShape, tiling: PrefillTiling, part: Pass
+    workspace: torch.Tensor, shape: LayerShape, tiling: PrefillTiling, part: Pass
 ) -> dict[str, torch.Tensor | int]:
     """Keys, then values of one pass in the workspace, and which they are."""
     kv_heads = part.groups * shape.group_size

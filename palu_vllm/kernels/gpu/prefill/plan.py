@@ -8,9 +8,9 @@ online softmax on in float32.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.tiling import SMALLEST_TILE, Device, ceil_div, padded
 from palu_vllm.kernels.gpu.tuned import tuned_key
-from palu_vllm.kernels.interface import AttentionShape
 
 WORKSPACE_BYTES = 64 * 2**20
 VALUES_PER_PROGRAM = 256  # columns whose sums are in the registers of 8 warps, of 128 rows
@@ -103,7 +103,7 @@ class Lengths:
     total_seq_len: int | None = None  # None: only that of the longest is known
 
 
-def prefill_tiling(shape: AttentionShape, element_size: int, device: Device) -> PrefillTiling:
+def prefill_tiling(shape: LayerShape, element_size: int, device: Device) -> PrefillTiling:
     """One program has ``rows // queries_per_kv`` queries of the heads that share a KV head.
 
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
@@ -157,7 +157,7 @@ def context_tiles(lengths: Lengths, sliding_window: int | None, tile_context: in
 
 
 def plan_prefill(
-    shape: AttentionShape,
+    shape: LayerShape,
     lengths: Lengths,
     tiling: PrefillTiling,
     element_size: int,
@@ -182,23 +182,23 @@ def plan_prefill(
     )
 
 
-def workspace_width(shape: AttentionShape) -> int:
+def workspace_width(shape: LayerShape) -> int:
     """Numbers per token and group: the keys of its heads, and the latent values."""
     return shape.group_size * shape.head_dim + shape.numbers_v
 
 
-def query_tiles(shape: AttentionShape, lengths: Lengths, tiling: PrefillTiling) -> int:
+def query_tiles(shape: LayerShape, lengths: Lengths, tiling: PrefillTiling) -> int:
     """At least the tiles of all queries, none of which spans two requests."""
     return lengths.queries // (tiling.rows // shape.queries_per_kv) + lengths.requests
 
 
-def value_programs(shape: AttentionShape, tiling: PrefillTiling) -> int:
+def value_programs(shape: LayerShape, tiling: PrefillTiling) -> int:
     """Programs per tile of queries and KV head."""
     return ceil_div(shape.rank_v, tiling.values_per_program)
 
 
 def scratch_shapes(
-    shape: AttentionShape, lengths: Lengths, tiling: PrefillTiling, plan: PrefillPlan, element_size: int
+    shape: LayerShape, lengths: Lengths, tiling: PrefillTiling, plan: PrefillPlan, element_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """Of float32 scratch: the workspace, the first tile of every request, then what passes carry, if they do (sums of
     values, maxima, sums of weights).

@@ -9,6 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.gpu.arguments import taken_by
 from palu_vllm.kernels.gpu.prefill.context_tiles import find_context_tile
 from palu_vllm.kernels.gpu.prefill.plan import Pass
@@ -23,7 +24,6 @@ from palu_vllm.kernels.gpu.tiles.keys import (
 )
 from palu_vllm.kernels.gpu.tiles.load_packed import load_numbers
 from palu_vllm.kernels.gpu.tiling import ceil_div, padded
-from palu_vllm.kernels.interface import AttentionShape
 
 UNPACKED_VALUES = 64  # columns of one program
 VARYING = ["num_requests", "first_tile", "first_group"]  # compiled for no value of theirs
@@ -159,7 +159,7 @@ def unpack_values_kernel(
     tl.store(value_ptr + rows[:, None] * RANK_V + column[None, :], values, mask=(column < RANK_V)[None, :])
 
 
-def fill_workspace(available: dict[str, Any], shape: AttentionShape, part: Pass) -> None:
+def fill_workspace(available: dict[str, Any], shape: LayerShape, part: Pass) -> None:
     """Writes the keys and the values of one pass.
 
     ``available`` has everything by its name in the kernels. ``key_ptr [KV heads, tokens, head_dim]`` and

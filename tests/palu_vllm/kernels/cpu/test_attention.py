@@ -273,6 +273,6 @@ def test_scratch_does_not_grow_with_the_context(query_len, monkeypatch):
 def test_contradicting_operands_are_refused():
     problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 5)])
     with pytest.raises(ValueError, match="expected a multiple of group size 3"):
-        TorchAttention(replace(problem.shape, group_size=3), problem.rebuild)
+        TorchAttention(replace(problem.shape, group_size_k=3, group_size_v=3), problem.rebuild)
     with pytest.raises(ValueError, match="got query"):
         attend(replace(problem, query=problem.query[..., :60]))
