@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 HOOK = "palu_vllm_autoload.pth"
-PACKAGE = (HERE / "palu_vllm" / "__init__.py").read_text(encoding="utf-8")
+VERSION = (HERE / "palu_vllm" / "version.py").read_text(encoding="utf-8")
 
 
 class BuildWithHook(build_py):
@@ -22,7 +22,7 @@ class BuildWithHook(build_py):
 
 setup(
     name="palu-vllm",
-    version=re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1],
+    version=re.search(r'^__version__ = "(.+)"$', VERSION, re.MULTILINE)[1],
     description="Serve language models whose KV cache is compressed by low-rank projection (Palu) with vLLM",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

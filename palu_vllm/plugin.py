@@ -1,97 +1,32 @@
-"""Everything that vLLM is told about palu. The only module that writes to vLLM's registries.
+"""What ``palu_vllm.register`` does in every process of vLLM.
 
-vLLM internals used: ``AttentionBackendEnum`` and its ``register_backend`` (public), ``KVCacheSpecRegistry`` (public),
-the pickling of backends and the call of ``VllmConfig.try_verify_and_update_config`` (both private, see the functions
-that touch them).
+vLLM internals used: the call of ``VllmConfig.try_verify_and_update_config`` (private, see ``_install_check``).
 """
 
-import copyreg
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from palu_vllm.format.config import FAMILIES
 from palu_vllm.huggingface import register as transformers_hook
+from palu_vllm.registry import is_supported, palu_backend, register_models
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-    from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
-    from vllm.v1.kv_cache_interface import KVCacheSpec
-
-BACKEND = "PALU"
-BACKEND_CLASS = "palu_vllm.attention_backend.backend.PaluBackend"
-ARCHITECTURES = frozenset(architecture for _, architecture in FAMILIES.values())
-TESTED_VLLM = "0.32"
-SUPPORTED_VLLM = (TESTED_VLLM, "0.33")
-
-
-class UnsupportedVllmError(ImportError):
-    """The installed vLLM is not one that palu-vllm was written for."""
-
-
-def is_supported(version: str) -> bool:
-    """Whether a vLLM version such as ``0.32.0+cpu`` is one of ``SUPPORTED_VLLM``."""
-    return ".".join(version.split(".")[:2]) in SUPPORTED_VLLM
-
-
-def require_supported_vllm() -> None:
-    """Raises UnsupportedVllmError. Called first when a palu model is imported."""
-    import vllm
-
-    if not is_supported(vllm.__version__):
-        raise UnsupportedVllmError(
-            f"palu-vllm serves with vLLM {' and '.join(f'{v}.x' for v in SUPPORTED_VLLM)}, but vLLM {vllm.__version__} "
-            f"is installed; install vllm=={TESTED_VLLM}.*."
-        )
 
 
 def register_all() -> None:
-    """Registers configurations, models, the backend and the checks at start. Harmless to repeat."""
+    """Registers configurations, models, the backend and the check at start. Harmless to repeat."""
     import vllm
-    from vllm.model_executor.models import ModelRegistry
 
     transformers_hook.install()
-    for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(architecture, f"palu_vllm.models.families:{architecture}")
+    register_models()
     if is_supported(vllm.__version__):
         palu_backend()
-        _install_start_checks()
-
-
-def palu_backend() -> "AttentionBackendEnum":
-    """The member ``PALU`` of vLLM's enumeration of backends, registered at the first call."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-
-    if BACKEND not in AttentionBackendEnum.__members__:
-        register_backend(BACKEND, BACKEND_CLASS)
-        copyreg.pickle(AttentionBackendEnum, _reduce_backend)
-    return AttentionBackendEnum[BACKEND]
-
-
-def register_cache_spec(spec: "type[KVCacheSpec]", manager: "type[SingleTypeKVCacheManager]") -> None:
-    """Tells vLLM which manager has the blocks of a spec. Harmless to repeat.
-
-    vLLM registers its own specs at the first question, and not at all where it then finds one: hence the question
-    about nothing. Until it registers them when they are imported.
-    """
-    from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
-
-    KVCacheSpecRegistry.check_kv_cache_spec_registry(kv_cache_spec={})
-    KVCacheSpecRegistry.register(spec, manager)
-
-
-def _reduce_backend(member: "AttentionBackendEnum") -> Any:
-    """How a member travels to another process.
-
-    vLLM sends its configuration to a spawned EngineCore, which unpickles it before it loads plugins, so a member
-    must register itself on arrival. Until vLLM loads plugins first there.
-    """
-    return (palu_backend, ()) if member.name == BACKEND else member.__reduce_ex__(2)
+        _install_check()
 
 
 @functools.cache  # once per process
-def _install_start_checks() -> None:
-    """Runs ``start_checks.check`` while vLLM verifies its configuration, in the process that the user started.
+def _install_check() -> None:
+    """Runs ``startup.check`` while vLLM verifies its configuration, in the process that the user started.
 
     vLLM offers hooks per architecture only, and on CPU it replaces a chosen backend silently, so a dense model
     with ``--attention-backend palu`` can be refused nowhere else. Until platforms validate the chosen backend.
@@ -102,9 +37,9 @@ def _install_start_checks() -> None:
 
     @functools.wraps(original)
     def verify(self: "VllmConfig") -> None:
-        from palu_vllm.startup import refusals as start_checks
+        from palu_vllm.startup.check import check
 
-        start_checks.check(self)
+        check(self)
         original(self)
 
     VllmConfig.try_verify_and_update_config = verify

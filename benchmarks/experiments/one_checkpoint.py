@@ -3,7 +3,7 @@
 ``python -m benchmarks.experiments.one_checkpoint`` writes ``benchmarks/results/one_checkpoint.json`` and prints a
 table. A row is the shipped model with latents of one ratio and number of bits, by one way: compressed for them, or cut
 from a larger checkpoint by the code that a server runs while it loads (``rank_ratio``, ``hadamard``;
-``palu_vllm/models``). Judged as in ``benchmarks.quality.table``, by transformers in float32.
+``palu_vllm/loading``). Judged as in ``benchmarks.quality.table``, by transformers in float32.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from benchmarks.common.provenance import ROOT, provenance
 from benchmarks.demo import CALIBRATION, MODEL
 from benchmarks.quality.held_out import add_options, judge_of
 from palu_vllm.format.checkpoint import iterate_tensors, read_config
-from palu_vllm.format.config import whole_latent
-from palu_vllm.loading.leading import STORED, leading_latents, ranks_at
-from palu_vllm.loading.mixed import rotated_latents
+from palu_vllm.format.config import PaluConfig, whole_latent
+from palu_vllm.loading.leading import leading_latents, ranks_at
+from palu_vllm.loading.mixed import mixed_latents
 
 RESULT = ROOT / "benchmarks" / "results" / "one_checkpoint.json"
 RATIOS, BITS, UNQUANTIZED = (0.5, 0.35, 0.25, 0.125), (16, 4), 16
@@ -61,16 +61,15 @@ def compress(out: Path, ratio: float, *options: str) -> Path:
 
 
 def cut(checkpoint: Path, out: Path, ratio: float, bits: int) -> Path:
-    """Writes what a server with ``{"rank_ratio": ratio, "latent_bits": bits}`` holds, rotated below 16 bits."""
+    """Writes what a server with ``{"rank_ratio": ratio, "latent_bits": bits}`` holds, mixed below 16 bits."""
     config, palu, geometry = read_config(checkpoint)
     rank_k, rank_v = ranks_at(palu, geometry, ratio)
     tiers = [tier.model_dump() for tier in whole_latent(bits)]
     changes = {"rank_k": rank_k, "rank_v": rank_v, "tiers_k": tiers, "tiers_v": tiers}
     changes["hadamard"] = bits != UNQUANTIZED
-    stored = {"rank_k": palu.rank_k, "rank_v": palu.rank_v, "hadamard": False}
     served = config | {"palu_config": config["palu_config"] | changes}
-    asked = served | {STORED: stored}
-    tensors = dict(rotated_latents(leading_latents(iterate_tensors(checkpoint), asked), asked))
+    sides = palu, PaluConfig.from_hf_config(served), geometry
+    tensors = dict(mixed_latents(leading_latents(iterate_tensors(checkpoint), *sides), *sides))
     out.mkdir()
     save_file({name: x.contiguous() for name, x in tensors.items()}, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text(json.dumps(served))

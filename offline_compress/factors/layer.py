@@ -16,7 +16,7 @@ from offline_compress.factors.refit import Refit, read_keys, read_values
 from offline_compress.model.access import KEY, NORMS, OUTPUT, QUERY, VALUE, projection
 from offline_compress.model.source import SourceModel
 from palu_vllm.format.config import PaluConfig
-from palu_vllm.format.mixing import rotation_of_tiers
+from palu_vllm.format.mixing import mixing_of_tiers
 from palu_vllm.format.shape import LayerShape
 
 Put = Callable[[str, Iterable[torch.Tensor]], None]
@@ -34,7 +34,7 @@ class Rotations(NamedTuple):
         """Those that ``palu_config`` asks for; their blocks are the tiers, whole where they are cut into groups."""
         if not palu.hadamard:
             return cls()
-        return cls(rotation_of_tiers(palu.key_tiers(layer)), rotation_of_tiers(palu.value_tiers(layer)))
+        return cls(mixing_of_tiers(palu.key_tiers(layer)), mixing_of_tiers(palu.value_tiers(layer)))
 
 
 class ClipSearches(NamedTuple):

@@ -8,7 +8,7 @@ from offline_compress.grouping import Grouping
 from offline_compress.plan import Plan
 from offline_compress.ranks.storage_errors import Storage
 from palu_vllm.format.latent_format import TierFractions, cut_into_tiers
-from palu_vllm.format.mixing import rotation_of_tiers, spreading_matrix
+from palu_vllm.format.mixing import mixing_of_tiers, spreading_matrix
 from palu_vllm.format.shape import rank_step
 
 MOST_RANKS = 16
@@ -47,7 +47,7 @@ class SideGrid:
         rotation = None
         if self.plan.rotates([fractions]):
             whole = rank == self.groups.full_rank
-            rotation = self._rotation_of_whole() if whole else rotation_of_tiers(cut_into_tiers(rank, fractions))
+            rotation = self._rotation_of_whole() if whole else mixing_of_tiers(cut_into_tiers(rank, fractions))
         return Storage(self.plan.latent_format(rank, fractions), rotation, self.plan.searches_clip)
 
     def _rotation_of_whole(self) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from palu_vllm.attention_backend.impl import PaluImpl
 from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
-from palu_vllm.plugin import BACKEND
+from palu_vllm.registry import BACKEND
 
 NOT_A_PALU_LAYER = "PALU attends to latents, which only checkpoints written by palu-compress have"
 
@@ -28,7 +28,7 @@ class PaluBackend(AttentionBackend):
 
     forward_includes_kv_cache_update = False  # latents are written, then read, in prefill too
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.float16, torch.bfloat16]
-    # "auto" is the dtype of the model; start_checks refuses another one
+    # "auto" is the dtype of the model; startup/refusals.py refuses another one
     supported_kv_cache_dtypes: ClassVar[list[CacheDType]] = ["auto", "float16", "bfloat16"]
 
     @staticmethod
@@ -61,7 +61,7 @@ class PaluBackend(AttentionBackend):
 
     @classmethod
     def supports_kv_connector(cls) -> bool:
-        return True  # blocks of latents are bytes to them; models/connectors.py says which
+        return True  # blocks of latents are bytes to them; startup/connectors.py says which
 
     @classmethod
     def supports_batch_invariance(cls) -> bool:

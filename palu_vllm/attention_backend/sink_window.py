@@ -15,7 +15,7 @@ from vllm.v1.core.kv_cache_utils import BlockHashList, KVCacheBlock, resolve_blo
 from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
-from palu_vllm.plugin import register_cache_spec
+from palu_vllm.registry import register_cache_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,8 +94,8 @@ class PaluConfig(BaseModel):
     ``rank_k[layer]`` and ``rank_v[layer]`` are latent widths per group of K and of V. A layer whose rank equals
     ``group_size * head_dim`` of its side is stored uncompressed: its down-projection is the original projection
     and it has no up-projection. Where group sizes differ, the smaller divides the larger. ``tiers_k`` and ``tiers_v``
-    say how latents are quantized in the cache, leading numbers first; with ``hadamard`` the factors hold a rotation
-    that spreads them (``offline_compress/factors/mixing.py``).
+    say how latents are quantized in the cache, leading numbers first; with ``hadamard`` the factors mix the numbers
+    of a tier, which spreads them evenly (``mixing.py``).
     ``latent_group_size`` cuts tiers into scale groups, 0 does not; ``latent_symmetric`` codes have
     no minimum. ``clip_k[layer]`` and ``clip_v[layer]`` are the clip ratios of ``LatentFormat``, None for 1. With
     ``qk_norm`` queries and rebuilt keys are normalised per head before they are rotated.

@@ -27,6 +27,6 @@ def spreading_matrix(size: int) -> torch.Tensor:
     return matrix
 
 
-def rotation_of_tiers(tiers: Sequence[Tier]) -> torch.Tensor:
+def mixing_of_tiers(tiers: Sequence[Tier]) -> torch.Tensor:
     """``R`` of a latent, one block per tier: numbers are mixed only with those that have the same bits and scale."""
     return torch.block_diag(*(spreading_matrix(tier.size) for tier in tiers))

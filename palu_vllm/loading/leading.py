@@ -2,12 +2,11 @@
 
 The factors of ``palu-compress`` come from an eigendecomposition, latents ordered by the energy that they keep, so the
 leading ones of every group are the factors of the lower rank: a prefix of a compressed model is a compressed model
-(what MatryoshkaKV, arXiv 2410.14731, trains for). A rotation that spreads latents evenly ends that order.
+(what MatryoshkaKV, arXiv 2410.14731, trains for). Mixing, which spreads latents evenly, ends that order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -17,8 +16,6 @@ from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.shape import LayerShape, rank_step
 
 ORDERED = ("svd", "whiten", "weighted")  # objectives of palu-compress whose latents are ordered by energy
-# key of a config whose palu_config is not that of the files: what those have, {"rank_k": [...], "rank_v": [...], ...}
-STORED = "palu_stored"
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,14 @@ class Projection:
         return max((rank - 1) // self.step * self.step, self.lowest)
 
 
-def stored_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A parsed ``config.json`` with the ranks and the rotation of the checkpoint's files."""
-    if STORED not in config:
-        return config
-    return {**config, "palu_config": {**config["palu_config"], **config[STORED]}}
-
-
 def ranks_at(palu: PaluConfig, geometry: AttentionGeometry, ratio: float) -> tuple[list[int], list[int]]:
-    """``(rank_k, rank_v)`` per layer that keep the share ``ratio`` of the dense numbers, to the nearest step; of those
-    of layers with a cache, where others read theirs.
+    """``(rank_k, rank_v)`` per layer that keep the fraction ``ratio`` of the dense numbers, to the nearest step; of
+    those of layers with a cache, where others read theirs.
 
-    Every projection keeps about the same share of the checkpoint's rank, in multiples of 16 and at least 16, and never
-    more than there is. A projection that is stored whole stays whole. From a checkpoint of equal ranks these are the
-    ranks of ``--search uniform``. Raises ValueError with one sentence for latents that are not ordered, and for a ratio
-    that the checkpoint cannot be served at.
+    Every projection keeps about the same fraction of the checkpoint's rank, in multiples of 16 and at least 16, and
+    never more than there is. A projection that is stored whole stays whole. From a checkpoint of equal ranks these are
+    the ranks of ``--search uniform``. Raises ValueError with one sentence for latents that are not ordered, and for a
+    ratio that the checkpoint cannot be served at.
     """
     _check_order(palu)
     projections, holders = _projections(palu, geometry), palu.caching_layers
@@ -85,24 +75,24 @@ def _projections(palu: PaluConfig, geometry: AttentionGeometry) -> list[Projecti
 
 
 def _next(projections: list[Projection], kept: list[int], excess: float) -> int | None:
-    """Which projection loses its next step: that with most of its rank at the middle of the step, of equals the last.
+    """Which projection loses its next step: the one with the most of its rank at the step's middle, of equals the last.
 
-    That is one share of all ranks, each rounded to the nearest step (Webster's method). Those are left alone whose step
-    would end farther from the target than leaving it; None where all are.
+    That is one fraction of all ranks, each rounded to the nearest step (Webster's method). Those are left alone whose
+    step would end farther from the target than leaving it; None where all are.
     """
-    shares = []
+    middles = []
     for index, (projection, rank) in enumerate(zip(projections, kept, strict=True)):
         lower = projection.below(rank)
         if 0 < projection.groups * (rank - lower) < 2 * excess:
-            shares.append(((lower + rank) / projection.rank, index))
-    return max(shares)[1] if shares else None
+            middles.append(((lower + rank) / projection.rank, index))
+    return max(middles)[1] if middles else None
 
 
 def _check_order(palu: PaluConfig) -> None:
     if palu.hadamard:
         raise ValueError(
-            "rank_ratio needs latents ordered by energy, but those of this checkpoint are rotated for few bits; "
-            "compress the model with --no-hadamard, and have the server rotate what it keeps with hadamard."
+            "rank_ratio needs latents ordered by energy, but those of this checkpoint are mixed for few bits; "
+            "compress the model with --no-hadamard, and have the server mix what it keeps with hadamard."
         )
     if palu.objective not in ORDERED:
         raise ValueError(
@@ -118,7 +108,7 @@ def _check_ratio(projections: list[Projection], ratio: float, excess: float) -> 
     lowest = sum(each.groups * each.lowest for each in projections) / full
     if excess <= -half_step:
         raise ValueError(
-            f"rank_ratio {ratio} is above {ratio + excess:.4g}, the share of ranks that the checkpoint has; "
+            f"rank_ratio {ratio} is above {ratio + excess:.4g}, the fraction of ranks that the checkpoint has; "
             "choose less, or compress the model again."
         )
     if ratio < lowest - half_step:
@@ -129,14 +119,9 @@ def _check_ratio(projections: list[Projection], ratio: float, excess: float) -> 
 
 
 def leading_latents(
-    weights: Iterable[tuple[str, torch.Tensor]], config: Mapping[str, Any]
+    weights: Iterable[tuple[str, torch.Tensor]], files: PaluConfig, served: PaluConfig, geometry: AttentionGeometry
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole tensors of the files, cut to the ranks of ``config``; before they are split over devices by groups."""
-    if STORED not in config:
-        yield from weights
-        return
-    geometry = AttentionGeometry.from_hf_config(config)
-    files, served = (PaluConfig.from_hf_config(each) for each in (stored_config(config), config))
+    """Whole tensors of the files, cut to the ranks that are served; before they are split over devices by groups."""
     shapes = {
         attention_prefix(layer): (layer_shape(files, geometry, layer), layer_shape(served, geometry, layer))
         for layer in range(geometry.num_layers)

@@ -1,5 +1,5 @@
 """Palu models for vLLM."""
 
-from palu_vllm.plugin import require_supported_vllm
+from palu_vllm.registry import require_supported_vllm
 
 require_supported_vllm()

@@ -15,19 +15,17 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
-from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.layers import layer_shape
 from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.interface import KeyRebuild
 from palu_vllm.models.shared_specs import share_specs
-from palu_vllm.startup.streaming_llm import StreamingLLM
+from palu_vllm.startup.served import served_config
 
 
 class PaluAttention(nn.Module):
     """Owns the tensors of ``checkpoint.layer_tensors`` under the same names, split by groups over devices.
 
     Takes the arguments that vLLM's LlamaDecoderLayer gives to its attention. Ranks, groups and biases come from
-    ``palu_config``. Raises ValueError where that does not fit the model.
+    ``ServedConfig``.
     """
 
     def __init__(
@@ -46,8 +44,8 @@ class PaluAttention(nn.Module):
     ) -> None:
         super().__init__()
         layer = extract_layer_index(prefix)
-        palu = PaluConfig.from_hf_config(config.to_dict())
-        whole = layer_shape(palu, AttentionGeometry.from_hf_config(config.to_dict()), layer)
+        served = served_config(get_current_vllm_config())
+        palu, whole = served.palu, served.layer(layer)
         self.value_path, self.is_shared = whole.value_path, whole.shared
         self._create_projections(whole, hidden_size, palu.attention_bias, quant_config, prefix)
         self.q_norm = RMSNorm(whole.head_dim, eps=config.rms_norm_eps) if palu.qk_norm else None
@@ -56,13 +54,11 @@ class PaluAttention(nn.Module):
         self.rotary_emb = get_rope(whole.head_dim, **rope)
         # keys are rotated in float32 whatever the dtype of the model; vLLM shares the table between layers
         table = get_rope(whole.head_dim, **rope, dtype=torch.float32).cos_sin_cache
-        dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # vLLM builds models under the dtype it serves
-        devices = get_tensor_model_parallel_world_size()
-        streaming = StreamingLLM.served(config)
+        devices, streaming = get_tensor_model_parallel_world_size(), served.streaming
         sinks = streaming.operands if streaming else {}
         source = _source_attention(prefix, layer, palu.source_layer(layer)) if whole.shared else None
         self.attn = LatentAttention(
-            shape=replace(whole.on_one_of(devices), slot=palu.slot_format(layer, dtype), **sinks),
+            shape=replace(whole.on_one_of(devices), slot=served.slot(layer), **sinks),
             rebuild=source.impl.rebuild if source else self._rebuild(table),
             cache_config=cache_config,
             sliding_window=streaming.window if streaming else _sliding_window(config, layer),

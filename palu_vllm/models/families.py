@@ -14,11 +14,12 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import WeightsMapper
 
 from palu_vllm.loading.checked import checked
-from palu_vllm.loading.leading import leading_latents, stored_config
-from palu_vllm.loading.mixed import rotated_latents
+from palu_vllm.loading.leading import leading_latents
+from palu_vllm.loading.mixed import mixed_latents
 from palu_vllm.models.attention import PaluAttention
 from palu_vllm.server.banner import show_banner
 from palu_vllm.startup.adapters import AdapterNames
+from palu_vllm.startup.served import served_config
 
 
 class PaluDecoderLayer(LlamaDecoderLayer):
@@ -39,7 +40,8 @@ class PaluForCausalLM(LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=PaluDecoderLayer)
-        self.hf_to_vllm_mapper = AdapterNames.of(self.config.to_dict())  # changes no name, refuses adapters
+        self.served = served_config(vllm_config)
+        self.hf_to_vllm_mapper = AdapterNames.of(self.served)  # changes no name, refuses adapters
         show_banner(vllm_config)
 
     def _init_model(self, vllm_config: VllmConfig, prefix: str, layer_type: type[nn.Module]) -> PaluModel:
@@ -47,9 +49,9 @@ class PaluForCausalLM(LlamaForCausalLM):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Loads a checkpoint; raises CheckpointError at the first tensor whose name or shape is not expected."""
-        config = self.config.to_dict()
-        kept = leading_latents(checked(weights, stored_config(config)), config)
-        return super().load_weights(rotated_latents(kept, config))
+        changes = self.served.files, self.served.palu, self.served.geometry
+        kept = leading_latents(checked(weights, self.config.to_dict()), *changes)
+        return super().load_weights(mixed_latents(kept, *changes))
 
 
 class PaluLlamaForCausalLM(PaluForCausalLM):

@@ -7,9 +7,9 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
-from palu_vllm import __version__
-from palu_vllm.server.facts import CacheFacts, served_facts
-from palu_vllm.startup.streaming_llm import StreamingLLM
+from palu_vllm.server.facts import CacheFacts
+from palu_vllm.startup.served import served_config
+from palu_vllm.version import __version__
 
 logger = init_logger("vllm.palu")  # vLLM prints nothing of loggers that are not below its own
 
@@ -33,9 +33,10 @@ def _sharing(facts: CacheFacts) -> str:
 def show_banner(vllm_config: VllmConfig) -> None:
     """Logs the banner once per server, and what of a request is kept where that is not all of it."""
     if get_pp_group().is_first_rank and get_tensor_model_parallel_rank() == 0:
-        logger.info("%s", banner(served_facts(vllm_config)))
-        if streaming := StreamingLLM.served(vllm_config.model_config.hf_config):
-            kept = (streaming.start_size, streaming.recent_size)
+        served = served_config(vllm_config)
+        logger.info("%s", banner(CacheFacts.of(served, vllm_config.device_config.device_type)))
+        if served.streaming:
+            kept = (served.streaming.start_size, served.streaming.recent_size)
             logger.info("of a request, only the first %d and the last %d tokens are kept and attended to", *kept)
 
 

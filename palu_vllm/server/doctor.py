@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from palu_vllm import __version__, plugin
+from palu_vllm import registry
 from palu_vllm.format.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
 from palu_vllm.format.config import DTYPE_BYTES, rope_type
 from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
+from palu_vllm.version import __version__
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,21 @@ class Finding:
 def _vllm_version(directory: Path) -> str:
     import vllm
 
-    plugin.require_supported_vllm()
-    return f"{vllm.__version__} (tested with {plugin.TESTED_VLLM}.x)"
+    registry.require_supported_vllm()
+    return f"{vllm.__version__} (tested with {registry.TESTED_VLLM}.x)"
 
 
 def _registered(directory: Path) -> str:
-    """Looks for the entry point first: ``register`` would hide that vLLM itself cannot find it."""
+    """Registers as vLLM does, by the entry point."""
     group = "vllm.general_plugins"
-    if not any(point.value == "palu_vllm:register" for point in entry_points(group=group)):
+    found = [point for point in entry_points(group=group) if point.value == "palu_vllm:register"]
+    if not found:
         raise ValueError(f"the entry point of {group} is missing; install palu-vllm with pip")
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and "palu" not in allowed.split(","):
         raise ValueError(f"VLLM_PLUGINS={allowed} leaves palu out; add it or unset the variable")
-    plugin.register_all()
-    return f"backend {plugin.palu_backend().name}, {', '.join(sorted(plugin.ARCHITECTURES))}"
+    found[0].load()()
+    return f"backend {registry.palu_backend().name}, {', '.join(sorted(registry.ARCHITECTURES))}"
 
 
 def _device() -> str:

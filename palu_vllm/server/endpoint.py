@@ -16,9 +16,9 @@ from starlette.datastructures import State
 from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
 
-from palu_vllm import __version__
 from palu_vllm.server.engine_death import fail_after_engine_death
 from palu_vllm.server.facts import served_facts
+from palu_vllm.version import __version__
 
 PAGE = Path(__file__).with_name("dashboard.html")
 router = APIRouter(prefix="/v1/palu", tags=["palu"])

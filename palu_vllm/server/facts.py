@@ -1,14 +1,13 @@
 """What a served palu model keeps in its cache, for the banner, metrics and the info route."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from vllm.config import VllmConfig
 
-from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierConfig
+from palu_vllm.format.config import TierConfig
 from palu_vllm.kernels.choose import kernel_path
-from palu_vllm.plugin import ARCHITECTURES
+from palu_vllm.startup.served import ServedConfig, served_config, serves_palu
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,8 @@ class CacheFacts:
     dense_bytes_per_token: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], dtype: str, device_type: str) -> Self:
-        """``config`` is a parsed ``config.json``, ``dtype`` that of the model, like ``bfloat16``."""
-        palu, geometry = PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
+    def of(cls, served: ServedConfig, device_type: str) -> Self:
+        palu, geometry = served.palu, served.geometry
         return cls(
             base_model=palu.base_model,
             group_sizes=palu.group_sizes,
@@ -49,8 +47,8 @@ class CacheFacts:
             value_path=palu.value_path,
             source_layers=tuple(palu.source_layer(layer) for layer in range(geometry.num_layers)),
             kernels=kernel_path(device_type),
-            bytes_per_token=palu.bytes_per_token(geometry, dtype),
-            dense_bytes_per_token=geometry.dense_bytes_per_token(dtype),
+            bytes_per_token=palu.bytes_per_token(geometry, served.dtype),
+            dense_bytes_per_token=geometry.dense_bytes_per_token(served.dtype),
         )
 
     @property
@@ -69,11 +67,9 @@ class CacheFacts:
 
 def served_facts(vllm_config: VllmConfig) -> CacheFacts | None:
     """Of the model of a server, None where it is not a palu model."""
-    model = vllm_config.model_config
-    if not ARCHITECTURES & set(model.architectures):
+    if not serves_palu(vllm_config):
         return None
-    dtype = str(model.dtype).removeprefix("torch.")
-    return CacheFacts.of(model.hf_config.to_dict(), dtype, vllm_config.device_config.device_type)
+    return CacheFacts.of(served_config(vllm_config), vllm_config.device_config.device_type)
 
 
 def _bits(tiers: list[TierConfig]) -> str:

@@ -14,8 +14,8 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from palu_vllm import __version__
 from palu_vllm.server.facts import CacheFacts, served_facts
+from palu_vllm.version import __version__
 
 LABELS = ("model_name", "engine")
 INFO = ("version", "vllm_version", "base_model", "group_size_k", "group_size_v", "bits_k", "bits_v", "value_path",

@@ -4,14 +4,12 @@ Of an adapter that does not fit, vLLM leaves parts out or copies matrices that a
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from vllm.model_executor.models.utils import WeightsMapper
 
-from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.layers import layer_shape
+from palu_vllm.startup.served import ServedConfig
 
 ADAPTED = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DECOMPOSED = ("k_proj", "v_proj", "qkv_proj")
@@ -23,19 +21,17 @@ class AdapterNames(WeightsMapper):
     """Changes no name and refuses those of matrices that a palu model does not have, or has in another form.
 
     vLLM asks the mapper of a loaded model about every tensor of an adapter, and it is the only part of a model that
-    vLLM asks. With ``fused`` values the output projection takes latents, with ``rotated`` ones values that no other
+    vLLM asks. With ``fused`` values the output projection takes latents, with ``mixed`` ones values that no other
     program computes; an adapter for the original may have the same shape and would be applied to them.
     """
 
     fused: bool = False
-    rotated: bool = False
+    mixed: bool = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
-        """``config`` is a parsed ``config.json``."""
-        palu, geometry = PaluConfig.from_hf_config(config), AttentionGeometry.from_hf_config(config)
-        paths = {layer_shape(palu, geometry, layer).value_path for layer in range(geometry.num_layers)}
-        return cls(fused="fused" in paths, rotated=palu.hadamard and "uncompressed" in paths)
+    def of(cls, served: ServedConfig) -> Self:
+        paths = {shape.value_path for shape in served.layers}
+        return cls(fused="fused" in paths, mixed=served.palu.hadamard and "uncompressed" in paths)
 
     def get_rename_mapper(self) -> Self:
         return self
@@ -56,10 +52,10 @@ class AdapterNames(WeightsMapper):
                 f"the adapter has {key}, but o_proj of this checkpoint has v_up multiplied into it; "
                 "compress the model with --value-path factored, or train an adapter without o_proj."
             )
-        if module == "o_proj" and self.rotated:
+        if module == "o_proj" and self.mixed:
             raise ValueError(
-                f"the adapter has {key}, but o_proj of a layer whose values are stored whole takes them rotated; "
-                "serve the model without rotated latents, or train an adapter without o_proj."
+                f"the adapter has {key}, but o_proj of a layer whose values are stored whole takes them mixed; "
+                "serve the model without mixed latents, or train an adapter without o_proj."
             )
         if module not in ADAPTED:
             raise ValueError(f"the adapter has {key}; adapters of a palu model may have {', '.join(ADAPTED)} only.")

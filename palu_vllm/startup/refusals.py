@@ -1,187 +1,276 @@
-"""Pairings of model, server settings and machine that cannot work, refused before anything is loaded."""
+"""Every pairing of model, server settings and machine that cannot work. One function each, in the order of asking.
+
+To add one, write a function under ``@refusal`` that returns a sentence, and a case in ``test_refusals.py``, which
+misses functions without one. The sentence says what was got and what to do.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 
-from palu_vllm.format.checkpoint import check_shapes, expected_tensors
-from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.format.quantized import METHOD
-from palu_vllm.kernels.choose import kernel_path
-from palu_vllm.plugin import ARCHITECTURES, BACKEND
-from palu_vllm.startup.connectors import check_connector
-from palu_vllm.startup.settings import apply_settings
+from palu_vllm.registry import BACKEND
+from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connector, extra_config
+from palu_vllm.startup.served import ServedConfig
 
-logger = init_logger("vllm.palu")
-
+Refusal = Callable[[VllmConfig, ServedConfig], str | None]
+REFUSALS: list[Refusal] = []
 MAX_DRAFTS = 7  # with the token before them, the queries of one request that decoding takes at once
 
 
-class StartError(RuntimeError):
-    """This server cannot start. The message is one sentence that says what to do.
-
-    Not a ValueError, which pydantic would bury in a report about VllmConfig.
-    """
-
-
-def check(vllm_config: VllmConfig) -> None:
-    """Raises StartError for a palu model that cannot be served as asked, and for a dense model with PALU."""
-    model = vllm_config.model_config
-    if model is None:
-        return
-    if ARCHITECTURES.isdisjoint(model.architectures):
-        _check_dense(vllm_config)
-        return
-    try:
-        _check_checkpoint(vllm_config)
-        _check_parallelism(vllm_config)
-        check_connector(vllm_config)
-        kernel_path(vllm_config.device_config.device_type)
-    except ValueError as error:
-        raise StartError(str(error)) from error
-    _check_settings(vllm_config)
-    if vllm_config.lora_config is not None and _on_cpu(vllm_config):
-        logger.warning_once(
-            "vLLM on a CPU applies an adapter to requests without one that share a batch with it "
-            "(vLLM pull request 48421); give every request an adapter, or serve the plain model apart."
-        )
+def refusal(function: Refusal) -> Refusal:
+    """Adds a function to ``REFUSALS``. It returns None where there is nothing to refuse."""
+    REFUSALS.append(function)
+    return function
 
 
-def _on_cpu(vllm_config: VllmConfig) -> bool:
-    return vllm_config.device_config.device_type == "cpu"
+def on_cpu(config: VllmConfig) -> bool:
+    return config.device_config.device_type == "cpu"
 
 
-def _chosen_backends(vllm_config: VllmConfig) -> set[str]:
-    attention = vllm_config.attention_config
+def _chosen_backends(config: VllmConfig) -> set[str]:
+    attention = config.attention_config
     chosen = {attention.backend, *attention.backend_per_kind.values()} - {None}
     return {backend.name for backend in chosen}
 
 
-def _check_dense(vllm_config: VllmConfig) -> None:
-    if BACKEND in _chosen_backends(vllm_config):
-        name = vllm_config.model_config.model
-        raise StartError(
-            f"{name} is not a palu checkpoint, so --attention-backend palu cannot serve it; "
-            f"compress it with `palu-compress {name} OUT` and serve OUT, or leave the flag out."
-        )
+def dense_model_with_palu(config: VllmConfig) -> str | None:
+    """The one refusal of models that are not palu models."""
+    name = config.model_config.model
+    if BACKEND not in _chosen_backends(config):
+        return None
+    return (
+        f"{name} is not a palu checkpoint, so --attention-backend palu cannot serve it; "
+        f"compress it with `palu-compress {name} OUT` and serve OUT, or leave the flag out."
+    )
 
 
-def _check_checkpoint(vllm_config: VllmConfig) -> None:
-    """The configuration, and the shapes in a local directory; a hub's files are checked while they load."""
-    model = vllm_config.model_config
-    config = model.hf_config.to_dict()
-    PaluConfig.from_hf_config(config)
-    apply_settings(vllm_config)
-    rope_type(config)
-    expected_tensors(config)
-    if Path(model.model).is_dir() and vllm_config.load_config.load_format != "dummy":
-        check_shapes(Path(model.model))
+@refusal
+def cut_of_a_quantized_output(config: VllmConfig, served: ServedConfig) -> str | None:
+    if not (served.is_cut_at_load and served.is_quantized and served.files.value_path == "fused"):
+        return None
+    return (
+        "rank_ratio cannot cut a quantized o_proj that has v_up multiplied into it; "
+        "compress the model with --value-path factored, or quantize it at this ratio."
+    )
 
 
-def _check_parallelism(vllm_config: VllmConfig) -> None:
-    config = vllm_config.model_config.hf_config.to_dict()
-    groups = PaluConfig.from_hf_config(config).num_groups(AttentionGeometry.from_hf_config(config))
-    devices = vllm_config.parallel_config.tensor_parallel_size
-    if groups % devices:
-        largest = max(size for size in range(1, min(groups, devices) + 1) if groups % size == 0)
-        raise StartError(
-            f"tensor parallel size {devices} would cut a group of the {groups} groups of KV heads; "
-            f"the largest size that works is {largest}."
-        )
+@refusal
+def mixing_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if not (served.is_mixed_at_load and served.palu.num_shared):
+        return None
+    return "hadamard is not proven for layers that share a cache, which this checkpoint has; leave it out."
 
 
-def _check_settings(vllm_config: VllmConfig) -> None:
-    for refused, sentence in _SETTINGS:
-        if refused(vllm_config):
-            raise StartError(sentence.format(config=vllm_config, max_drafts=MAX_DRAFTS))
+@refusal
+def mixing_of_whole_numbers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if not served.is_mixed_at_load or served.palu.is_packed:
+        return None
+    return "hadamard mixes latents for few bits, but these have 16; give latent_bits too."
 
 
-def _other_cache_dtype(vllm_config: VllmConfig) -> bool:
-    dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    return vllm_config.cache_config.cache_dtype not in ("auto", dtype)
+@refusal
+def mixing_of_a_quantized_output(config: VllmConfig, served: ServedConfig) -> str | None:
+    """An output projection that follows ``v_up`` is not reached by the mixing."""
+    plain = all(shape.value_path == "factored" for shape in served.layers)
+    if not (served.is_mixed_at_load and served.is_quantized) or plain:
+        return None
+    return (
+        "hadamard cannot mix a quantized o_proj that takes latents or whole values; "
+        "quantize a checkpoint that palu-compress has mixed, or leave hadamard out."
+    )
 
 
-def _other_speculation(vllm_config: VllmConfig) -> bool:
-    """Whether drafts come from anything but the request's own tokens, for instance from a second model."""
-    speculation = vllm_config.speculative_config
-    return speculation is not None and speculation.method != "ngram"
+@refusal
+def streaming_with_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if served.streaming is None or not served.palu.num_shared:
+        return None
+    return "streaming_llm is not proven for layers that share a cache, which this checkpoint has; leave it out."
 
 
-def _moves_blocks(vllm_config: VllmConfig) -> bool:
-    return vllm_config.kv_transfer_config is not None or vllm_config.cache_config.kv_offloading_size is not None
+@refusal
+def streaming_with_a_window(config: VllmConfig, served: ServedConfig) -> str | None:
+    window = getattr(config.model_config.hf_config, "sliding_window", None)
+    if served.streaming is None or window is None:
+        return None
+    return (
+        f"streaming_llm is for models that attend to the whole context, and this one has a sliding window of {window} "
+        "tokens; leave streaming_llm out."
+    )
 
 
-def _long_drafts(vllm_config: VllmConfig) -> bool:
-    speculation = vllm_config.speculative_config
-    return speculation is not None and speculation.num_speculative_tokens > MAX_DRAFTS
+@refusal
+def cut_groups(config: VllmConfig, served: ServedConfig) -> str | None:
+    groups, devices = served.palu.num_groups(served.geometry), config.parallel_config.tensor_parallel_size
+    if groups % devices == 0:
+        return None
+    largest = max(size for size in range(1, min(groups, devices) + 1) if groups % size == 0)
+    return (
+        f"tensor parallel size {devices} would cut a group of the {groups} groups of KV heads; "
+        f"the largest size that works is {largest}."
+    )
 
 
-def _shares_layers(vllm_config: VllmConfig) -> bool:
-    return PaluConfig.from_hf_config(vllm_config.model_config.hf_config.to_dict()).num_shared > 0
+@refusal
+def streaming_with_a_connector(config: VllmConfig, served: ServedConfig) -> str | None:
+    name = connector(config)
+    if served.streaming is None or name is None:
+        return None
+    return f"the KV connector {name} does not know which blocks streaming_llm keeps; leave one of the two out."
 
 
-def _stages_without_compilation(vllm_config: VllmConfig) -> bool:
+@refusal
+def other_connector(config: VllmConfig, served: ServedConfig) -> str | None:
+    name, transfer = connector(config), config.kv_transfer_config
+    if name is None or (name in (OFFLOADING, FILES) and not (transfer and transfer.kv_connector_module_path)):
+        return None
+    return (
+        f"moving latents with the KV connector {name} is not proven; use --kv-offloading-size, "
+        "or leave --kv-transfer-config out."
+    )
+
+
+@refusal
+def offloading_beyond_host_memory(config: VllmConfig, served: ServedConfig) -> str | None:
+    place = extra_config(config).get("spec_name", HOST_MEMORY)
+    if connector(config) != OFFLOADING or place == HOST_MEMORY:
+        return None
+    return (
+        f"offloading latents with {place} is not proven, because it may share blocks between servers "
+        f"by the name of the model alone; leave spec_name at {HOST_MEMORY}."
+    )
+
+
+@refusal
+def files_without_a_folder(config: VllmConfig, served: ServedConfig) -> str | None:
+    if connector(config) != FILES or "shared_storage_path" in extra_config(config):
+        return None
+    return f"{FILES} needs a shared_storage_path in kv_connector_extra_config."
+
+
+@refusal
+def files_of_a_hubs_checkpoint(config: VllmConfig, served: ServedConfig) -> str | None:
+    if connector(config) != FILES or Path(config.model_config.model).is_dir():
+        return None
+    return f"{FILES} needs the checkpoint in a local directory."
+
+
+@refusal
+def files_with_adapters(config: VllmConfig, served: ServedConfig) -> str | None:
+    if connector(config) != FILES or not config.lora_config:
+        return None
+    return f"{FILES} gives a block of one adapter to requests with another; leave --enable-lora out."
+
+
+@refusal
+def files_of_several_devices(config: VllmConfig, served: ServedConfig) -> str | None:
+    if connector(config) != FILES or config.parallel_config.world_size == 1:
+        return None
+    return f"{FILES} lets devices overwrite each other's files; leave the parallel sizes at 1."
+
+
+@refusal
+def other_backend(config: VllmConfig, served: ServedConfig) -> str | None:
+    if not _chosen_backends(config) - {BACKEND}:
+        return None
+    return (
+        f"{config.model_config.model} is a palu checkpoint, which only --attention-backend palu serves; "
+        "choose that or leave the flag out."
+    )
+
+
+@refusal
+def other_cache_dtype(config: VllmConfig, served: ServedConfig) -> str | None:
+    asked = config.cache_config.cache_dtype
+    if asked in ("auto", served.dtype):
+        return None
+    return f"--kv-cache-dtype {asked} is not supported with latents in {served.dtype}; leave it at auto."
+
+
+@refusal
+def quantization_at_load(config: VllmConfig, served: ServedConfig) -> str | None:
+    method = config.model_config.quantization
+    if method in (None, METHOD):
+        return None
+    return (
+        f"weight quantization ({method}) is not proven for palu models; "
+        "leave --quantization out, or quantize with compressed-tensors after palu-compress."
+    )
+
+
+@refusal
+def other_speculation(config: VllmConfig, served: ServedConfig) -> str | None:
+    """Drafts may come from the request's own tokens only, not for instance from a second model."""
+    speculation = config.speculative_config
+    if speculation is None or speculation.method == "ngram":
+        return None
+    return (
+        f"speculative decoding by {speculation.method} is not proven for palu models; "
+        "use the method ngram or leave --speculative-config out."
+    )
+
+
+@refusal
+def long_drafts(config: VllmConfig, served: ServedConfig) -> str | None:
+    speculation = config.speculative_config
+    if speculation is None or speculation.num_speculative_tokens <= MAX_DRAFTS:
+        return None
+    return (
+        f"drafts of {speculation.num_speculative_tokens} tokens are too long, because decoding over latents verifies "
+        f"{MAX_DRAFTS} at once; set num_speculative_tokens to {MAX_DRAFTS} or less."
+    )
+
+
+@refusal
+def stages_without_compilation(config: VllmConfig, served: ServedConfig) -> str | None:
     """Dense models end at their first request there, with an assertion that says nothing."""
-    stages = vllm_config.parallel_config.pipeline_parallel_size
-    return stages > 1 and vllm_config.model_config.enforce_eager and _on_cpu(vllm_config)
-
-
-_SETTINGS: tuple[tuple[Callable[[VllmConfig], bool], str], ...] = (
-    (
-        lambda config: bool(_chosen_backends(config) - {BACKEND}),
-        "{config.model_config.model} is a palu checkpoint, which only --attention-backend palu serves; "
-        "choose that or leave the flag out.",
-    ),
-    (
-        _other_cache_dtype,
-        "--kv-cache-dtype {config.cache_config.cache_dtype} is not supported with latents in "
-        "{config.model_config.dtype}; leave it at auto.",
-    ),
-    (
-        lambda config: config.model_config.quantization not in (None, METHOD),
-        "weight quantization ({config.model_config.quantization}) is not proven for palu models; "
-        "leave --quantization out, or quantize with compressed-tensors after palu-compress.",
-    ),
-    (
-        _other_speculation,
-        "speculative decoding by {config.speculative_config.method} is not proven for palu models; "
-        "use the method ngram or leave --speculative-config out.",
-    ),
-    (
-        _long_drafts,
-        "drafts of {config.speculative_config.num_speculative_tokens} tokens are too long, because decoding over "
-        "latents verifies {max_drafts} at once; set num_speculative_tokens to {max_drafts} or less.",
-    ),
-    (
-        _stages_without_compilation,
+    stages = config.parallel_config.pipeline_parallel_size
+    if stages == 1 or not config.model_config.enforce_eager or not on_cpu(config):
+        return None
+    return (
         "pipeline parallelism on a CPU needs the compiled model, because vLLM makes the buffers between stages "
-        "only while it compiles; leave --enforce-eager out.",
-    ),
-    (
-        lambda config: config.parallel_config.pipeline_parallel_size > 1 and _shares_layers(config),
+        "only while it compiles; leave --enforce-eager out."
+    )
+
+
+@refusal
+def stages_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if config.parallel_config.pipeline_parallel_size == 1 or not served.palu.num_shared:
+        return None
+    return (
         "layers of this checkpoint read latents of earlier layers, which another pipeline stage may hold; "
-        "leave --pipeline-parallel-size at 1.",
-    ),
-    (
-        lambda config: _moves_blocks(config) and _shares_layers(config),
+        "leave --pipeline-parallel-size at 1."
+    )
+
+
+@refusal
+def connector_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if connector(config) is None or not served.palu.num_shared:
+        return None
+    return (
         "moving latents that layers share with a KV connector is not proven; leave --kv-transfer-config and "
-        "--kv-offloading-size out.",
-    ),
-    (
-        lambda config: config.cache_config.kv_sharing_fast_prefill and _shares_layers(config),
-        "--kv-sharing-fast-prefill is not proven for layers that share latents; leave the flag out.",
-    ),
-    (
-        lambda config: config.model_config.convert_type == "classify",
-        "a palu checkpoint has no layer that classifies or scores; leave --convert classify out.",
-    ),
-    (
-        lambda config: (
-            config.parallel_config.decode_context_parallel_size > 1
-            or config.parallel_config.prefill_context_parallel_size > 1
-        ),
-        "context parallelism is not supported for latents; leave the context parallel sizes at 1.",
-    ),
-)
+        "--kv-offloading-size out."
+    )
+
+
+@refusal
+def fast_prefill_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
+    if not config.cache_config.kv_sharing_fast_prefill or not served.palu.num_shared:
+        return None
+    return "--kv-sharing-fast-prefill is not proven for layers that share latents; leave the flag out."
+
+
+@refusal
+def classification(config: VllmConfig, served: ServedConfig) -> str | None:
+    if config.model_config.convert_type != "classify":
+        return None
+    return "a palu checkpoint has no layer that classifies or scores; leave --convert classify out."
+
+
+@refusal
+def context_parallelism(config: VllmConfig, served: ServedConfig) -> str | None:
+    parallel = config.parallel_config
+    if parallel.decode_context_parallel_size == parallel.prefill_context_parallel_size == 1:
+        return None
+    return "context parallelism is not supported for latents; leave the context parallel sizes at 1."

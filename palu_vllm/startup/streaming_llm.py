@@ -5,13 +5,8 @@ The knobs have their published names. ``docs/concepts/sinks-and-window.md`` says
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
-
-from transformers import PretrainedConfig
-
-STREAMING_LLM = "streaming_llm"
-SERVED = "palu_streaming_llm"  # key of a config that is served so: the knobs
 
 
 @dataclass(frozen=True)
@@ -30,30 +25,15 @@ class StreamingLLM:
         names = [field.name for field in fields(cls)]
         if not isinstance(value, Mapping) or not {*names[:2]} <= {*value} <= {*names}:
             raise ValueError(
-                f"--additional-config has {STREAMING_LLM}={value!r} for palu; "
+                f"--additional-config has streaming_llm={value!r} for palu; "
                 f"expected start_size and recent_size, and if wanted enable_pos_shift."
             )
         for name in names[:2]:
             if not isinstance(value[name], int) or isinstance(value[name], bool) or value[name] < 1:
-                raise ValueError(f"{STREAMING_LLM} has {name}={value[name]!r}; expected a number of tokens from 1 on.")
+                raise ValueError(f"streaming_llm has {name}={value[name]!r}; expected a number of tokens from 1 on.")
         if not isinstance(value.get(names[2], True), bool):
-            raise ValueError(f"{STREAMING_LLM} has {names[2]}={value[names[2]]!r}; expected true or false.")
+            raise ValueError(f"streaming_llm has {names[2]}={value[names[2]]!r}; expected true or false.")
         return cls(**value)
-
-    @classmethod
-    def served(cls, config: PretrainedConfig) -> Self | None:
-        """What ``write`` has written; None for attention to the whole context."""
-        knobs = getattr(config, SERVED, None)
-        return knobs and cls(**knobs)
-
-    def write(self, config: PretrainedConfig) -> None:
-        """Tells the model's configuration. Raises ValueError with one sentence where it has a window of its own."""
-        if getattr(config, "sliding_window", None) is not None:
-            raise ValueError(
-                f"{STREAMING_LLM} is for models that attend to the whole context, and this one has a sliding window of "
-                f"{config.sliding_window} tokens; leave {STREAMING_LLM} out."
-            )
-        setattr(config, SERVED, asdict(self))
 
     @property
     def window(self) -> int:

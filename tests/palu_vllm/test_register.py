@@ -13,7 +13,7 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import palu_vllm
-from palu_vllm import plugin
+from palu_vllm import registry
 from palu_vllm.format.config import FAMILIES
 
 LIGHT = """
@@ -47,7 +47,7 @@ def test_register_twice():
 
 
 def test_backend_survives_the_trip_to_a_spawned_process():
-    members = [plugin.palu_backend(), AttentionBackendEnum.CPU_ATTN]
+    members = [registry.palu_backend(), AttentionBackendEnum.CPU_ATTN]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(operator.attrgetter("name"), members) == ["PALU", "CPU_ATTN"]
     assert copy.deepcopy(members) == members
@@ -65,7 +65,7 @@ def test_backend_survives_the_trip_to_a_spawned_process():
     ],
 )
 def test_supported_versions(version, supported):
-    assert plugin.is_supported(version) is supported
+    assert registry.is_supported(version) is supported
 
 
 OTHER_VLLM = """

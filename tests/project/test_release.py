@@ -19,7 +19,7 @@ from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 
 import palu_vllm
-from palu_vllm import plugin
+from palu_vllm import registry
 
 ROOT = Path(__file__).parents[2]
 TUNED = "palu_vllm/kernels/gpu/tuned/some_device.json"
@@ -162,7 +162,7 @@ def test_what_is_required_fits_what_is_tested(metadata):
 def test_the_bound_on_vllm_is_what_the_plugin_serves_with(metadata):
     [vllm] = [one for one in map(Requirement, metadata.get_all("Requires-Dist")) if one.name == "vllm"]
     for minor in range(25, 40):
-        assert vllm.specifier.contains(f"0.{minor}.1") == plugin.is_supported(f"0.{minor}.1")
+        assert vllm.specifier.contains(f"0.{minor}.1") == registry.is_supported(f"0.{minor}.1")
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

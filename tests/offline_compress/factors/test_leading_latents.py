@@ -5,7 +5,7 @@ import torch
 
 from offline_compress import compress
 from palu_vllm.format.checkpoint import iterate_tensors, read_config
-from palu_vllm.loading.leading import STORED, leading_latents, ranks_at
+from palu_vllm.loading.leading import leading_latents, ranks_at
 
 CALIBRATION = {"calib_samples": 6, "calib_seqlen": 48}
 
@@ -19,13 +19,12 @@ def test_a_lower_ratio_of_the_uniform_search(dense, tmp_path, text, family, obje
     options |= CALIBRATION | {"group_size": group_size, "calib_data": text}
     compress(dense(family), tmp_path / "more", rank_ratio=0.75, **options)
     compress(dense(family), tmp_path / "less", rank_ratio=0.5, **options)
-    config, more, geometry = read_config(tmp_path / "more")
+    _, more, geometry = read_config(tmp_path / "more")
     _, less, _ = read_config(tmp_path / "less")
     rank_k, rank_v = ranks_at(more, geometry, 0.5)
     assert (rank_k, rank_v) == (less.rank_k, less.rank_v)
-    config[STORED] = {"rank_k": more.rank_k, "rank_v": more.rank_v}
-    config["palu_config"] |= {"rank_k": rank_k, "rank_v": rank_v}
-    found = dict(leading_latents(iterate_tensors(tmp_path / "more"), config))
+    served = more.model_copy(update={"rank_k": rank_k, "rank_v": rank_v})
+    found = dict(leading_latents(iterate_tensors(tmp_path / "more"), more, served, geometry))
     expected = dict(iterate_tensors(tmp_path / "less"))
     assert found.keys() == expected.keys()
     for name, tensor in found.items():

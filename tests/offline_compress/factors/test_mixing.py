@@ -5,13 +5,13 @@ import torch
 from offline_compress.factors.decomposition import decompose
 from offline_compress.factors.mixing import rotate_columns, rotate_factors, rotate_rows
 from palu_vllm.format.latent_format import Tier
-from palu_vllm.format.mixing import rotation_of_tiers
+from palu_vllm.format.mixing import mixing_of_tiers
 
 
 def test_folding_changes_no_product():
     torch.manual_seed(0)
     factors = decompose(torch.randn(2 * 32, 20), 2, 12)
-    rotated = rotate_factors(factors, rotation_of_tiers([Tier(4, 8), Tier(8, 4)]))
+    rotated = rotate_factors(factors, mixing_of_tiers([Tier(4, 8), Tier(8, 4)]))
     assert not torch.allclose(rotated.down, factors.down)
     for group in range(2):
         before = factors.up[group].T @ factors.down.view(2, 12, -1)[group]
@@ -24,7 +24,7 @@ def test_folding_evens_out_the_numbers_of_a_latent():
     weight = torch.randn(64, 64).double() * torch.logspace(0, -3, 64)
     factors = decompose(weight, 1, 48)
     x = torch.randn(500, 64).double()
-    spread = [(x @ f.down.T).std(0) for f in (factors, rotate_factors(factors, rotation_of_tiers([Tier(48, 4)])))]
+    spread = [(x @ f.down.T).std(0) for f in (factors, rotate_factors(factors, mixing_of_tiers([Tier(48, 4)])))]
     ratios = [(s.max() / s.min()).item() for s in spread]
     assert ratios[1] < ratios[0] / 5
 

@@ -25,7 +25,7 @@ def logits(directory):
 
 @pytest.mark.parametrize("rank_ratio", [0.5, 1.0])
 @pytest.mark.parametrize("value_path", ["fused", "factored"])
-def test_rotated_latents_give_the_same_logits(dense, tmp_path, rank_ratio, value_path):
+def test_mixed_latents_give_the_same_logits(dense, tmp_path, rank_ratio, value_path):
     options = {"rank_ratio": rank_ratio, "objective": "svd", "search": "uniform", "value_path": value_path}
     compress(dense, tmp_path / "plain", hadamard=False, **options)
     compress(dense, tmp_path / "rotated", hadamard=True, **options)

@@ -6,7 +6,7 @@ import torch
 from offline_compress.factors.decomposition import decompose
 from offline_compress.ranks.storage_errors import Projected, Storage, storage_errors
 from palu_vllm.format.latent_format import LatentFormat, Tier
-from palu_vllm.format.mixing import rotation_of_tiers
+from palu_vllm.format.mixing import mixing_of_tiers
 
 GROUPS, HEADS, HEAD_DIM, HIDDEN, TOKENS = 2, 4, 16, 48, 30
 FULL = HEADS // GROUPS * HEAD_DIM
@@ -14,7 +14,7 @@ FULL = HEADS // GROUPS * HEAD_DIM
 
 def storage(rank: int, bits: int, rotated: bool = False) -> Storage:
     tiers = (Tier(rank, bits),)
-    return Storage(LatentFormat(tiers, "float32"), rotation_of_tiers(tiers) if rotated else None)
+    return Storage(LatentFormat(tiers, "float32"), mixing_of_tiers(tiers) if rotated else None)
 
 
 @pytest.fixture
@@ -59,4 +59,4 @@ def test_a_rotation_changes_codes_but_not_what_they_stand_for(projected):
     assert not torch.equal(projected.stored(16, plain), projected.stored(16, rotated))
     latents = torch.randn(3, 16)
     form = LatentFormat((Tier(16, 16),), "float32")
-    assert Storage(form, rotation_of_tiers(form.tiers)).read_back(latents) is latents
+    assert Storage(form, mixing_of_tiers(form.tiers)).read_back(latents) is latents

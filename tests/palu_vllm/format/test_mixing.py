@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from palu_vllm.format.latent_format import Tier
-from palu_vllm.format.mixing import rotation_of_tiers, spreading_matrix
+from palu_vllm.format.mixing import mixing_of_tiers, spreading_matrix
 
 SIZES = [1, 2, 7, 16, 48, 64, 96, 112, 144, 210, 384]
 
@@ -27,6 +27,6 @@ def test_powers_of_two_give_hadamard_matrices(size):
 
 
 def test_tiers_are_not_mixed():
-    rotation = rotation_of_tiers([Tier(16, 8), Tier(48, 3)])
+    rotation = mixing_of_tiers([Tier(16, 8), Tier(48, 3)])
     assert rotation.shape == (64, 64)
     assert not rotation[:16, 16:].any() and not rotation[16:, :16].any()

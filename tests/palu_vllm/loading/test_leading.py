@@ -10,7 +10,7 @@ from offline_compress.ranks.allocation import allocate_ranks
 from palu_vllm.format.checkpoint import expected_tensors, iterate_tensors, read_config
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.loading.checked import checked
-from palu_vllm.loading.leading import STORED, leading_latents, ranks_at, stored_config
+from palu_vllm.loading.leading import leading_latents, ranks_at
 from tests.support.truncated import truncate
 
 GEOMETRY = AttentionGeometry(hidden_size=512, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=64)  # full rank 64 n
@@ -31,7 +31,7 @@ def config(rank_k, rank_v, sizes=(2, 2), **fields) -> PaluConfig:
 
 
 def random_ranks(sizes, seed: int) -> PaluConfig:
-    """Any ranks, at full rank and off the tiles too."""
+    """Any ranks, at full rank and off the steps too."""
     chooser = torch.Generator().manual_seed(seed)
     ranks = [torch.randint(16, 64 * size + 1, (4,), generator=chooser).tolist() for size in sizes]
     ranks[seed % 2][0] = 64 * sizes[seed % 2]
@@ -49,7 +49,7 @@ def served(palu: PaluConfig, ratio: float) -> PaluConfig:
 
 
 @pytest.mark.parametrize(("sizes", "seed"), itertools.product(SIZES, range(6)))
-def test_the_share_is_kept_in_multiples_of_16_and_never_above_the_checkpoint(sizes, seed):
+def test_the_fraction_is_kept_in_multiples_of_16_and_never_above_the_checkpoint(sizes, seed):
     palu = random_ranks(sizes, seed)
     own, largest_step = numbers(palu), 16 * 8 // min(sizes)
     for ratio in torch.linspace(0.55, 1, 9, dtype=torch.float64).mul(own / NUMBERS).tolist():
@@ -72,8 +72,8 @@ def test_layers_that_share_have_the_ranks_of_their_source(ratio):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_projection_keeps_one_share_rounded_to_its_tile(sizes):
-    """To the nearest; with unequal groups, whose last tile may not fit any more, to a tile."""
+def test_every_projection_keeps_one_fraction_rounded_to_its_step(sizes):
+    """To the nearest; with unequal groups, whose last step may not fit any more, to a step."""
     rounding = 8 if sizes[0] == sizes[1] else 16
     palu = config([48 * sizes[0], 32 * sizes[0]] * 2, [16 * sizes[1], 48 * sizes[1]] * 2, sizes)
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
@@ -112,10 +112,10 @@ def test_equal_ranks_become_those_of_the_uniform_search(ratio):
 @pytest.mark.parametrize(
     ("palu", "ratio", "expected"),
     [
-        (config([64] * 4, [64] * 4), 0.6, "rank_ratio 0.6 is above 0.5, the share of ranks that the checkpoint has"),
+        (config([64] * 4, [64] * 4), 0.6, "rank_ratio 0.6 is above 0.5, the fraction of ranks that the checkpoint has"),
         (config([64] * 4, [64] * 4), 0.1, "rank_ratio 0.1 is below 0.125"),
         (config([64] * 4, [128] * 4), 0.5, "is below 0.5625, where .* stored whole stay whole"),
-        (config([64] * 4, [64] * 4, hadamard=True), 0.3, "rotated for few bits"),
+        (config([64] * 4, [64] * 4, hadamard=True), 0.3, "mixed for few bits"),
         (config([64] * 4, [64] * 4, objective="unknown"), 0.3, r"not known of this checkpoint \(objective unknown\)"),
     ],
 )
@@ -133,19 +133,16 @@ def test_tensors_are_those_of_a_checkpoint_cut_on_disk(palu, tmp_path, case):
     rank_k, rank_v = ranks_at(own, geometry, 0.7 * own.bytes_per_token(geometry, "float32") / DENSE_BYTES)
     assert (rank_k, rank_v) != (own.rank_k, own.rank_v)
     smaller = truncate(directory, tmp_path / "cut", rank_k, rank_v)
-    asked = whole | {
-        "palu_config": whole["palu_config"] | {"rank_k": rank_k, "rank_v": rank_v},
-        STORED: {"rank_k": own.rank_k, "rank_v": own.rank_v},
-    }
-    found = dict(leading_latents(checked(iterate_tensors(directory), stored_config(asked)), asked))
+    asked = whole | {"palu_config": whole["palu_config"] | {"rank_k": rank_k, "rank_v": rank_v}}
+    fewer = PaluConfig.from_hf_config(asked)
+    found = dict(leading_latents(checked(iterate_tensors(directory), whole), own, fewer, geometry))
     expected = dict(iterate_tensors(smaller))
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == expected_tensors(asked)
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-def test_a_config_without_stored_ranks_passes_all_tensors_on(palu):
-    whole, *_ = read_config(palu())
-    assert stored_config(whole) is whole
-    same = zip(leading_latents(iterate_tensors(palu()), whole), iterate_tensors(palu()), strict=True)
+def test_equal_ranks_pass_all_tensors_on(palu):
+    _, own, geometry = read_config(palu())
+    same = zip(leading_latents(iterate_tensors(palu()), own, own, geometry), iterate_tensors(palu()), strict=True)
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in same)

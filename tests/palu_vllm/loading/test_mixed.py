@@ -1,4 +1,4 @@
-"""Latents rotated while they load: the tensors of a checkpoint that was cut and rotated on disk."""
+"""Latents mixed while they load: the tensors of a checkpoint that was cut and mixed on disk."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from palu_vllm.format.checkpoint import attention_prefix, iterate_tensors, read_config
-from palu_vllm.loading.leading import STORED, leading_latents, ranks_at
-from palu_vllm.loading.mixed import LayerRotation, rotated_latents
+from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.loading.leading import leading_latents, ranks_at
+from palu_vllm.loading.mixed import LayerMixing, mixed_latents
 from tests.support.palu_checkpoints import with_tiers
 from tests.support.rotated import rotate
 from tests.support.truncated import truncate
@@ -21,14 +22,14 @@ CASES = {  # values or keys of a layer are stored whole in some
 }
 
 
-def asked_of(directory: Path, ratio: float) -> tuple[dict, list[int], list[int]]:
-    """The config of a server that cuts and rotates, and its ranks."""
+def asked_of(directory: Path, ratio: float) -> tuple[PaluConfig, PaluConfig, AttentionGeometry]:
+    """What the files of a server hold that cuts and mixes, and what it serves."""
     config, palu, geometry = read_config(directory)
     rank_k, rank_v = ranks_at(palu, geometry, ratio * palu.bytes_per_token(geometry, "float32") / DENSE_BYTES)
-    stored = {"rank_k": palu.rank_k, "rank_v": palu.rank_v, "hadamard": False}
     changes = {"rank_k": rank_k, "rank_v": rank_v, "hadamard": True}
     changes |= {f"tiers_{side}": [{"share": share, "bits": bits} for share, bits in TIERS] for side in "kv"}
-    return config | {"palu_config": config["palu_config"] | changes, STORED: stored}, rank_k, rank_v
+    served = PaluConfig.from_hf_config(config | {"palu_config": config["palu_config"] | changes})
+    return palu, served, geometry
 
 
 def halves(rank: int) -> list[int]:
@@ -38,13 +39,13 @@ def halves(rank: int) -> list[int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tensors_are_those_of_a_checkpoint_cut_and_rotated_on_disk(palu, tmp_path, case):
+def test_tensors_are_those_of_a_checkpoint_cut_and_mixed_on_disk(palu, tmp_path, case):
     family, options = CASES[case]
     directory = palu(family, **options)
-    config, rank_k, rank_v = asked_of(directory, 0.7)
-    cut = truncate(directory, tmp_path / "cut", rank_k, rank_v)
+    asked = asked_of(directory, 0.7)
+    cut = truncate(directory, tmp_path / "cut", asked[1].rank_k, asked[1].rank_v)
     expected = dict(iterate_tensors(rotate(cut, tmp_path / "rotated", halves, [{"share": 1.0, "bits": 4}])))
-    found = dict(rotated_latents(leading_latents(iterate_tensors(directory), config), config))
+    found = dict(mixed_latents(leading_latents(iterate_tensors(directory), *asked), *asked))
     assert found.keys() == expected.keys()
     assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in found.values())
     for name, tensor in found.items():
@@ -58,11 +59,10 @@ def test_products_do_not_change(palu, case):
     """Keys and what attention adds are those of the latents before."""
     family, options = CASES[case]
     directory = palu(family, **options)
-    config, *_ = asked_of(directory, 0.7)
-    before = dict(leading_latents(iterate_tensors(directory), config))
-    after = dict(rotated_latents(iter(before.items()), config))
-    _, palu_config, geometry = read_config(directory)
-    groups = geometry.num_kv_heads // palu_config.group_size_k
+    files, served, geometry = asked_of(directory, 0.7)
+    before = dict(leading_latents(iterate_tensors(directory), files, served, geometry))
+    after = dict(mixed_latents(iter(before.items()), files, served, geometry))
+    groups = geometry.num_kv_heads // files.group_size_k
     for layer in range(geometry.num_layers):
         down, up = f"{attention_prefix(layer)}k_down.weight", f"{attention_prefix(layer)}k_up"
         if up not in before:
@@ -73,20 +73,21 @@ def test_products_do_not_change(palu, case):
         assert not torch.allclose(before[down], after[down])
 
 
-def test_what_is_not_rotated_passes(palu, tmp_path):
+def test_what_is_not_mixed_passes(palu, tmp_path):
     for directory in (palu(), with_tiers(palu(), tmp_path / "rotated", TIERS, TIERS, hadamard=True)):
-        config, *_ = read_config(directory)
-        pairs = zip(rotated_latents(iterate_tensors(directory), config), iterate_tensors(directory), strict=True)
+        _, own, geometry = read_config(directory)
+        pairs = zip(
+            mixed_latents(iterate_tensors(directory), own, own, geometry), iterate_tensors(directory), strict=True
+        )
         assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_dtype_stays(palu, dtype):
     directory = palu()
-    config, *_ = asked_of(directory, 1.0)
-    _, own, geometry = read_config(directory)
-    rotation = LayerRotation.of(own, geometry, 0)
-    tensor = torch.randn(rotation.value.shape[0] * 3, 8).to(dtype)
-    found = rotation("v_down.weight", tensor)
+    own, _, geometry = asked_of(directory, 1.0)
+    mixing = LayerMixing.of(own, geometry, 0)
+    tensor = torch.randn(mixing.value.shape[0] * 3, 8).to(dtype)
+    found = mixing("v_down.weight", tensor)
     assert found.dtype == dtype
-    torch.testing.assert_close(rotation("v_down.weight", found).float(), tensor.float(), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(mixing("v_down.weight", found).float(), tensor.float(), atol=0.05, rtol=0.05)

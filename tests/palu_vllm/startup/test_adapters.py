@@ -4,6 +4,7 @@ import pytest
 
 from palu_vllm.format.checkpoint import read_json
 from palu_vllm.startup.adapters import AdapterNames
+from palu_vllm.startup.served import ServedConfig
 
 NAME = "base_model.model.model.layers.0.{}.lora_A.weight"
 
@@ -34,12 +35,13 @@ def test_the_models_own_tensors_are_no_adapters():
 
 @pytest.mark.parametrize(("rank_v", "fused"), [(64, False), ((64, 16), True)])
 def test_whole_values_keep_their_output_projection(palu, rank_v, fused):
-    names = AdapterNames.of(read_json(palu("llama", 32, rank_v) / "config.json"))
-    assert (names.fused, names.rotated) == (fused, False)
+    config = read_json(palu("llama", 32, rank_v) / "config.json")
+    names = AdapterNames.of(ServedConfig.of(config, {}, "float32"))
+    assert (names.fused, names.mixed) == (fused, False)
 
 
-def test_whole_values_that_are_rotated_take_no_adapter_of_the_original(palu):
+def test_whole_values_that_are_mixed_take_no_adapter_of_the_original(palu):
     config = read_json(palu("llama", 32, 64) / "config.json")
     config["palu_config"]["hadamard"] = True
-    with pytest.raises(ValueError, match="whole takes them rotated; serve the model without rotated latents"):
-        AdapterNames.of(config).map_name(NAME.format("self_attn.o_proj"))
+    with pytest.raises(ValueError, match="whole takes them mixed; serve the model without mixed latents"):
+        AdapterNames.of(ServedConfig.of(config, {}, "float32")).map_name(NAME.format("self_attn.o_proj"))

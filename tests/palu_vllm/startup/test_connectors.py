@@ -1,16 +1,13 @@
-"""Connectors that could mix latents of checkpoints, adapters or devices are refused; the others are left alone."""
+"""What connectors that may move latents are told: a folder for every checkpoint and form of latents."""
 
 import json
 import shutil
 from pathlib import Path
 
-import pytest
 from vllm.engine.arg_utils import EngineArgs
 
-from palu_vllm.startup.connectors import check_connector
-from palu_vllm.startup.refusals import StartError
-
-OFFLOADING = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+from palu_vllm.startup.connectors import separate_files
+from palu_vllm.startup.served import served_config
 
 
 def configured(model, **options):
@@ -23,29 +20,11 @@ def files(folder) -> dict:
     }
 
 
-TIERS = {"kv_connector_extra_config": {"spec_name": "TieringOffloadingSpec"}}
-REFUSED = {
-    "another connector": ({"kv_transfer_config": OFFLOADING | {"kv_connector": "NixlConnector"}}, "is not proven"),
-    "lmcache": ({"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}, "LMCacheMPConnector is not proven"),
-    "tiers": ({"kv_transfer_config": OFFLOADING | TIERS}, "by the name of the model alone"),
-    "no folder": ({"kv_transfer_config": files("") | {"kv_connector_extra_config": {}}}, "needs a shared_storage_path"),
-    "adapters": ({"kv_transfer_config": files("x"), "enable_lora": True}, "leave --enable-lora out"),
-    "devices": ({"kv_transfer_config": files("x"), "tensor_parallel_size": 2}, "leave the parallel sizes at 1"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_connectors_that_could_mix_latents(palu, case):
-    options, expected = REFUSED[case]
-    with pytest.raises(StartError, match=expected):
-        configured(palu(), **options)
-
-
 def folder(model, **options) -> str:
     """Where the files of a model go, the same however often it is asked."""
     config = configured(model, kv_transfer_config=files("files"), **options)
     path = config.kv_transfer_config.kv_connector_extra_config["shared_storage_path"]
-    check_connector(config)
+    separate_files(config, served_config(config))
     assert config.kv_transfer_config.kv_connector_extra_config["shared_storage_path"] == path
     assert Path(path).parent == Path("files")
     return path

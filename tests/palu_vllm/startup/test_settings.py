@@ -1,18 +1,22 @@
 """Settings of ``--additional-config``: what they change, and one sentence for what they cannot."""
 
+import pickle
+
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from palu_vllm.format.config import PaluConfig, whole_latent
-from palu_vllm.loading.leading import STORED
-from palu_vllm.startup.refusals import StartError
-from palu_vllm.startup.settings import apply_settings
+from palu_vllm.startup.check import StartError
+from palu_vllm.startup.served import served_config
 from tests.support.palu_checkpoints import with_tiers
 
 
+def configured(model, settings):
+    return EngineArgs(str(model), dtype="float32", additional_config={"palu": settings}).create_engine_config()
+
+
 def served(model, settings) -> PaluConfig:
-    arguments = EngineArgs(str(model), dtype="float32", additional_config={"palu": settings})
-    return PaluConfig.from_hf_config(arguments.create_engine_config().model_config.hf_config.to_dict())
+    return served_config(configured(model, settings)).palu
 
 
 def test_bits_of_both_and_of_one(palu):
@@ -43,57 +47,31 @@ def test_fewer_ranks_are_written_where_bits_are(palu, tmp_path):
     assert served(model, {"rank_ratio": 0.75}) == served(model, {}), "its own ratio"
     both = served(model, {"rank_ratio": 0.5, "latent_bits": 16})
     assert (both.rank_k, both.tiers_k) == ([32, 32], whole_latent(16))
-    config = EngineArgs(
-        str(model), dtype="float32", additional_config={"palu": {"rank_ratio": 0.5}}
-    ).create_engine_config()
-    before = config.model_config.hf_config.to_dict()
-    apply_settings(config)
-    assert config.model_config.hf_config.to_dict() == before
 
 
-def test_latents_are_rotated_where_bits_and_ranks_are_written(palu, tmp_path):
+def test_the_configuration_is_parsed_once_and_never_written_to(palu):
+    """Also where it went to another process, as it does from a server to its engine and workers."""
+    plain, config = configured(palu("llama", 48, 48), {}), configured(palu("llama", 48, 48), {"rank_ratio": 0.5})
+    found = served_config(config)
+    assert found is served_config(config) is served_config(pickle.loads(pickle.dumps(config)))
+    assert found.is_cut_at_load and found.files == served_config(plain).palu
+    assert config.model_config.hf_config.to_dict() == plain.model_config.hf_config.to_dict()
+
+
+def test_latents_are_mixed_where_bits_and_ranks_are_written(palu, tmp_path):
     fields = {"clip_k": [0.9, 0.8], "clip_v": [0.7, 0.6]}
     model = with_tiers(palu("llama", 48, 48), tmp_path / "clipped", [(1.0, 4)], [(1.0, 4)], **fields)
     found = served(model, {"hadamard": True})
     assert (found.hadamard, found.clip_k, found.rank_k) == (True, None, [48, 48])
     found = served(model, {"hadamard": True, "rank_ratio": 0.5, "latent_bits": 3})
     assert (found.hadamard, found.rank_v, found.tiers_v) == (True, [32, 32], whole_latent(3))
-    arguments = EngineArgs(
-        str(model), dtype="float32", additional_config={"palu": {"hadamard": True, "rank_ratio": 0.5}}
-    )
-    config = arguments.create_engine_config()
-    before = config.model_config.hf_config.to_dict()
-    assert before[STORED] == {"rank_k": [48, 48], "rank_v": [48, 48], "hadamard": False}
-    apply_settings(config)
-    assert config.model_config.hf_config.to_dict() == before
+    whole = served_config(configured(model, {"hadamard": True, "rank_ratio": 0.5}))
+    assert (whole.files.rank_k, whole.files.hadamard, whole.is_mixed_at_load) == ([48, 48], False, True)
 
 
-def test_latents_that_are_rotated_already_stay(palu, tmp_path):
-    model = with_tiers(palu(), tmp_path / "rotated", [(1.0, 4)], [(1.0, 4)], hadamard=True, clip_k=[0.9, 0.8])
+def test_latents_that_are_mixed_already_stay(palu, tmp_path):
+    model = with_tiers(palu(), tmp_path / "mixed", [(1.0, 4)], [(1.0, 4)], hadamard=True, clip_k=[0.9, 0.8])
     assert served(model, {"hadamard": True}) == served(model, {})
-
-
-def test_latents_that_layers_share_cannot_be_rotated(palu):
-    with pytest.raises(StartError, match=r"hadamard is not proven for layers that share a cache.*; leave it out\.$"):
-        served(palu("llama", source_layers=(0, 0)), {"hadamard": True, "latent_bits": 4})
-
-
-@pytest.mark.parametrize(("rank_v", "value_path"), [(48, "fused"), (64, "factored")])
-def test_a_quantized_output_projection_cannot_be_rotated(palu, rank_v, value_path):
-    config = EngineArgs(str(palu("llama", 48, rank_v, value_path=value_path)), dtype="float32").create_engine_config()
-    config.model_config.hf_config.quantization_config = {"quant_method": "compressed-tensors"}
-    config.additional_config = {"palu": {"hadamard": True, "latent_bits": 4}}
-    with pytest.raises(ValueError, match="hadamard cannot rotate a quantized o_proj"):
-        apply_settings(config)
-
-
-def test_a_quantized_output_projection_with_v_up_inside_cannot_be_cut(palu):
-    arguments = EngineArgs(str(palu("llama", 48, 48)), dtype="float32")
-    config = arguments.create_engine_config()
-    config.model_config.hf_config.quantization_config = {"quant_method": "compressed-tensors"}
-    config.additional_config = {"palu": {"rank_ratio": 0.5}}
-    with pytest.raises(ValueError, match="cannot cut a quantized o_proj that has v_up multiplied into it"):
-        apply_settings(config)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +83,7 @@ def test_a_quantized_output_projection_with_v_up_inside_cannot_be_cut(palu):
         ("4", "palu settings {'4'}"),
         ({"hadamard": False, "latent_bits": 4}, "hadamard=False for palu; expected true"),
         ({"hadamard": True}, "these have 16; give latent_bits too"),
-        ({"rank_ratio": "0.5"}, "rank_ratio='0.5' for palu; expected a share above 0, at most 1"),
+        ({"rank_ratio": "0.5"}, "rank_ratio='0.5' for palu; expected a fraction above 0, at most 1"),
         ({"rank_ratio": True}, "rank_ratio=True for palu"),
         ({"rank_ratio": 0}, "rank_ratio=0 for palu"),
         ({"rank_ratio": float("nan")}, "rank_ratio=nan for palu"),

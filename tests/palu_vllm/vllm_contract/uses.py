@@ -39,7 +39,7 @@ class Use:
 OWN = {  # members of classes of vLLM's kind that vLLM does not know, or never calls
     "AdapterNames.fused",
     "AdapterNames.of",
-    "AdapterNames.rotated",
+    "AdapterNames.mixed",
     "LatentAttention.forward",  # called by PaluAttention
     "PaluStatLogger._publish",
     "PaluStatLogger._set",
