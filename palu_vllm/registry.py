@@ -7,7 +7,7 @@ vLLM internals used: ``AttentionBackendEnum`` and its ``register_backend`` (publ
 import copyreg
 from typing import TYPE_CHECKING, Any
 
-from palu_vllm.format.config import FAMILIES
+from palu_vllm.families import CAUSAL_LM, FAMILIES, palu_class
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BACKEND = "PALU"
 BACKEND_CLASS = "palu_vllm.attention_backend.backend.PaluBackend"
-ARCHITECTURES = frozenset(architecture for _, architecture in FAMILIES.values())
+ARCHITECTURES = frozenset(palu_class(family, CAUSAL_LM) for family in FAMILIES)
 TESTED_VLLM = "0.32"
 SUPPORTED_VLLM = (TESTED_VLLM, "0.33")
 

@@ -10,8 +10,9 @@ import torch
 from offline_compress.checkpoint.writer import TensorSpec
 from offline_compress.model.access import is_replaced
 from offline_compress.plan import Plan
+from palu_vllm.families import CAUSAL_LM, palu_class, palu_type
 from palu_vllm.format.checkpoint import attention_tensors
-from palu_vllm.format.config import FAMILIES, PaluConfig
+from palu_vllm.format.config import PaluConfig
 
 DROPPED = ("torch_dtype", "_name_or_path", "auto_map")
 COMPANIONS = (
@@ -50,9 +51,9 @@ def output_config(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
 
 def compressed_config(dense: Mapping[str, Any], dtype: str, palu: PaluConfig) -> dict[str, Any]:
     """The dense ``config.json`` with the compressed model type, the dtype and ``palu_config``."""
-    model_type, architecture = FAMILIES[dense["model_type"]]
+    family = dense["model_type"]
     config = {key: value for key, value in dense.items() if key not in DROPPED}
-    config |= {"model_type": model_type, "architectures": [architecture], "dtype": dtype}
+    config |= {"model_type": palu_type(family), "architectures": [palu_class(family, CAUSAL_LM)], "dtype": dtype}
     return config | {"palu_config": palu.model_dump()}
 
 

@@ -15,8 +15,9 @@ from offline_compress.model.joined_matrices import joined_rows, without_joined
 from offline_compress.model.links import refuse_links_outside
 from offline_compress.model.tensor_file import StoredTensor, stored_tensors
 from offline_compress.run.errors import CompressionError
+from palu_vllm.families import FAMILIES
 from palu_vllm.format.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
-from palu_vllm.format.config import DTYPE_BYTES, FAMILIES, AttentionGeometry, rope_type
+from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, rope_type
 
 CHUNK_BYTES = 16 << 20
 # Microsoft publishes Phi-3 with the code that transformers has since taken in; it is neither run nor passed on

@@ -57,7 +57,7 @@ def attention_prefix(layer: int) -> str:
 def layer_tensors(shape: LayerShape, hidden_size: int, attention_bias: bool) -> dict[str, tuple[int, ...]]:
     """``{name below self_attn.: shape}`` of one compressed layer."""
     q_width = shape.num_heads * shape.head_dim
-    tensors = {
+    tensors: dict[str, tuple[int, ...]] = {
         "q_proj.weight": (q_width, hidden_size),
         "k_down.weight": (shape.num_groups_k * shape.rank_k, hidden_size),
         "v_down.weight": (shape.num_groups_v * shape.rank_v, hidden_size),
@@ -93,7 +93,8 @@ def body_tensors(config: Mapping[str, Any], geometry: AttentionGeometry) -> dict
     Raises ValueError for a size that ``config.json`` lacks.
     """
     vocab, inner, hidden = positive(config, "vocab_size"), positive(config, "intermediate_size"), geometry.hidden_size
-    layer = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
+    layer: dict[str, tuple[int, ...]] = dict.fromkeys(norms, (hidden,))
     for name, size in (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner))):
         layer[f"mlp.{name}.weight"] = size
         if config.get("mlp_bias"):

@@ -20,16 +20,8 @@ from palu_vllm.format.latent_format import (
     cut_into_tiers,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # the one that is written and read
 
-# transformers model_type -> (model_type, architecture) of its compressed form
-FAMILIES = {
-    "llama": ("palu_llama", "PaluLlamaForCausalLM"),
-    "mistral": ("palu_mistral", "PaluMistralForCausalLM"),
-    "qwen2": ("palu_qwen2", "PaluQwen2ForCausalLM"),
-    "qwen3": ("palu_qwen3", "PaluQwen3ForCausalLM"),
-    "phi3": ("palu_phi3", "PaluPhi3ForCausalLM"),
-}
 # dynamic and longrope change their frequencies with the length, so a cached latent has no fixed rotation
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPE_BYTES = NUMBER_BYTES
@@ -105,7 +97,7 @@ class PaluConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     base_model: str
     base_revision: str | None = None
     group_size_k: int = Field(ge=1)
@@ -199,7 +191,9 @@ class PaluConfig(BaseModel):
 
     def check_windows(self, layer_types: Sequence[str] | None) -> None:
         """Raises ValueError where a layer shares with one of another kind, full or sliding."""
-        for layer in range(len(self.rank_k)) if layer_types else ():
+        if layer_types is None:
+            return
+        for layer in range(len(self.rank_k)):
             source = self.source_layer(layer)
             if layer_types[layer] != layer_types[source]:
                 raise ValueError(

@@ -3,40 +3,30 @@
 ``palu_config`` stays the plain dict of ``config.json``; it is checked where a model is built from it.
 """
 
+import types
+from importlib import import_module
 from typing import Any
 
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.phi3.configuration_phi3 import Phi3Config
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers import PreTrainedConfig
+
+from palu_vllm.families import CONFIG, FAMILIES, palu_class, palu_type
 
 
-class PaluLlamaConfig(LlamaConfig):
-    model_type = "palu_llama"
-    base_model_tp_plan = None  # transformers' plan shards k_proj and v_proj, which are gone
-    palu_config: dict[str, Any] | None = None
+def _configuration(family: str) -> type[PreTrainedConfig]:
+    """The class of a family. It is an attribute of this module, where pickle looks for it."""
+    dense = getattr(import_module(f"transformers.models.{family}.configuration_{family}"), FAMILIES[family][0] + CONFIG)
+
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace |= {
+            "__module__": __name__,
+            "__annotations__": {"palu_config": dict[str, Any] | None},
+            "palu_config": None,
+            "model_type": palu_type(family),
+            "base_model_tp_plan": None,  # transformers' plan shards k_proj and v_proj, which are gone
+        }
+
+    return types.new_class(palu_class(family, CONFIG), (dense,), exec_body=fill)
 
 
-class PaluMistralConfig(MistralConfig):
-    model_type = "palu_mistral"
-    base_model_tp_plan = None
-    palu_config: dict[str, Any] | None = None
-
-
-class PaluQwen2Config(Qwen2Config):
-    model_type = "palu_qwen2"
-    base_model_tp_plan = None
-    palu_config: dict[str, Any] | None = None
-
-
-class PaluQwen3Config(Qwen3Config):
-    model_type = "palu_qwen3"
-    base_model_tp_plan = None
-    palu_config: dict[str, Any] | None = None
-
-
-class PaluPhi3Config(Phi3Config):
-    model_type = "palu_phi3"
-    base_model_tp_plan = None
-    palu_config: dict[str, Any] | None = None
+CONFIGURATIONS = {family: _configuration(family) for family in FAMILIES}
+globals().update({configuration.__name__: configuration for configuration in CONFIGURATIONS.values()})

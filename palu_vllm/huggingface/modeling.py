@@ -1,31 +1,23 @@
-"""transformers' own Llama, Mistral, Qwen2 and Qwen3 with ``PaluAttention`` in every layer. No model code is copied.
+"""transformers' own models with ``PaluAttention`` in every layer, one pair of classes per family of ``FAMILIES``.
 
-Phi-3, its joined matrices taken apart, is Mistral.
+No model code is copied.
 """
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
+from palu_vllm.families import CAUSAL_LM, FAMILIES, MODEL, palu_class
 from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.format.layers import layer_shape
 from palu_vllm.huggingface.attention import PaluAttention
-from palu_vllm.huggingface.configuration import (
-    PaluLlamaConfig,
-    PaluMistralConfig,
-    PaluPhi3Config,
-    PaluQwen2Config,
-    PaluQwen3Config,
-)
+from palu_vllm.huggingface.configuration import CONFIGURATIONS
 
 
 class _Palu(PreTrainedModel):
@@ -106,51 +98,18 @@ class _PaluCausalLM(_Palu):
         return (model, info) if output_loading_info else model
 
 
-class PaluLlamaModel(_PaluDecoder, LlamaModel):
-    config_class = PaluLlamaConfig
-    _can_record_outputs = {"hidden_states": LlamaDecoderLayer, "attentions": PaluAttention}
+def _classes(family: str) -> dict[str, type[_Palu]]:
+    """The decoder and the causal model of a family by their names, under which pickle finds them in this module."""
+    network = FAMILIES[family][1]
+    dense, begin = import_module(f"transformers.models.{network}.modeling_{network}"), FAMILIES[network][0]
+    told = {"__module__": __name__, "config_class": CONFIGURATIONS[family]}
+    recorded = {"hidden_states": getattr(dense, f"{begin}DecoderLayer"), "attentions": PaluAttention}
+    name = palu_class(family, MODEL)
+    decoder = type(name, (_PaluDecoder, getattr(dense, begin + MODEL)), told | {"_can_record_outputs": recorded})
+    causal_name = palu_class(family, CAUSAL_LM)
+    causal = type(causal_name, (_PaluCausalLM, getattr(dense, begin + CAUSAL_LM)), told | {"decoder_class": decoder})
+    return {name: decoder, causal_name: causal}
 
 
-class PaluLlamaForCausalLM(_PaluCausalLM, LlamaForCausalLM):
-    config_class = PaluLlamaConfig
-    decoder_class = PaluLlamaModel
-
-
-class PaluMistralModel(_PaluDecoder, MistralModel):
-    config_class = PaluMistralConfig
-    _can_record_outputs = {"hidden_states": MistralDecoderLayer, "attentions": PaluAttention}
-
-
-class PaluMistralForCausalLM(_PaluCausalLM, MistralForCausalLM):
-    config_class = PaluMistralConfig
-    decoder_class = PaluMistralModel
-
-
-class PaluQwen2Model(_PaluDecoder, Qwen2Model):
-    config_class = PaluQwen2Config
-    _can_record_outputs = {"hidden_states": Qwen2DecoderLayer, "attentions": PaluAttention}
-
-
-class PaluQwen2ForCausalLM(_PaluCausalLM, Qwen2ForCausalLM):
-    config_class = PaluQwen2Config
-    decoder_class = PaluQwen2Model
-
-
-class PaluQwen3Model(_PaluDecoder, Qwen3Model):
-    config_class = PaluQwen3Config
-    _can_record_outputs = {"hidden_states": Qwen3DecoderLayer, "attentions": PaluAttention}
-
-
-class PaluQwen3ForCausalLM(_PaluCausalLM, Qwen3ForCausalLM):
-    config_class = PaluQwen3Config
-    decoder_class = PaluQwen3Model
-
-
-class PaluPhi3Model(_PaluDecoder, MistralModel):
-    config_class = PaluPhi3Config
-    _can_record_outputs = {"hidden_states": MistralDecoderLayer, "attentions": PaluAttention}
-
-
-class PaluPhi3ForCausalLM(_PaluCausalLM, MistralForCausalLM):
-    config_class = PaluPhi3Config
-    decoder_class = PaluPhi3Model
+for _family in FAMILIES:
+    globals().update(_classes(_family))

@@ -4,29 +4,24 @@ transformers has no plugin mechanism, and neither ``import palu_vllm`` nor the s
 import of transformers or torch. So this waits for transformers' own tables of names and adds the palu names right
 behind their import; transformers then looks for ``transformers.models.palu_llama`` when a checkpoint asks for it,
 and gets ``palu_vllm.huggingface``. ``palu_vllm_autoload.pth`` in site-packages installs this at the start of every
-interpreter, hence no import but ``sys``. Until transformers reads entry points.
+interpreter, hence no import but ``sys`` and names. Until transformers reads entry points.
 """
 
 import sys
 
-NAMES = {
-    "palu_llama": "PaluLlama",
-    "palu_mistral": "PaluMistral",
-    "palu_qwen2": "PaluQwen2",
-    "palu_qwen3": "PaluQwen3",
-    "palu_phi3": "PaluPhi3",
-}
+from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, palu_class, palu_type
+
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
-TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", "Config"), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "ForCausalLM")}
-ALIASES = {f"transformers.models.{model_type}" for model_type in NAMES}
+TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", CONFIG), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CAUSAL_LM)}
+ALIASES = {f"transformers.models.{palu_type(family)}" for family in FAMILIES}
 
 
 def _register(module) -> None:
     """Adds the names to the table of ``module``; without one, transformers goes on without palu models."""
     table, suffix = TABLES[module.__name__]
     try:
-        getattr(module, table).update({model_type: name + suffix for model_type, name in NAMES.items()})
+        getattr(module, table).update({palu_type(each): palu_class(each, suffix) for each in FAMILIES})
     except AttributeError as error:
         import warnings
 
@@ -74,14 +69,14 @@ class _Finder:
         if fullname in ALIASES:
             from importlib.machinery import ModuleSpec
 
-            return ModuleSpec(fullname, _Alias())
+            return ModuleSpec(fullname, _Alias())  # type: ignore[arg-type]  # a loader by its methods, without the import
         if fullname not in TABLES:
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 

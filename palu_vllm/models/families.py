@@ -1,8 +1,8 @@
 """The palu form of each supported family, as vLLM loads it.
 
-Llama, Mistral, Qwen2, Qwen3 and Phi-3 are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases
-and norms of queries and keys, so all are vLLM's Llama with its attention exchanged through the argument that vLLM has
-for this.
+All are one network (RMSNorm, rotary embedding, gated SiLU) with or without biases and norms of queries and keys, so all
+are vLLM's Llama with its attention exchanged through the argument that vLLM has for this. Biases and norms come with
+``palu_config``, a sliding window with vLLM's configuration of the cache.
 """
 
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.utils import WeightsMapper
 
+from palu_vllm.families import CAUSAL_LM, FAMILIES, palu_class
 from palu_vllm.loading.checked import checked
 from palu_vllm.loading.leading import leading_latents
 from palu_vllm.loading.mixed import mixed_latents
@@ -54,21 +55,6 @@ class PaluForCausalLM(LlamaForCausalLM):
         return super().load_weights(mixed_latents(kept, *changes))
 
 
-class PaluLlamaForCausalLM(PaluForCausalLM):
-    """Llama 2 and 3."""
-
-
-class PaluMistralForCausalLM(PaluForCausalLM):
-    """Mistral; its sliding window comes with vLLM's configuration of the cache."""
-
-
-class PaluQwen2ForCausalLM(PaluForCausalLM):
-    """Qwen 2 and 2.5; their biases come with ``palu_config.attention_bias``."""
-
-
-class PaluQwen3ForCausalLM(PaluForCausalLM):
-    """Qwen 3, dense; its norms of queries and keys come with ``palu_config.qk_norm``."""
-
-
-class PaluPhi3ForCausalLM(PaluForCausalLM):
-    """Phi 3 and 4 with plain rotary embeddings; the compressor took their joined matrices apart."""
+for _family in FAMILIES:
+    _name = palu_class(_family, CAUSAL_LM)
+    globals()[_name] = type(_name, (PaluForCausalLM,), {"__module__": __name__})

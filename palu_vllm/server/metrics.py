@@ -53,18 +53,18 @@ class PaluStatLogger(StatLoggerBase):
         )
         self._set("palu_compression_ratio", "Times fewer bytes than the dense cache.", facts.compression_ratio)
         self._set("palu_cache_capacity_tokens", "Tokens whose latents fit into the cache.", self._capacity)
-        self._set_used(0.0)
+        self._set_used(facts, 0.0)
 
     def _set(self, name: str, about: str, value: float) -> None:
         gauge(name, about).labels(*self._labels).set(value)
 
-    def _set_used(self, share: float) -> None:
-        used = share * self._capacity * self._facts.bytes_per_token
+    def _set_used(self, facts: CacheFacts, usage: float) -> None:
+        used = usage * self._capacity * facts.bytes_per_token
         self._set("palu_cache_used_bytes", "Bytes of latents that running requests hold.", used)
 
     def record(self, scheduler_stats: SchedulerStats | None, *_args: Any, **_options: Any) -> None:
         if self._facts is not None and scheduler_stats is not None:
-            self._set_used(scheduler_stats.kv_cache_usage)
+            self._set_used(self._facts, scheduler_stats.kv_cache_usage)
 
     def log_engine_initialized(self) -> None:
         """vLLM asks for it; everything is published at construction, when the engine is ready."""

@@ -14,7 +14,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import palu_vllm
 from palu_vllm import registry
-from palu_vllm.format.config import FAMILIES
+from palu_vllm.families import CAUSAL_LM, FAMILIES, palu_class, palu_type
 
 LIGHT = """
 import sys
@@ -41,9 +41,9 @@ def test_register_twice():
     palu_vllm.register()
     assert AttentionBackendEnum["PALU"] is member
     assert list(AttentionBackendEnum).count(member) == 1
-    for model_type, architecture in FAMILIES.values():
-        assert architecture in ModelRegistry.get_supported_archs()
-        assert AutoConfig.for_model(model_type).model_type == model_type
+    for family in FAMILIES:
+        assert palu_class(family, CAUSAL_LM) in ModelRegistry.get_supported_archs()
+        assert AutoConfig.for_model(palu_type(family)).model_type == palu_type(family)
 
 
 def test_backend_survives_the_trip_to_a_spawned_process():

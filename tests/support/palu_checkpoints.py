@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from palu_vllm.families import CAUSAL_LM, palu_class, palu_type
 from palu_vllm.format.checkpoint import attention_prefix
-from palu_vllm.format.config import FAMILIES, AttentionGeometry
+from palu_vllm.format.config import AttentionGeometry
 from tests.support.joined import apart
 
 Tiers = list[tuple[float, int]]
@@ -120,8 +121,8 @@ def write_palu(
         old = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         new = _layer(old, geometry, (k, v), group_sizes, value_path == "fused")
         tensors |= {prefix + name: tensor.contiguous() for name, tensor in new.items()}
-    config["model_type"], architecture = FAMILIES[config["model_type"]]
-    config["architectures"] = [architecture]
+    config["architectures"] = [palu_class(config["model_type"], CAUSAL_LM)]
+    config["model_type"] = palu_type(config["model_type"])
     config["palu_config"] = {
         "format_version": 1,
         "base_model": "tests/tiny",

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from palu_vllm import __version__
+from palu_vllm.families import CAUSAL_LM, palu_class, palu_type
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
-from palu_vllm.format.config import FAMILIES, AttentionGeometry, PaluConfig
+from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.format.layers import layer_shape
 from tests.support.joined import apart
 
@@ -108,8 +109,12 @@ def build_palu(
         kept |= {name: each.contiguous() for name, each in decompose(tensors, palu, geometry, layer).items()}
     directory.mkdir(parents=True)
     save_file(kept, directory / SINGLE, metadata={"format": "pt"})
-    model_type, architecture = FAMILIES[config["model_type"]]
-    config |= {"model_type": model_type, "architectures": [architecture], "palu_config": palu.model_dump()}
+    family = config["model_type"]
+    config |= {
+        "model_type": palu_type(family),
+        "architectures": [palu_class(family, CAUSAL_LM)],
+        "palu_config": palu.model_dump(),
+    }
     (directory / "config.json").write_text(json.dumps(config))
     for file in dense.glob("*token*"):
         (directory / file.name).write_bytes(file.read_bytes())

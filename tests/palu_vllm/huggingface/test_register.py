@@ -4,6 +4,7 @@ Every test runs a fresh interpreter. Most use a stand-in for transformers, so th
 """
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from palu_vllm import huggingface
-from palu_vllm.format.config import FAMILIES
-from palu_vllm.huggingface import register as transformers_hook
+from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, MODEL, palu_class, palu_type
 from tests.support.palu_checkpoints import write_dense, write_palu
 
 ROOT = Path(__file__).parents[3]
@@ -70,12 +70,18 @@ def site(tmp_path) -> str:
     return f"import site; site.addsitedir({str(directory)!r})\n"
 
 
-def test_names_are_those_of_the_families():
-    listed = {kind: (f"{name}Config", f"{name}ForCausalLM") for kind, name in transformers_hook.NAMES.items()}
-    assert {kind: pair[1] for kind, pair in listed.items()} == dict(FAMILIES.values())
-    for kind, pair in listed.items():
-        found = [huggingface.find(name) for name in pair]
-        assert found[0].model_type == kind and found[1].config_class is found[0]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_are_made_of_the_line_of_the_family(family):
+    """And travel to another process as any other class and its objects do."""
+    names = [palu_class(family, suffix) for suffix in (CONFIG, MODEL, CAUSAL_LM)]
+    config, decoder, model = found = [huggingface.find(name) for name in names]
+    assert [each.__name__ for each in found] == names
+    assert config.model_type == palu_type(family)
+    assert config.__mro__[1].model_type == family
+    assert decoder.config_class is model.config_class is config
+    assert pickle.loads(pickle.dumps(found)) == found
+    told = pickle.loads(pickle.dumps(config(hidden_size=64, palu_config={"rank_k": [1]})))
+    assert (told.hidden_size, told.palu_config, type(told)) == (64, {"rank_k": [1]}, config)
 
 
 @pytest.mark.parametrize("module", ["configuration_auto", "modeling_auto"])
