@@ -1,7 +1,7 @@
 """``vllm serve`` of a damaged checkpoint: an exit code that is not 0, and one sentence that says what is wrong.
 
 All other damage is refused by the same checks: ``tests/palu_vllm/format/test_checkpoint.py``,
-``models/test_start_checks.py``.
+``startup/test_refusals.py``.
 """
 
 import json

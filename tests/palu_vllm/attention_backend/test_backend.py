@@ -12,7 +12,7 @@ from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.reference import ReferenceAttention
-from palu_vllm.plugin import palu_backend
+from palu_vllm.registry import palu_backend
 from tests.palu_vllm.kernels.paged_batches import random_problem
 from tests.support.shapes import LAYERS
 
