@@ -18,7 +18,8 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.support.tiny_models import build_dense, build_palu  # noqa: E402
+from tests.support.plain_svd import build_palu  # noqa: E402
+from tests.support.tiny_models import build_dense  # noqa: E402
 
 Checkpoints = Callable[..., Path]
 

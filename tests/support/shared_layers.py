@@ -11,7 +11,7 @@ from benchmarks.methods.harness.cache import MethodCache
 from benchmarks.methods.shared.kvsharer import KVSharer
 from palu_vllm.format.checkpoint import read_config
 from palu_vllm.format.layers import layer_shape
-from tests.support.tiny_models import split
+from tests.support.plain_svd import split
 
 
 def dense_of(dense: Path, palu: Path) -> PreTrainedModel:

@@ -1,27 +1,16 @@
-"""Small random checkpoints for tests: dense ones of each family, and palu ones by plain SVD.
-
-``decompose`` knows only the mathematics and ``checkpoint.layer_tensors``. It shares no code with the compressor
-and is an independent oracle for it.
-"""
+"""Small random dense checkpoints of every family for tests, with a byte-level tokenizer and text to calibrate on."""
 
 import json
-from collections.abc import Sequence
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from palu_vllm import __version__
-from palu_vllm.families import CAUSAL_LM, palu_class, palu_type
-from palu_vllm.format.checkpoint import SINGLE, attention_prefix, iterate_tensors, layer_tensors, read_json
-from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from palu_vllm.format.layers import layer_shape
-from tests.support.joined import apart
-
-SIZES = {
+SIZES = {  # what vLLM serves
     "hidden_size": 256,
     "intermediate_size": 384,
     "num_hidden_layers": 2,
@@ -35,34 +24,58 @@ SIZES = {
     "eos_token_id": 257,
     "pad_token_id": None,
 }
+SMALL = SIZES | {  # what the compressor and transformers read
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+WORDS = ("the", "of", "and", "a", "to", "in", "he", "that", "it", "was", "his", "on", "with", "as", "had", "for", "her")
 
 
-def build_dense(directory: Path, family: str = "llama", seed: int = 0, **overrides: Any) -> Path:
-    """Writes a dense float32 checkpoint with a byte-level tokenizer; returns ``directory``.
+def build_small(directory: Path, family: str = "llama", **options: Any) -> Path:
+    """Writes :func:`build_dense` in the sizes ``SMALL``; returns ``directory``."""
+    return build_dense(directory, family, **(SMALL | options))
 
-    Weights are wide enough that attention is peaked and the next token depends on the whole context.
-    """
-    config = AutoConfig.for_model(family, **(SIZES | overrides), dtype="float32")
+
+def build_dense(
+    directory: Path,
+    family: str = "llama",
+    seed: int = 0,
+    dtype: str = "float32",
+    max_shard_size: str = "1GB",
+    **overrides: Any,
+) -> Path:
+    """Writes a dense checkpoint with random weights, biases and norms of queries and keys; returns ``directory``."""
+    config = AutoConfig.for_model(family, **(SIZES | overrides), dtype=dtype)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("q_norm.weight", "k_norm.weight")):
-                parameter.normal_(1.6, 0.4)  # scores as wide as without norms
-            elif "norm" not in name:
-                fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
-                width = 0.1 if "embed" in name else 0.3 if parameter.dim() == 1 else 1.5 * fan_in**-0.5
-                parameter.normal_(0.0, width)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    _randomise(model)
     model.generation_config.eos_token_id = config.eos_token_id
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
+    logging.disable_progress_bar()
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    byte_tokenizer(config.vocab_size).save_pretrained(directory)
     return directory
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 byte tokens, then begin and end; the rest of the vocabulary has no text."""
+@torch.no_grad()
+def _randomise(model: PreTrainedModel) -> None:
+    """Makes weights wide enough that attention is peaked and the next token depends on the whole context."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.normal_(1.6, 0.4)  # scores as wide as without norms
+        elif "norm" not in name:
+            fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
+            width = 0.1 if "embed" in name else 0.3 if parameter.dim() == 1 else 1.5 * fan_in**-0.5
+            parameter.normal_(0.0, width)
+
+
+def byte_tokenizer(vocab_size: int = SIZES["vocab_size"]) -> PreTrainedTokenizerFast:
+    """Has 256 byte tokens, then begin and end; the rest of the vocabulary has no text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = alphabet + ["<s>", "</s>"] + [f"<unused{index}>" for index in range(SIZES["vocab_size"] - 258)]
+    tokens = alphabet + ["<s>", "</s>"] + [f"<unused{index}>" for index in range(vocab_size - 258)]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,102 +85,18 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_palu(
-    dense: Path,
-    directory: Path,
-    rank_k: int | Sequence[int],
-    rank_v: int | Sequence[int],
-    group_size: int | tuple[int, int] = 2,
-    value_path: str = "fused",
-    source_layers: Sequence[int] | None = None,
-) -> Path:
-    """Writes the palu form of ``dense`` by plain SVD, ranks for all layers or for each, ``group_size`` for K and V or
-    for each; returns ``directory``.
-    """
-    config = read_json(dense / "config.json")
-    geometry = AttentionGeometry.from_hf_config(config)
-    tensors = apart(dict(iterate_tensors(dense)), config)
-    group_sizes = (group_size, group_size) if isinstance(group_size, int) else group_size
-    palu = PaluConfig(
-        base_model=str(dense),
-        group_size_k=group_sizes[0],
-        group_size_v=group_sizes[1],
-        rank_k=_per_layer(rank_k, geometry),
-        rank_v=_per_layer(rank_v, geometry),
-        value_path=value_path,
-        source_layers=None if source_layers is None else list(source_layers),
-        attention_bias=attention_prefix(0) + "k_proj.bias" in tensors,
-        qk_norm=attention_prefix(0) + "k_norm.weight" in tensors,
-        objective="svd",
-        search="uniform",
-        calibration="none",
-        seed=0,
-        tool_version=__version__,
-    )
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if ".self_attn." not in name}
-    for layer in range(geometry.num_layers):
-        kept |= {name: each.contiguous() for name, each in decompose(tensors, palu, geometry, layer).items()}
-    directory.mkdir(parents=True)
-    save_file(kept, directory / SINGLE, metadata={"format": "pt"})
-    family = config["model_type"]
-    config |= {
-        "model_type": palu_type(family),
-        "architectures": [palu_class(family, CAUSAL_LM)],
-        "palu_config": palu.model_dump(),
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    for file in dense.glob("*token*"):
-        (directory / file.name).write_bytes(file.read_bytes())
-    for name in ("generation_config.json", "chat_template.jinja"):
-        (directory / name).write_bytes((dense / name).read_bytes())
+def write_text(path: Path, words: int = 2000, seed: int = 0) -> Path:
+    """Writes random sentences; returns ``path``."""
+    chooser = random.Random(seed)
+    lines = (" ".join(chooser.choices(WORDS, k=12)) + "." for _ in range(words // 12))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def edit_config(directory: Path, **changes: Any) -> Path:
+    """Changes ``config.json``; a value of None removes the key. Returns ``directory``."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | changes
+    removed = {key for key, value in changes.items() if value is None}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in removed}))
     return directory
-
-
-def _per_layer(rank: int | Sequence[int], geometry: AttentionGeometry) -> list[int]:
-    return [rank] * geometry.num_layers if isinstance(rank, int) else list(rank)
-
-
-def decompose(
-    tensors: dict[str, torch.Tensor], palu: PaluConfig, geometry: AttentionGeometry, layer: int
-) -> dict[str, torch.Tensor]:
-    """The attention tensors of one layer under their full names, in float32 from float64 arithmetic."""
-    prefix, shape = attention_prefix(layer), layer_shape(palu, geometry, layer)
-    dense = dense_attention(tensors, layer)
-    if shape.shared:  # keys and values are those of the source, which is never this layer's own projection
-        source = dense_attention(tensors, palu.source_layer(layer))
-        dense |= {name: tensor for name, tensor in source.items() if name.startswith(("k_", "v_"))}
-    k_down, k_up = split(dense["k_proj.weight"], shape.num_groups_k, shape.rank_k)
-    v_down, v_up = split(dense["v_proj.weight"], shape.num_groups_v, shape.rank_v)
-    result = {"k_down.weight": k_down, "v_down.weight": v_down, "k_up": k_up, "v_up": v_up}
-    result["q_proj.weight"], result["o_proj.weight"] = dense["q_proj.weight"], dense["o_proj.weight"]
-    result |= {name: tensor for name, tensor in dense.items() if name.endswith("_norm.weight")}
-    queries = shape.num_heads // shape.num_kv_heads
-    if palu.attention_bias:
-        v_bias = dense["v_proj.bias"].view(-1, shape.head_dim).repeat_interleave(queries, 0).flatten()
-        own = dense.get("o_proj.bias", torch.zeros(geometry.hidden_size, dtype=torch.float64))
-        result |= {"q_proj.bias": dense["q_proj.bias"], "k_bias": dense["k_proj.bias"]}
-        result["o_proj.bias"] = own + dense["o_proj.weight"] @ v_bias
-    if shape.value_path == "fused":  # o_proj of each query head times v_up of its KV head
-        per_head = v_up.view(shape.num_groups_v, shape.rank_v, shape.group_size_v, shape.head_dim).transpose(1, 2)
-        per_query = per_head.flatten(0, 1).repeat_interleave(queries, 0)
-        out = dense["o_proj.weight"].view(geometry.hidden_size, shape.num_heads, shape.head_dim)
-        result["o_proj.weight"] = torch.einsum("ejd,jrd->ejr", out, per_query).flatten(1)
-    wanted = layer_tensors(shape, geometry.hidden_size, palu.attention_bias)
-    return {prefix + name: result[name].float() for name in wanted}
-
-
-def dense_attention(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
-    """The attention tensors of one layer of a dense model in float64, by their names below ``self_attn``."""
-    prefix = attention_prefix(layer)
-    return {name.removeprefix(prefix): t.double() for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def split(weight: torch.Tensor, groups: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``down [groups * rank, hidden]`` and ``up [groups, rank, full]`` of a projection; at full rank ``up`` is 1."""
-    blocks = weight.view(groups, -1, weight.shape[1])
-    if rank == blocks.shape[1]:
-        return weight, torch.eye(rank, dtype=weight.dtype).repeat(groups, 1, 1)
-    left, values, right = torch.linalg.svd(blocks, full_matrices=False)
-    root = values[:, :rank].sqrt()
-    down = root[:, :, None] * right[:, :rank]
-    return down.flatten(0, 1), (left[:, :, :rank] * root[:, None]).mT

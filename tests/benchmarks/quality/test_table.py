@@ -14,7 +14,7 @@ from benchmarks.quality.plot import best, budget_table, palu_table, plot
 from benchmarks.quality.simulated_caches import ARMS, Fp8, Kivi, PerTokenHead, SimulatedCache
 from benchmarks.quality.table import Judge
 from palu_vllm.format.config import AttentionGeometry
-from tests.support.palu_checkpoints import write_dense
+from tests.support.tiny_models import build_small
 
 GEOMETRY = AttentionGeometry(hidden_size=64, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=64)
 ROWS = [
@@ -35,7 +35,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    directory = write_dense("llama", tmp_path_factory.mktemp("dense") / "model")
+    directory = build_small(tmp_path_factory.mktemp("dense") / "model", "llama")
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from palu_vllm.format.checkpoint import read_config
 from tests.integration.checkpoints.test_half_rank import POOL, RANKS, TOKENS, with_transformers
-from tests.support.palu_checkpoints import with_tiers
+from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts
 
 pytestmark = pytest.mark.serving

@@ -11,7 +11,7 @@ from palu_vllm.server.facts import served_facts
 from tests.integration.checkpoints.test_half_rank import POOL, with_transformers
 from tests.integration.checkpoints.test_packed import capacity
 from tests.support.engine_process import V2, ask
-from tests.support.palu_checkpoints import with_tiers
+from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts, server
 from tests.support.shared_layers import dense_of, harness_tokens
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.palu_checkpoints import with_tiers
+from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving

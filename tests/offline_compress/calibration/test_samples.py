@@ -11,7 +11,7 @@ from offline_compress.calibration.samples import cut_samples, load_samples, load
 from offline_compress.calibration.text import read_documents
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import CheckpointError
-from tests.offline_compress.tiny import byte_tokenizer, write_text
+from tests.support.tiny_models import byte_tokenizer, write_text
 
 BOS, EOS, VOCABULARY = 256, 257, 300
 

@@ -7,7 +7,7 @@ from offline_compress import compress
 from offline_compress.checkpoint.provenance import model_digest
 from offline_compress.model.source import open_source
 from palu_vllm.format.checkpoint import iterate_tensors
-from tests.offline_compress.tiny import edit_config
+from tests.support.tiny_models import edit_config
 
 SVD = {"objective": "svd", "search": "uniform"}
 

@@ -17,7 +17,7 @@ from offline_compress.finetune.lora import MODULES
 from offline_compress.finetune.pipeline import FinetuneOptions, finetune
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import INDEX, SINGLE, check_shapes, checkpoint_shapes, iterate_tensors
-from tests.offline_compress.tiny import edit_config
+from tests.support.tiny_models import edit_config
 
 QUICK = {"steps": 8, "batch_size": 4, "seqlen": 32, "rank": 4, "learning_rate": 5e-3}
 VERSE = "in the beginning was the word, and the word was with the man. "

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from palu_vllm.format import checkpoint
 from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError, all_finite, check_finite, check_shapes
-from tests.support.palu_checkpoints import write_dense, write_palu
+from tests.support.plain_svd import build_palu
+from tests.support.tiny_models import build_small
 
 K_DOWN = "model.layers.0.self_attn.k_down.weight"
 
@@ -20,7 +21,7 @@ K_DOWN = "model.layers.0.self_attn.k_down.weight"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("checkpoint")
-    return write_palu(write_dense("qwen2", base / "dense"), base / "palu", rank_k=[8, 32], rank_v=[12, 32])
+    return build_palu(build_small(base / "dense", "qwen2"), base / "palu", rank_k=[8, 32], rank_v=[12, 32])
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_the_promised_names_are_exactly_those_written(written):
     ],
 )
 def test_other_families_pass(tmp_path, family, changes, value_path):
-    dense = write_dense(family, tmp_path / "dense", **changes)
-    check_shapes(write_palu(dense, tmp_path / "palu", 8, 12, group_size=4, value_path=value_path))
+    dense = build_small(tmp_path / "dense", family, **changes)
+    check_shapes(build_palu(dense, tmp_path / "palu", 8, 12, group_size=4, value_path=value_path))
 
 
 def test_norms_that_the_configuration_does_not_mention_are_refused(tmp_path):
-    directory = write_palu(write_dense("qwen3", tmp_path / "dense"), tmp_path / "palu", 8, 12)
+    directory = build_palu(build_small(tmp_path / "dense", "qwen3"), tmp_path / "palu", 8, 12)
     section = checkpoint.read_json(directory / "config.json")["palu_config"]
     reconfigure(directory, palu_config=section | {"qk_norm": False})
     with pytest.raises(CheckpointError, match="unexpected tensor model.layers.0.self_attn.k_norm.weight"):
@@ -93,13 +94,13 @@ def test_shards_hold_the_same_tensors_as_one_file(copy):
 
 
 def test_tied_embeddings_need_no_output_layer(tmp_path):
-    dense = write_dense("llama", tmp_path / "dense", tie_word_embeddings=True)
-    palu = write_palu(dense, tmp_path / "palu", 8, 8)
+    dense = build_small(tmp_path / "dense", "llama", tie_word_embeddings=True)
+    palu = build_palu(dense, tmp_path / "palu", 8, 8)
     check_shapes(palu)
     rewrite(palu, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     check_shapes(palu)
     rewrite(palu, lambda t: t.update({"lm_head.weight": torch.zeros(3, 64)}))
-    with pytest.raises(CheckpointError, match=r"lm_head.weight has shape \[3, 64\], expected \[97, 64\]"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight has shape \[3, 64\], expected \[300, 64\]"):
         check_shapes(palu)
 
 
@@ -237,7 +238,7 @@ def test_refused_truncated_file(copy, kept):
     [
         ({"vocab_size": None}, "config.json: config.json has vocab_size=None; expected a positive integer"),
         ({"intermediate_size": 0}, "intermediate_size=0; expected a positive integer"),
-        ({"vocab_size": 98}, r"has shape \[97, 64\], expected \[98, 64\]"),
+        ({"vocab_size": 301}, r"has shape \[300, 64\], expected \[301, 64\]"),
         ({"palu_config": None}, "no palu_config section"),
         ({"hidden_size": "64"}, "hidden_size='64'; expected a positive integer"),
     ],

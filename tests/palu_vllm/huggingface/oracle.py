@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from palu_vllm.huggingface import modeling
-from tests.support.palu_checkpoints import FULL_RANK
 
 CLASSES = {
     "llama": modeling.PaluLlamaForCausalLM,
@@ -19,6 +18,7 @@ CLASSES = {
     "qwen3": modeling.PaluQwen3ForCausalLM,
     "phi3": modeling.PaluPhi3ForCausalLM,
 }
+FULL_RANK = 32  # of a group of two heads
 RANKS = {"rank_k": [8, 32], "rank_v": [20, 12]}  # different per layer and for K and V; one layer's keys stay whole
 EXACT = {"rtol": 0, "atol": 3e-5}  # logits have a standard deviation of about 1
 
@@ -70,3 +70,8 @@ def generate(model, tokens, **options) -> torch.Tensor:
     torch.manual_seed(5)
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None} | options
     return model.generate(tokens, attention_mask=options.pop("attention_mask", torch.ones_like(tokens)), **options)
+
+
+def kv_bytes(cache) -> int:
+    """Returns the bytes of the keys and values of a transformers cache."""
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.palu_vllm.huggingface.oracle import CLASSES, EXACT, RANKS, generate, load, logits, truncated
-from tests.support.palu_checkpoints import write_dense, write_palu
+from tests.palu_vllm.huggingface.oracle import CLASSES, EXACT, FULL_RANK, RANKS, generate, load, logits, truncated
+from tests.support.plain_svd import build_palu
+from tests.support.tiny_models import build_small
 
 
 class TestEqualsDense:
     @pytest.mark.parametrize("family", CLASSES)
     def test_at_full_rank(self, base, tmp_path, tokens, family):
-        dense, model = load(base / family), load(write_palu(base / family, tmp_path / "palu"))
+        dense, model = load(base / family), load(build_palu(base / family, tmp_path / "palu", FULL_RANK, FULL_RANK))
         assert type(model) is CLASSES[family]
         assert not model.training
         assert_close(logits(model, tokens), logits(dense, tokens), rtol=0, atol=1e-5)
@@ -21,7 +22,7 @@ class TestEqualsDense:
     @pytest.mark.parametrize("family", CLASSES)
     def test_with_low_rank_weights(self, base, tmp_path, tokens, family, value_path):
         oracle = truncated(base / family, **RANKS)
-        model = load(write_palu(base / family, tmp_path / "palu", **RANKS, value_path=value_path))
+        model = load(build_palu(base / family, tmp_path / "palu", **RANKS, value_path=value_path))
         assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
         assert torch.equal(generate(model, tokens), generate(oracle, tokens))
         difference = (logits(load(base / family), tokens) - logits(oracle, tokens)).abs().max()
@@ -32,7 +33,7 @@ class TestEqualsDense:
     def test_with_other_groups(self, base, tmp_path, tokens, group_size, value_path):
         ranks = {"rank_k": [6 * group_size] * 2, "rank_v": [5 * group_size] * 2}
         oracle = truncated(base / "llama", **ranks, group_width=16 * group_size)
-        model = load(write_palu(base / "llama", tmp_path / "p", **ranks, group_size=group_size, value_path=value_path))
+        model = load(build_palu(base / "llama", tmp_path / "p", **ranks, group_size=group_size, value_path=value_path))
         assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
 
     @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -42,24 +43,24 @@ class TestEqualsDense:
         full_k, full_v = (16 * size for size in sizes)
         ranks = {"rank_k": [6 * sizes[0], full_k], "rank_v": [full_v, 5 * sizes[1]]}  # whole keys, whole values
         oracle = truncated(base / family, **ranks, group_width=full_k, group_width_v=full_v)
-        model = load(write_palu(base / family, tmp_path / "p", **ranks, group_size=sizes, value_path=value_path))
+        model = load(build_palu(base / family, tmp_path / "p", **ranks, group_size=sizes, value_path=value_path))
         assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
         assert torch.equal(generate(model, tokens), generate(oracle, tokens))
 
     @pytest.mark.parametrize("sizes", [(1, 4), (4, 2)])
     def test_at_full_rank_with_groups_apart(self, base, tmp_path, tokens, sizes):
         ranks = {"rank_k": 16 * sizes[0], "rank_v": 16 * sizes[1]}
-        model = load(write_palu(base / "llama", tmp_path / "p", **ranks, group_size=sizes))
+        model = load(build_palu(base / "llama", tmp_path / "p", **ranks, group_size=sizes))
         assert_close(logits(model, tokens), logits(load(base / "llama"), tokens), rtol=0, atol=1e-5)
 
     def test_with_biases_everywhere(self, tmp_path, tokens):
-        dense = write_dense("llama", tmp_path / "dense", attention_bias=True, mlp_bias=True)
-        model = load(write_palu(dense, tmp_path / "palu", **RANKS))
+        dense = build_small(tmp_path / "dense", "llama", attention_bias=True, mlp_bias=True)
+        model = load(build_palu(dense, tmp_path / "palu", **RANKS))
         assert_close(logits(model, tokens), logits(truncated(dense, **RANKS), tokens), **EXACT)
 
     def test_with_tied_embeddings(self, tmp_path, tokens):
-        dense = write_dense("llama", tmp_path / "dense", tie_word_embeddings=True)
-        model = load(write_palu(dense, tmp_path / "palu", **RANKS))
+        dense = build_small(tmp_path / "dense", "llama", tie_word_embeddings=True)
+        model = load(build_palu(dense, tmp_path / "palu", **RANKS))
         assert model.lm_head.weight is model.model.embed_tokens.weight
         assert_close(logits(model, tokens), logits(truncated(dense, **RANKS), tokens), **EXACT)
 
@@ -79,8 +80,8 @@ class TestEqualsDense:
         ids=lambda rope: rope["rope_type"],
     )
     def test_with_scaled_rotary_embedding(self, tmp_path, tokens, rope):
-        dense = write_dense("llama", tmp_path / "dense", rope_parameters=rope | {"rope_theta": 1e4})
-        model = load(write_palu(dense, tmp_path / "palu", **RANKS))
+        dense = build_small(tmp_path / "dense", "llama", rope_parameters=rope | {"rope_theta": 1e4})
+        model = load(build_palu(dense, tmp_path / "palu", **RANKS))
         assert_close(logits(model, tokens), logits(truncated(dense, **RANKS), tokens), **EXACT)
 
     @pytest.mark.parametrize(
@@ -92,8 +93,8 @@ class TestEqualsDense:
         ],
     )
     def test_with_a_sliding_window(self, tmp_path, tokens, family, window):
-        dense = write_dense(family, tmp_path / "dense", **window)
-        oracle, model = truncated(dense, **RANKS), load(write_palu(dense, tmp_path / "palu", **RANKS))
+        dense = build_small(tmp_path / "dense", family, **window)
+        oracle, model = truncated(dense, **RANKS), load(build_palu(dense, tmp_path / "palu", **RANKS))
         assert_close(logits(model, tokens), logits(oracle, tokens), **EXACT)
         assert torch.equal(generate(model, tokens), generate(oracle, tokens))
         cache = model(tokens).past_key_values

@@ -7,8 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
-from tests.palu_vllm.huggingface.oracle import EXACT, RANKS, generate, load, logits, truncated
-from tests.support.palu_checkpoints import kv_bytes
+from tests.palu_vllm.huggingface.oracle import EXACT, RANKS, generate, kv_bytes, load, logits, truncated
 
 
 class TestCache:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from palu_vllm.format.checkpoint import read_config
-from tests.palu_vllm.huggingface.oracle import EXACT, load, logits
-from tests.support.palu_checkpoints import kv_bytes, with_tiers, write_palu
+from tests.palu_vllm.huggingface.oracle import EXACT, kv_bytes, load, logits
+from tests.support.plain_svd import build_palu, with_tiers
 
 RANK = 16  # of every latent: scales of 16 numbers are then the same in both forms
 APART = {"narrow_keys": ((2, 4), RANK, 3 * RANK), "narrow_values": ((4, 2), 3 * RANK, RANK)}
@@ -36,7 +36,7 @@ def with_zeros(apart: Path, out: Path) -> Path:
 @pytest.fixture(params=APART)
 def apart(request, base, tmp_path) -> Path:
     sizes, rank_k, rank_v = APART[request.param]
-    return write_palu(base / "qwen2", tmp_path / "apart", rank_k, rank_v, sizes, value_path="factored")
+    return build_palu(base / "qwen2", tmp_path / "apart", rank_k, rank_v, sizes, value_path="factored")
 
 
 def test_zeros_change_nothing(apart, tmp_path, tokens):

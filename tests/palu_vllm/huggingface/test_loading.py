@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.huggingface import modeling
 from tests.palu_vllm.huggingface.oracle import RANKS, load, logits
-from tests.support.palu_checkpoints import SIZES, write_dense, write_palu
+from tests.support.plain_svd import build_palu
+from tests.support.tiny_models import SMALL, build_small
 
 
 class TestLoading:
@@ -44,10 +45,11 @@ class TestLoading:
         assert not info["missing_keys"] and not info["unexpected_keys"]
 
     def test_random_weights_from_a_configuration(self, factored, tokens):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(factored))
+        config = AutoConfig.from_pretrained(factored)
+        model = AutoModelForCausalLM.from_config(config)
         attention = model.model.layers[0].self_attn
         for factor in (attention.k_up, attention.v_up, attention.k_down.weight):
-            assert 0.5 < factor.std() / SIZES["initializer_range"] < 1.5
+            assert 0.5 < factor.std() / config.initializer_range < 1.5
         assert attention.k_bias.abs().max() == 0
         assert torch.isfinite(logits(model, tokens)).all()
 
@@ -57,8 +59,8 @@ class TestLoading:
         assert not model._supports_attention_backend  # vLLM's wrapper of transformers models asks for it
 
     def test_dropout_only_in_training(self, base, tmp_path, tokens):
-        dense = write_dense("llama", tmp_path / "dense", attention_dropout=0.5)
-        model = load(write_palu(dense, tmp_path / "palu", **RANKS))
+        dense = build_small(tmp_path / "dense", "llama", attention_dropout=0.5)
+        model = load(build_palu(dense, tmp_path / "palu", **RANKS))
         assert torch.equal(logits(model, tokens), logits(model, tokens))
         model.train()
         assert not torch.equal(logits(model, tokens), logits(model, tokens))
@@ -109,7 +111,7 @@ class TestRefusals:
 
     def test_configuration_without_palu_config(self):
         with pytest.raises(ValueError, match="no palu_config section"):
-            AutoModelForCausalLM.from_config(AutoConfig.for_model("palu_llama", **SIZES))
+            AutoModelForCausalLM.from_config(AutoConfig.for_model("palu_llama", **SMALL))
 
     @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
     def test_rotary_embedding_that_depends_on_the_length(self, fused, rope_type):

@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from palu_vllm.format.checkpoint import read_config
 from palu_vllm.format.packing import unpack
-from tests.palu_vllm.huggingface.oracle import EXACT, generate, load, logits
-from tests.support.palu_checkpoints import kv_bytes, with_tiers
+from tests.palu_vllm.huggingface.oracle import EXACT, generate, kv_bytes, load, logits
+from tests.support.plain_svd import with_tiers
 
 FORMATS = {
     "4_bits": ([(1.0, 4)], [(1.0, 4)]),

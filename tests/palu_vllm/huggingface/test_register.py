@@ -16,7 +16,8 @@ import pytest
 
 from palu_vllm import huggingface
 from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, MODEL, palu_class, palu_type
-from tests.support.palu_checkpoints import write_dense, write_palu
+from tests.support.plain_svd import build_palu
+from tests.support.tiny_models import build_small
 
 ROOT = Path(__file__).parents[3]
 LINE = ROOT / "palu_vllm_autoload.pth"
@@ -191,7 +192,7 @@ def test_the_line_is_silent_where_the_package_is_not_whole(site, tmp_path, state
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("hook")
-    return write_palu(write_dense("llama", base / "dense"), base / "palu", 8, 8)
+    return build_palu(build_small(base / "dense", "llama"), base / "palu", 8, 8)
 
 
 LOAD = """

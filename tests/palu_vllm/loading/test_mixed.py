@@ -9,7 +9,7 @@ from palu_vllm.format.checkpoint import attention_prefix, iterate_tensors, read_
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.loading.leading import leading_latents, ranks_at
 from palu_vllm.loading.mixed import LayerMixing, mixed_latents
-from tests.support.palu_checkpoints import with_tiers
+from tests.support.plain_svd import with_tiers
 from tests.support.rotated import rotate
 from tests.support.truncated import truncate
 

@@ -8,7 +8,7 @@ from vllm.engine.arg_utils import EngineArgs
 from palu_vllm.format.config import PaluConfig, whole_latent
 from palu_vllm.startup.check import StartError
 from palu_vllm.startup.served import served_config
-from tests.support.palu_checkpoints import with_tiers
+from tests.support.plain_svd import with_tiers
 
 
 def configured(model, settings):

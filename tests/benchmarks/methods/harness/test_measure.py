@@ -9,7 +9,8 @@ from benchmarks.methods.harness.dense import Dense
 from benchmarks.methods.harness.measure import Judge
 from benchmarks.methods.projected.palu import PaluCache
 from tests.benchmarks.methods.conftest import SMALL
-from tests.support.tiny_models import build_dense, build_palu
+from tests.support.plain_svd import build_palu
+from tests.support.tiny_models import build_dense
 
 PROMPT, NEW = 40, 12
 
