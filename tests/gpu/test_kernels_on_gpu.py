@@ -2,7 +2,7 @@
 
 ``make test-gpu`` runs them, with the fewest imports, so that a machine with no more than torch, Triton and pytest will
 do. They have been collected on machines without a GPU and never run on one; what needs none (``run_on``) is tried in
-``tests/benchmarks/kernels/test_gpu_tests.py``.
+``tests/gpu/test_run_on.py``.
 """
 
 import os

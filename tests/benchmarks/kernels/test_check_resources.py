@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[4]
+REPOSITORY = Path(__file__).parents[3]
 PREFILL_KERNELS = {"number_tiles_kernel", "rebuild_keys_kernel", "unpack_values_kernel", "prefill_kernel"}
 KERNELS = {"store_latents_kernel", "decode_split_kernel", "decode_reduce_kernel"} | PREFILL_KERNELS
 PLAIN, WHOLE_KEYS = "llama_3_8b_128_384", "llama_3_8b_128_384_whole_keys"
