@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common.provenance import ROOT
-from benchmarks.perplexity import row_loss, rows_of
+from benchmarks.perplexity import main, row_loss, rows_of
+from tests.support import forked
 from tests.support.tiny_models import build_dense
 
 
@@ -70,7 +71,6 @@ def test_command_agrees_with_transformers(tmp_path):
 
 
 def test_missing_file_is_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.perplexity", "--model", str(tmp_path / "none")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = forked.run(main, "--model", tmp_path / "none")
     assert done.returncode == 1
     assert "does not exist" in done.stderr and "Traceback" not in done.stderr

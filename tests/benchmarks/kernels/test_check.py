@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.check import LAYERS, fails, rows_of, table, verdict
+from benchmarks.kernels.check import LAYERS, fails, main, rows_of, table, verdict
 from benchmarks.kernels.gpus import CHIPS
 from benchmarks.kernels.layers import RECOMMENDED
+from tests.support import forked
 
 REPOSITORY = Path(__file__).parents[3]
 CLEAN = {
@@ -65,6 +66,7 @@ def test_recommended_layers_are_the_five_shapes_in_16_and_4_bits():
     assert {name for shape in shapes for name in (shape, f"{shape}_4_bits")} == RECOMMENDED <= set(LAYERS)
 
 
+@pytest.mark.slow
 def test_tiles_follow_the_chip(tmp_path):
     found = tmp_path / "rows.json"
     layer, arches = "llama_3_8b_256_256", ("sm_89", "sm_100")
@@ -87,7 +89,7 @@ def test_tiles_follow_the_chip(tmp_path):
         ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET=1 leaves nothing to compile"),
     ],
 )
-def test_refusals(arguments, environment, said, tmp_path):
-    done = run(*arguments, cache=tmp_path, **environment)
+def test_refusals(arguments, environment, said):
+    done = forked.run(main, *arguments, **({"TRITON_INTERPRET": "0"} | environment))
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]

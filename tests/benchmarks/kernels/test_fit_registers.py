@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.fit_registers import KERNELS, LAYERS, QUERIES, Job, candidates, difference
+from benchmarks.kernels.fit_registers import KERNELS, LAYERS, QUERIES, Job, candidates, difference, main
 from benchmarks.kernels.gpus import CHIPS
 from palu_vllm.kernels.gpu.tuned import FOLDER, Tiles, checked
+from tests.support import forked
 
 ROOT = Path(__file__).parents[3]
 TILES = {"decode": Tiles(64, 1, 8, rank=128, pairs=32, values=64), "prefill": Tiles(64, 2, 8)}
@@ -41,6 +42,7 @@ def test_stored_tiles_are_of_recommended_layers_and_reach_their_kernels(arch):
     assert {key: Tiles(**tiles) for key, tiles in stored.items()} == dict(CHIPS[arch].tuned)
 
 
+@pytest.mark.slow
 def test_what_is_stored_leaves_no_stack(tmp_path):
     """One kernel of each kind: compiled with the formulas it has a stack, with what is stored none."""
     jobs = [("sm_89", "qwen_2_7b_128_384", "prefill", 64), ("sm_89", "llama_2_7b_128_384", "decode", 4)]
@@ -65,12 +67,6 @@ def test_what_is_stored_leaves_no_stack(tmp_path):
 
 
 def test_interpreted_kernels_are_refused():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kernels.fit_registers"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(main, TRITON_INTERPRET="1")
     assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
     assert KERNELS.keys() == {kind for kind, _ in QUERIES}

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.latency.harness import SMOKE
-from benchmarks.latency.tune import CANDIDATES, beside, merged
+from benchmarks.latency.tune import CANDIDATES, beside, main, merged
 from palu_vllm.kernels.gpu.tuned import ALLOWED, Tiles, read_tuned
+from tests.support import forked
 
 ROOT = Path(__file__).parents[3]
 WINNER = {"tokens": 64, "num_stages": 1, "num_warps": 4}
@@ -29,7 +30,7 @@ def test_a_smoke_writes_what_the_kernels_read(tmp_path):
 
 
 def test_without_a_gpu_nothing_is_timed():
-    done = run()
+    done = forked.run(main)
     assert done.returncode == 2
     assert "no CUDA device is here" in done.stderr.splitlines()[-1]
 

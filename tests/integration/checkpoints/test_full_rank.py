@@ -1,8 +1,14 @@
-"""``--rank-ratio 1`` loses nothing: vLLM serves exactly the dense model's greedy tokens, in float32."""
+"""``--rank-ratio 1`` loses nothing: vLLM serves exactly the dense model's greedy tokens, in float32.
+
+Once the dense model runs in vLLM too; every kind of model is compared with transformers, which starts in no time.
+"""
+
+from pathlib import Path
 
 import pytest
 
 from offline_compress import compress
+from tests.integration.checkpoints.test_half_rank import with_transformers
 from tests.support.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
@@ -32,16 +38,29 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_full_rank_gives_the_dense_models_tokens(case, dense, tmp_path):
-    family, overrides = CASES[case]
-    compress(dense(family, **overrides), tmp_path / "out", rank_ratio=1.0, search="uniform", objective="svd")
-    requests = prompts(5, 33, 130)
-    with engine(dense(family, **overrides), block_size=32) as llm:
-        expected = greedy(llm, requests)
+REQUESTS = prompts(5, 33, 130)
+
+
+def compressed(source: Path, out: Path) -> Path:
+    compress(source, out, rank_ratio=1.0, search="uniform", objective="svd")
+    return out
+
+
+def test_tokens_are_those_of_the_dense_model_in_vllm(dense, tmp_path):
+    with engine(dense("llama"), block_size=32) as llm:
+        expected = greedy(llm, REQUESTS)
         assert attention_used(llm) == {("CPU_ATTN", "CPUAttentionBackendImpl")}
-    with engine(tmp_path / "out", attention_backend="palu") as llm:
-        assert greedy(llm, requests) == expected
+    with engine(compressed(dense("llama"), tmp_path / "out")) as llm:
+        assert greedy(llm, REQUESTS) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_those_of_the_dense_model_in_transformers(case, dense, tmp_path):
+    family, overrides = CASES[case]
+    source = dense(family, **overrides)
+    expected = with_transformers(source, REQUESTS, 16)
+    with engine(compressed(source, tmp_path / "out"), attention_backend="palu") as llm:
+        assert greedy(llm, REQUESTS) == expected
         assert attention_used(llm) == {("PALU", "TorchAttention")}
-    assert len({tuple(tokens) for tokens in expected}) == len(requests)
+    assert len({tuple(tokens) for tokens in expected}) == len(REQUESTS)
     assert min(len(set(tokens)) for tokens in expected) > 4, "degenerate tokens prove nothing"

@@ -29,14 +29,15 @@ CASES = {
     "phi3-window-factored": ("phi3", RANKS | {"sliding_window": 24, "value_path": "factored"}),
     "qwen3-some-uncompressed": ("qwen3", UNEVEN | {"value_path": "factored"}),
 }
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # at full rank in test_full_rank.py, of low rank above
 TOKENS = 12
 POOL = 2**30  # bytes; VLLM_CPU_KVCACHE_SPACE of tests/conftest.py
 
 
-def with_transformers(directory, requests):
+def with_transformers(directory, requests, max_tokens=TOKENS):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     continued = [
-        model.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+        model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, do_sample=False, eos_token_id=None)
         for ids in requests
     ]
     return [tokens[0, len(ids) :].tolist() for tokens, ids in zip(continued, requests, strict=True)]
@@ -53,8 +54,11 @@ def test_vllm_and_transformers_agree(case, palu):
 
 @pytest.mark.parametrize(
     ("family", "groups"),
-    [(family, {"group_size": 2}) for family in ("llama", "mistral", "qwen2", "qwen3", "phi3")]
-    + [("llama", {"group_size_k": 2, "group_size_v": 4})],
+    [
+        ("phi3", {"group_size": 2}),
+        ("llama", {"group_size_k": 2, "group_size_v": 4}),
+        *(pytest.param(family, {"group_size": 2}, marks=pytest.mark.slow) for family in FAMILIES),
+    ],
 )
 def test_what_the_compressor_writes_is_served(family, groups, dense, tmp_path):
     """Half the rank, whitened on real text, ranks by Fisher information; vLLM's capacity is the report's."""

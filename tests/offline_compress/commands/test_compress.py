@@ -1,10 +1,8 @@
 """The command: names, messages, exit codes, and what a kill leaves behind."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from offline_compress.commands.compress import main, parse_options
 from offline_compress.options import CompressOptions
 from offline_compress.run.errors import CompressionError
+from tests.support import forked
 from tests.support.tiny_models import build_small
 
 
@@ -201,18 +200,12 @@ def test_a_default_group_size_that_gives_way_is_told(tmp_path, capsys):
 def test_a_kill_in_the_middle_leaves_nothing(tmp_path, text, number, code):
     model = build_small(tmp_path / "model", num_hidden_layers=12)
     argv = [str(model), str(tmp_path / "out"), "--search", "uniform", "--calib-data", text, "--calib-samples", "50"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "offline_compress", *argv],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
-    ) as process:
+    with forked.running(main, *argv) as process:
         for line in process.stderr:
             if '"layer"' in line:
                 break
         assert [path.name for path in tmp_path.iterdir() if ".tmp-" in path.name]
-        process.send_signal(number)
+        os.kill(process.pid, number)
         errors = process.stderr.read()
         assert process.wait() == code
     assert "Traceback" not in errors

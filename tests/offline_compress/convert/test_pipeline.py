@@ -1,9 +1,6 @@
 """A converted dump computes what the reference computes; what is no dump is one sentence and leaves nothing."""
 
 import json
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from offline_compress.commands.convert import main
 from offline_compress.convert.pipeline import ConvertOptions, convert
 from palu_vllm.format.checkpoint import SINGLE, check_shapes, iterate_tensors, read_config
+from tests.support import forked
 from tests.support.reference_dumps import reference_model, write_dump
 from tests.support.tiny_models import build_small
 
@@ -180,19 +178,10 @@ def test_pickles_are_never_opened(tmp_path, dense, capsys):
 
 def test_the_command(tmp_path, dense):
     dump = write_dump(dense("llama"), tmp_path / "dump", UNEQUAL)
-    command = [
-        sys.executable,
-        "-m",
-        "offline_compress.commands.convert",
-        dump,
-        tmp_path / "out",
-        "--value-path",
-        "factored",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    argv = (dump, tmp_path / "out", "--value-path", "factored")
+    ended = forked.run(main, *argv)
     assert ended.returncode == 0, ended.stderr
     assert "bytes of KV cache per token instead of 1024" in ended.stdout and "padded with zeros" in ended.stdout
     assert read_config(tmp_path / "out")[1].value_path == "factored"
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 2
-    assert subprocess.run([*command, "--overwrite"], capture_output=True, timeout=120).returncode == 0
-    shutil.rmtree(tmp_path / "out")
+    assert forked.run(main, *argv).returncode == 2
+    assert forked.run(main, *argv, "--overwrite").returncode == 0
