@@ -1,8 +1,9 @@
 # Every target sets the project up first; `make setup` alone is harmless to repeat.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# files of tests run side by side; each test uses one thread
+# files of tests run side by side, the dear ones first; each test uses one thread
 WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LOCKED := requirements/torch.txt requirements/cpu.txt
 
 LOCK := --override requirements/overrides.txt --python-version 3.11 --universal --generate-hashes --no-header \
@@ -27,10 +28,10 @@ format: setup
 	$(BIN)/ruff format .
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
 
 # on a machine with an NVIDIA GPU, with a PYTHON that has torch for it; the other tests interpret the kernels
 test-gpu:

@@ -12,16 +12,29 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Generator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.support.plain_svd import build_palu  # noqa: E402
+from tests.support.stalls import ended_when_stalled  # noqa: E402
 from tests.support.tiny_models import build_dense  # noqa: E402
 
 Checkpoints = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files that take minutes first, so that no core is left with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("serving") is None and "tests/project/" not in item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends a test, its fixtures included, that makes no progress."""
+    with ended_when_stalled():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

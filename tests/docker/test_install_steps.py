@@ -20,7 +20,7 @@ from tests.docker.dockerfile import DIRECTORY, of
 DOCKERFILE = DIRECTORY / "Dockerfile.cpu"
 SMALL = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
 LOCAL = re.compile(r"(\s(?:file://)?)(/[^\s/]\S*)")  # a path, or a URL of one
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 def pip_configuration() -> tuple[str, list[Path]]:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import psutil
 
 from tests.support.serving import Server
+from tests.support.stalls import PATIENCE
 
 
 def get(url: str, key: str | None = None) -> str:
     """The body of a GET; raises urllib's HTTPError for any status but 2xx."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return answer.read().decode()
 
 
@@ -50,7 +51,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Whether ``condition`` becomes true in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

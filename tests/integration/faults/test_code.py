@@ -83,7 +83,6 @@ def run(tmp_path: Path, *command: object) -> subprocess.CompletedProcess:
         input="y\n" * 20,
         capture_output=True,
         text=True,
-        timeout=300,
         env=environment,
         cwd=tmp_path,
     )

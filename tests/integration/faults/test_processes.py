@@ -17,11 +17,12 @@ import pytest
 from palu_vllm.format.checkpoint import SINGLE
 from tests.support.live_metrics import alive, descendants, engine_process, eventually, get, metrics
 from tests.support.serving import Server, prompts, server
+from tests.support.stalls import PATIENCE
 
 pytestmark = pytest.mark.serving
 
 ARGUMENTS = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
-             "--shutdown-timeout", "60", "--served-model-name", "served", "--block-size", "16")  # fmt: skip
+             "--shutdown-timeout", f"{PATIENCE:.0f}", "--served-model-name=served", "--block-size=16")  # fmt: skip
 REQUEST = prompts(40)[0]
 
 
@@ -43,7 +44,7 @@ def running(checkpoints, tmp_path_factory):
         yield first, second
 
 
-def client(running: Server, timeout: float = 60.0) -> openai.OpenAI:
+def client(running: Server, timeout: float = PATIENCE) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=timeout)
 
 
@@ -103,9 +104,9 @@ def test_a_killed_engine_ends_its_server_with_a_failure(running, tokens):
         except (urllib.error.URLError, ConnectionError):
             return True
 
-    assert eventually(unhealthy, 10)
-    assert first.process.wait(60) == 1
-    assert eventually(lambda: not alive(family), 20), alive(family)
+    assert eventually(unhealthy)
+    assert first.process.wait(PATIENCE) == 1
+    assert eventually(lambda: not alive(family)), alive(family)
     assert answer(second) == tokens[1]
 
 
@@ -128,12 +129,12 @@ def test_sigterm_drains(running):
         streams = [pool.submit(stream, second, started) for _ in range(4)]
         assert eventually(lambda: len(started) >= 4)
         second.process.send_signal(signal.SIGTERM)
-        assert eventually(lambda: "start mode=drain" in second.log.read_text(), 10)
+        assert eventually(lambda: "start mode=drain" in second.log.read_text())
         assert not all(each.done() for each in streams), "nothing was left to drain"
         assert refused(second)
         assert [each.result() for each in streams] == [(900, "length")] * 4
-    assert second.process.wait(90) == 0
-    assert eventually(lambda: not alive(family), 20), alive(family)
+    assert second.process.wait(PATIENCE) == 0
+    assert eventually(lambda: not alive(family)), alive(family)
 
 
 def refused(running: Server) -> bool:

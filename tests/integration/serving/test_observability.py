@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 import urllib.error
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import pytest
 
 from benchmarks.common.browser import open_page
 from palu_vllm.format.checkpoint import read_config
-from tests.support.live_metrics import get, metrics
+from tests.support.live_metrics import eventually, get, metrics
 from tests.support.serving import prompts, server
+from tests.support.stalls import PATIENCE
 
 pytestmark = pytest.mark.serving
 
@@ -58,10 +58,7 @@ def test_bytes_in_use_rise_with_a_running_request_and_fall_again(running, model)
     assert max(used) > 0
     for _ in stream:
         pass
-    deadline = time.monotonic() + 30
-    while metrics(running)["palu_cache_used_bytes"] and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert metrics(running)["palu_cache_used_bytes"] == 0
+    assert eventually(lambda: metrics(running)["palu_cache_used_bytes"] == 0)
 
 
 def test_every_metric_of_the_grafana_dashboard_exists(running):
@@ -85,11 +82,11 @@ def test_the_page_draws_in_a_real_browser(running, model, tmp_path):
     info = json.loads(get(f"{running.url}/v1/palu/info", KEY))
     guarded = {"Authorization": f"Bearer {KEY}"}
     with open_page(f"{running.url}/v1/palu/dashboard", tmp_path / "browser", guarded) as page:
-        page.wait_until(f"{POINTS}.length > 1", 60)
+        page.wait_until(f"{POINTS}.length > 1", PATIENCE)
         assert page.evaluate(f"{POINTS}.some({RISEN})") is False
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
         client.completions.create(model=str(model), prompt=prompts(40)[0], max_tokens=64)
-        page.wait_until(f"{POINTS}.some({RISEN})", 60)
+        page.wait_until(f"{POINTS}.some({RISEN})", PATIENCE)
         drawn = page.evaluate("document.documentElement.outerHTML")
         page.screenshot(tmp_path / "page.png")
     assert f"{info['compression_ratio']:.2f}x" in drawn

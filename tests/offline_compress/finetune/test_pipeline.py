@@ -171,7 +171,7 @@ def test_a_kill_leaves_everything_as_it_was(checkpoint, compressed, verse, tmp_p
         if '"number": 2' in line:
             break
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate()
     assert contents(checkpoint) == contents(compressed)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -32,7 +32,7 @@ def test_results_come_in_order(number):
 
 
 def test_as_many_at_a_time_as_there_are_workers():
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3)
     with working(3):
         assert len({*in_order(lambda _: (together.wait(), threading.get_ident())[1], range(3))}) == 3
 
