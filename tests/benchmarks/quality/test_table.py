@@ -102,7 +102,7 @@ def test_every_ratio_has_all_bits_and_one_has_them_without_rotation_too():
 @pytest.mark.slow
 def test_the_command_compresses_and_scores_every_setting(tmp_path):
     table, picture = tmp_path / "table.json", tmp_path / "plot.png"
-    command = [sys.executable, "-m", "benchmarks.quality.table", "--ratios", "0.5", "--budgets", "6", "--rows", "1"]
+    command = [sys.executable, "-m", "benchmarks.quality.table", "--ratios", "0.25", "--budgets", "6", "--rows", "1"]
     command += ["--context", "128", "--calib-samples", "2", "--out", str(table), "--plot", str(picture)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
