@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common.provenance import ROOT
 from benchmarks.perplexity import main, row_loss, rows_of
-from tests.support import forked
+from tests.support.processes import forked
 from tests.support.tiny_models import build_dense
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import psutil
 
+from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import Server
-from tests.support.stalls import PATIENCE
 
 
 def get(url: str, key: str | None = None) -> str:

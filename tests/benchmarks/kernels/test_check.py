@@ -13,7 +13,7 @@ import pytest
 from benchmarks.kernels.check import LAYERS, fails, main, rows_of, table, verdict
 from benchmarks.kernels.gpus import CHIPS
 from benchmarks.kernels.layers import RECOMMENDED
-from tests.support import forked
+from tests.support.processes import forked
 
 REPOSITORY = Path(__file__).parents[3]
 CLEAN = {

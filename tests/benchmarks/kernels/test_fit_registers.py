@@ -11,7 +11,7 @@ import pytest
 from benchmarks.kernels.fit_registers import KERNELS, LAYERS, QUERIES, Job, candidates, difference, main
 from benchmarks.kernels.gpus import CHIPS
 from palu_vllm.kernels.gpu.tuned import FOLDER, Tiles, checked
-from tests.support import forked
+from tests.support.processes import forked
 
 ROOT = Path(__file__).parents[3]
 TILES = {"decode": Tiles(64, 1, 8, rank=128, pairs=32, values=64), "prefill": Tiles(64, 2, 8)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.latency.harness import SMOKE
 from benchmarks.latency.tune import CANDIDATES, beside, main, merged
 from palu_vllm.kernels.gpu.tuned import ALLOWED, Tiles, read_tuned
-from tests.support import forked
+from tests.support.processes import forked
 
 ROOT = Path(__file__).parents[3]
 WINNER = {"tokens": 64, "num_stages": 1, "num_warps": 4}

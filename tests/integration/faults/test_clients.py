@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from tests.support.live_metrics import eventually, get, in_use, metrics
+from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import Server, prompts, server
-from tests.support.stalls import PATIENCE
 
 pytestmark = pytest.mark.serving
 

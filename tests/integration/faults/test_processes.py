@@ -16,8 +16,8 @@ import pytest
 
 from palu_vllm.format.checkpoint import SINGLE
 from tests.support.live_metrics import alive, descendants, engine_process, eventually, get, metrics
+from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import Server, prompts, server
-from tests.support.stalls import PATIENCE
 
 pytestmark = pytest.mark.serving
 

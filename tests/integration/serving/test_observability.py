@@ -12,8 +12,8 @@ import pytest
 from benchmarks.common.browser import open_page
 from palu_vllm.format.checkpoint import read_config
 from tests.support.live_metrics import eventually, get, metrics
+from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import prompts, server
-from tests.support.stalls import PATIENCE
 
 pytestmark = pytest.mark.serving
 

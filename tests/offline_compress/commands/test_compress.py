@@ -10,7 +10,7 @@ import pytest
 from offline_compress.commands.compress import main, parse_options
 from offline_compress.options import CompressOptions
 from offline_compress.run.errors import CompressionError
-from tests.support import forked
+from tests.support.processes import forked
 from tests.support.tiny_models import build_small
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from offline_compress.commands.convert import main
 from offline_compress.convert.pipeline import ConvertOptions, convert
 from palu_vllm.format.checkpoint import SINGLE, check_shapes, iterate_tensors, read_config
-from tests.support import forked
+from tests.support.processes import forked
 from tests.support.reference_dumps import reference_model, write_dump
 from tests.support.tiny_models import build_small
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from palu_vllm.server import agreement
 from palu_vllm.server.doctor import CHECKS as RUNS
 from palu_vllm.server.doctor import main
-from tests.support import forked
+from tests.support.processes import forked
 from tests.support.serving import outside
 
 DOCTOR = Path(sys.executable).with_name("palu-doctor")

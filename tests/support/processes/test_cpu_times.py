@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.cpu_times import Meter, by_file
+from tests.support.processes.cpu_times import Meter, by_file
 
 BUSY = "import time\nwhile time.process_time() < 1: pass"
 

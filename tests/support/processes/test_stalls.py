@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.support.stalls import StalledError, ended_when_stalled
+from tests.support.processes.stalls import StalledError, ended_when_stalled
 
 BUSY = "import time\nend = time.process_time() + 2\nwhile time.process_time() < end: pass"
 
