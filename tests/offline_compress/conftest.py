@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny_models import build_small, write_text
+from tests.support.tiny_models import build_even, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def of(family: str = "llama") -> Path:
         if family not in made:
-            made[family] = build_small(tmp_path_factory.mktemp(family) / "model", family)
+            made[family] = build_even(tmp_path_factory.mktemp(family) / "model", family)
         return made[family]
 
     return of

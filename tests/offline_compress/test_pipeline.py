@@ -19,7 +19,7 @@ from palu_vllm.format.checkpoint import (
 )
 from tests.offline_compress.oracle import dense_attention, latent_attention, shape_of
 from tests.support.joined import apart
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}
@@ -32,7 +32,7 @@ def of_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
 
 def low_rank_model(directory: Path, family: str, rank: int, **overrides) -> Path:
     """A dense model whose key and value projections have exactly ``rank`` ranks."""
-    build_small(directory, family, head_dim=32, **overrides)
+    build_even(directory, family, head_dim=32, **overrides)
     tensors = load_file(directory / SINGLE)
     for name, tensor in tensors.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):
@@ -140,8 +140,8 @@ def test_everything_else_passes_through_unchanged(tmp_path, dense):
 
 
 def test_shards_in_and_shards_out(tmp_path, text, monkeypatch):
-    whole = build_small(tmp_path / "whole")
-    sharded = build_small(tmp_path / "sharded", max_shard_size="60KB")
+    whole = build_even(tmp_path / "whole")
+    sharded = build_even(tmp_path / "sharded", max_shard_size="60KB")
     assert not (sharded / SINGLE).exists()
     options = {"search": "uniform", "calib_data": text, **QUICK}
     compress(whole, tmp_path / "a", **options)
@@ -170,7 +170,7 @@ def test_dtype_of_the_output(tmp_path, dense, dtype):
 
 
 def test_a_half_precision_model_stays_one_and_is_computed_in_float32(tmp_path, text):
-    model = build_small(tmp_path / "model", dtype="bfloat16")
+    model = build_even(tmp_path / "model", dtype="bfloat16")
     report = compress(model, tmp_path / "out", calib_data=text, **QUICK)
     assert {tensor.dtype for _, tensor in iterate_tensors(tmp_path / "out")} == {torch.bfloat16}
     assert report["dtype"] == "bfloat16"

@@ -8,14 +8,14 @@ from transformers import AutoModelForCausalLM
 
 from offline_compress import compress
 from palu_vllm.format.checkpoint import read_config
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 TOKENS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    return build_small(tmp_path_factory.mktemp("dense") / "model", "qwen2")
+    return build_even(tmp_path_factory.mktemp("dense") / "model", "qwen2")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from offline_compress import CompressionError, compress
 from offline_compress.calibration.fisher import fisher_information, next_token_loss
 from offline_compress.options import CompressOptions
 from palu_vllm.format.checkpoint import SINGLE, iterate_tensors
-from tests.support.tiny_models import build_small, edit_config, write_text
+from tests.support.tiny_models import build_even, edit_config, write_text
 
 QUICK = {"calib_samples": 6, "calib_seqlen": 48}
 SEARCHING = QUICK | {"search": "fisher_uniform"}
@@ -119,7 +119,7 @@ def test_gradients_are_float32():
 
 @pytest.mark.parametrize("head_dim", [8, 32])
 def test_head_dim_is_that_of_the_config(tmp_path, text, head_dim):
-    model = build_small(tmp_path / "model", head_dim=head_dim)  # hidden / heads would be 8 for both
+    model = build_even(tmp_path / "model", head_dim=head_dim)  # hidden / heads would be 8 for both
     report = compress(model, tmp_path / "out", calib_data=text, **QUICK)
     assert report["full_rank_k"] == report["full_rank_v"] == 4 * head_dim
 

@@ -15,7 +15,7 @@ from offline_compress.calibration.activations import INPUTS
 from offline_compress.commands.compress import main
 from offline_compress.run.staging import CHECKPOINT, STATE, work_directory
 from palu_vllm.format.checkpoint import SINGLE
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 WAYS = {
     "svd": {"objective": "svd", "search": "uniform"},
@@ -68,7 +68,7 @@ MOMENTS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return build_small(tmp_path_factory.mktemp("dense") / "model", num_hidden_layers=3)
+    return build_even(tmp_path_factory.mktemp("dense") / "model", num_hidden_layers=3)
 
 
 @pytest.fixture(scope="module")

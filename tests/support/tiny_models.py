@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,25 @@ def build_small(directory: Path, family: str = "llama", **options: Any) -> Path:
     return build_dense(directory, family, **(SMALL | options))
 
 
+def build_even(directory: Path, family: str = "llama", **options: Any) -> Path:
+    """Writes :func:`build_small` with matrices of one width, whose hidden states the embedding dominates."""
+    return build_small(directory, family, seed=1, randomise=even, **options)
+
+
 def build_dense(
     directory: Path,
     family: str = "llama",
     seed: int = 0,
     dtype: str = "float32",
     max_shard_size: str = "1GB",
+    randomise: Callable[[PreTrainedModel], None] | None = None,
     **overrides: Any,
 ) -> Path:
     """Writes a dense checkpoint with random weights, biases and norms of queries and keys; returns ``directory``."""
     config = AutoConfig.for_model(family, **(SIZES | overrides), dtype=dtype)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    _randomise(model)
+    (randomise or peaked)(model)
     model.generation_config.eos_token_id = config.eos_token_id
     logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -61,7 +68,7 @@ def build_dense(
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def peaked(model: PreTrainedModel) -> None:
     """Makes weights wide enough that attention is peaked and the next token depends on the whole context."""
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
@@ -70,6 +77,16 @@ def _randomise(model: PreTrainedModel) -> None:
             fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
             width = 0.1 if "embed" in name else 0.3 if parameter.dim() == 1 else 1.5 * fan_in**-0.5
             parameter.normal_(0.0, width)
+
+
+@torch.no_grad()
+def even(model: PreTrainedModel) -> None:
+    """Makes weights of one width, biases included."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.normal_(1, 0.3)
+        elif "norm" not in name:
+            parameter.normal_(0, 1.0 if "embed" in name else 0.15)
 
 
 def byte_tokenizer(vocab_size: int = SIZES["vocab_size"]) -> PreTrainedTokenizerFast:

@@ -9,7 +9,7 @@ from offline_compress import compress
 from tests.integration.checkpoints.test_half_rank import POOL
 from tests.integration.checkpoints.test_packed import capacity
 from tests.support.serving import attention_used, engine, greedy, prompts
-from tests.support.tiny_models import build_small, write_text
+from tests.support.tiny_models import build_even, write_text
 
 pytestmark = pytest.mark.serving
 
@@ -33,7 +33,7 @@ def in_the_harness(directory) -> list[list[int]]:
 
 @pytest.mark.parametrize("search", ["lorc", "matryoshka"])
 def test_tokens_are_the_harnesses_and_capacity_follows_the_ranks(search, tmp_path):
-    source, data, out = build_small(tmp_path / "model", num_hidden_layers=4), tmp_path / "data.txt", tmp_path / "out"
+    source, data, out = build_even(tmp_path / "model", num_hidden_layers=4), tmp_path / "data.txt", tmp_path / "out"
     report = compress(source, out, search=search, rank_ratio=0.5, calib_data=str(write_text(data)), **QUICK)
     ranks = report["rank_k"] + report["rank_v"]
     assert len(set(ranks)) > 1 and 2 * report["bytes_per_token"] == report["dense_bytes_per_token"]

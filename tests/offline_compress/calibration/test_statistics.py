@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 from offline_compress.calibration.statistics import layer_statistics, second_moment
 from offline_compress.model.access import LayerRunner, hf_config
 from offline_compress.model.source import open_source
-from tests.support.tiny_models import build_small, edit_config
+from tests.support.tiny_models import build_even, edit_config
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -51,7 +51,7 @@ def from_transformers(model_directory, tokens: torch.Tensor) -> list[torch.Tenso
 )
 def test_layer_by_layer_equals_the_whole_model(tmp_path, monkeypatch, family, overrides, edits):
     monkeypatch.setattr("offline_compress.model.access.WIDENED_ROWS", 50)
-    model = edit_config(build_small(tmp_path / "model", family, **overrides), **edits)
+    model = edit_config(build_even(tmp_path / "model", family, **overrides), **edits)
     tokens = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
     source = open_source(str(model))
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))

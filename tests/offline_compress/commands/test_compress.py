@@ -11,7 +11,7 @@ from offline_compress.commands.compress import main, parse_options
 from offline_compress.options import CompressOptions
 from offline_compress.run.errors import CompressionError
 from tests.support.processes import forked
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 
 def parse(line: str) -> CompressOptions:
@@ -191,14 +191,14 @@ def test_json_lines_where_stderr_is_no_terminal(tmp_path, dense, text, capsys):
 
 
 def test_a_default_group_size_that_gives_way_is_told(tmp_path, capsys):
-    model = build_small(tmp_path / "model", num_attention_heads=6, num_key_value_heads=6, hidden_size=96)
+    model = build_even(tmp_path / "model", num_attention_heads=6, num_key_value_heads=6, hidden_size=96)
     assert main([str(model), str(tmp_path / "out"), "--objective", "svd", "--search", "uniform"]) == 0
     assert "group size 3, because 4 does not divide 6 key-value heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_kill_in_the_middle_leaves_nothing(tmp_path, text, number, code):
-    model = build_small(tmp_path / "model", num_hidden_layers=12)
+    model = build_even(tmp_path / "model", num_hidden_layers=12)
     argv = [str(model), str(tmp_path / "out"), "--search", "uniform", "--calib-data", text, "--calib-samples", "50"]
     with forked.running(main, *argv) as process:
         for line in process.stderr:

@@ -12,7 +12,7 @@ from offline_compress import compress
 from offline_compress.commands.compress import main
 from offline_compress.run.staging import STATE, work_directory
 from palu_vllm.format.checkpoint import INDEX, SINGLE, check_finite
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 QUICK = ["--calib-samples", "3", "--calib-seqlen", "40", "--search", "uniform"]
 
@@ -30,7 +30,7 @@ def refused(capsys, model: Path, *flags: str) -> str:
 
 @pytest.fixture
 def sharded(tmp_path) -> Path:
-    return build_small(tmp_path / "model", max_shard_size="60KB")
+    return build_even(tmp_path / "model", max_shard_size="60KB")
 
 
 def shards(model: Path) -> list[Path]:

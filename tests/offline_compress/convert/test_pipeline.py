@@ -13,7 +13,7 @@ from offline_compress.convert.pipeline import ConvertOptions, convert
 from palu_vllm.format.checkpoint import SINGLE, check_shapes, iterate_tensors, read_config
 from tests.support.processes import forked
 from tests.support.reference_dumps import reference_model, write_dump
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 # two layers, two groups of two heads of 16: equal ranks, unequal ones, some as wide as the group
 EQUAL = {"k_proj": [[8, 8], [12, 12]], "v_proj": [[16, 16], [20, 20]]}
@@ -46,9 +46,9 @@ def test_logits_are_those_of_the_reference(tmp_path, dense, family, ranks, value
 
 
 def test_with_biases_everywhere_tied_embeddings_and_a_window(tmp_path):
-    model = build_small(tmp_path / "llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    model = build_even(tmp_path / "llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
     converted(write_dump(model, tmp_path / "a", UNEQUAL), tmp_path / "out-a")
-    window = build_small(tmp_path / "mistral", "mistral", sliding_window=6)
+    window = build_even(tmp_path / "mistral", "mistral", sliding_window=6)
     converted(write_dump(window, tmp_path / "b", UNEQUAL), tmp_path / "out-b")
     for source, out in ((model, "out-a"), (window, "out-b")):
         ours = logits(AutoModelForCausalLM.from_pretrained(tmp_path / out))
@@ -90,7 +90,7 @@ def test_equal_ranks_keep_every_factor_bit_for_bit(tmp_path, dense):
 
 
 def test_dtype_of_the_output(tmp_path):
-    dump = write_dump(build_small(tmp_path / "model", dtype="float16"), tmp_path / "dump", EQUAL)
+    dump = write_dump(build_even(tmp_path / "model", dtype="float16"), tmp_path / "dump", EQUAL)
     converted(dump, tmp_path / "kept")
     converted(dump, tmp_path / "wide", dtype="float32")
     for out, dtype in (("kept", torch.float16), ("wide", torch.float32)):

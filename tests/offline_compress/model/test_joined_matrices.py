@@ -12,7 +12,7 @@ from offline_compress.model.access import hf_config
 from offline_compress.model.source import open_source
 from palu_vllm.format.checkpoint import SINGLE, checkpoint_shapes
 from tests.support.joined import apart
-from tests.support.tiny_models import build_small, edit_config
+from tests.support.tiny_models import build_even, edit_config
 
 PUBLISHED = {
     "AutoConfig": "configuration_phi3.Phi3Config",
@@ -28,7 +28,7 @@ def phi(dense, tmp_path):
 
 @pytest.mark.parametrize("kv_heads", [8, 2])
 def test_parts_are_the_rows(tmp_path, kv_heads):
-    model = build_small(tmp_path / "model", "phi3", num_key_value_heads=kv_heads, max_shard_size="60KB")
+    model = build_even(tmp_path / "model", "phi3", num_key_value_heads=kv_heads, max_shard_size="60KB")
     source = open_source(str(model))
     stored = {}
     for file in model.glob("*.safetensors"):

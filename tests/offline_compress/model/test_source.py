@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from offline_compress import CompressionError, compress
 from offline_compress.model.source import check_finite, find_directory, open_source
 from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError
-from tests.support.tiny_models import build_small, edit_config
+from tests.support.tiny_models import build_even, edit_config
 
 
 def refuse(model: Path, words: str) -> None:
@@ -128,7 +128,7 @@ def test_derived_buffers_of_old_checkpoints_are_dropped(own_dense, tmp_path):
 
 @pytest.fixture
 def sharded(tmp_path):
-    return build_small(tmp_path / "sharded", max_shard_size="60KB")
+    return build_even(tmp_path / "sharded", max_shard_size="60KB")
 
 
 def test_missing_shard(sharded):

@@ -19,19 +19,19 @@ from offline_compress.ranks.layer_sharing import search_sharing, source_layers
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, check_shapes, iterate_tensors, read_config
 from tests.support.shared_layers import dense_of, harness_logits
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 LAYERS = 4
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
 def model_directory(request, tmp_path_factory):
-    return build_small(tmp_path_factory.mktemp(request.param) / "model", request.param, num_hidden_layers=LAYERS)
+    return build_even(tmp_path_factory.mktemp(request.param) / "model", request.param, num_hidden_layers=LAYERS)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return build_small(tmp_path_factory.mktemp("llama") / "model", num_hidden_layers=LAYERS)
+    return build_even(tmp_path_factory.mktemp("llama") / "model", num_hidden_layers=LAYERS)
 
 
 @pytest.mark.parametrize(("count", "threshold"), [(2, -1.0), (1, 0.75)])

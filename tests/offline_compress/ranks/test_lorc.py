@@ -13,7 +13,7 @@ from offline_compress.model.access import KEY, VALUE, projection
 from offline_compress.model.source import open_source
 from offline_compress.ranks.allocation import allocate_ranks
 from offline_compress.ranks.lorc import LEAST_SHARE, RESOLVED, condition_number, importance_of, progressive_weights
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 CONDITIONS = st.lists(st.tuples(st.floats(1, 1e6), st.floats(1, 1e6)), min_size=1, max_size=12)
 
@@ -77,7 +77,7 @@ def test_the_command_needs_no_data_and_reports_what_it_found(dense, tmp_path, op
 
 
 def test_the_first_layer_keeps_more_than_the_last(tmp_path):
-    model = build_small(tmp_path / "model", num_hidden_layers=4)
+    model = build_even(tmp_path / "model", num_hidden_layers=4)
     report = compress(model, tmp_path / "out", objective="svd", search="lorc", rank_ratio=0.5)
     assert report["rank_k"][0] > report["rank_k"][-1] and report["rank_v"][0] > report["rank_v"][-1]
     assert sum(report["rank_k"] + report["rank_v"]) == 8 * 32

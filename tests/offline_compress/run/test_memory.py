@@ -10,7 +10,7 @@ import pytest
 from offline_compress import compress
 from offline_compress.model.source import open_source
 from offline_compress.run.memory import peak_memory_bytes, resident_memory_bytes
-from tests.support.tiny_models import build_small
+from tests.support.tiny_models import build_even
 
 SHAPE = {
     "hidden_size": 2048,
@@ -36,7 +36,7 @@ def added_and_predicted(model: Path, out: Path, **options: object) -> tuple[int,
 
 
 def test_no_layer_is_in_memory_as_a_whole_and_the_peak_is_predicted(tmp_path, text):
-    model = build_small(tmp_path / "model", dtype="bfloat16", **SHAPE)
+    model = build_even(tmp_path / "model", dtype="bfloat16", **SHAPE)
     added, predicted = added_and_predicted(model, tmp_path / "out", calib_data=text, **OPTIONS)
     tensors = open_source(str(model)).tensors
     layer = sum(tensor.num_bytes for name, tensor in tensors.items() if name.startswith("model.layers.0."))
@@ -48,7 +48,7 @@ def test_no_layer_is_in_memory_as_a_whole_and_the_peak_is_predicted(tmp_path, te
 @pytest.mark.slow
 def test_the_peak_of_a_search_for_a_budget_is_predicted(tmp_path, text):
     few_tiers = {"latent_bits": 4, "target_compression": 6}
-    model = build_small(
+    model = build_even(
         tmp_path / "model", dtype="bfloat16", **SHAPE | {"num_hidden_layers": 1, "max_position_embeddings": 512}
     )
     options = OPTIONS | few_tiers | {"group_size": 4, "calib_seqlen": 512, "calib_data": text}
@@ -68,7 +68,7 @@ METHODS = {
 
 def whole_peak_over_prediction(tmp_path: Path, text: str, **options: object) -> float:
     """Of the whole process, interpreter and libraries included."""
-    model = build_small(tmp_path / "model", dtype="bfloat16", **SHAPE | SMALL_MLP)
+    model = build_even(tmp_path / "model", dtype="bfloat16", **SHAPE | SMALL_MLP)
     options = {"calib_samples": 2, "calib_seqlen": 256, "device": "cpu", "calib_data": text} | options
     added, predicted = added_and_predicted(model, tmp_path / "out", **options)
     baseline = json.loads((tmp_path / "out" / "palu_report.json").read_text())["baseline_memory_bytes"]
