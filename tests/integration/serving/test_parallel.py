@@ -8,7 +8,7 @@ import pytest
 import vllm
 from vllm.engine.arg_utils import EngineArgs
 
-from palu_vllm.startup.refusals import StartError
+from palu_vllm.startup.check import StartError
 from tests.support.serving import engine, greedy, prompts, server
 
 pytestmark = pytest.mark.serving
