@@ -36,7 +36,7 @@ class PaluAttention(nn.Module):
 
     Keys are rebuilt from the latents and rotated by their row among those that the cache returned, and so is the
     query: rotary scores depend on distances only, so rows shifted by left padding or cut off by a sliding window
-    are exact. ``position_ids`` are not used; only those that count every cached token are honoured.
+    are exact. The decoder refuses ``position_ids`` that do not count every cached token.
     """
 
     is_causal = True

@@ -6,18 +6,19 @@ No model code is copied.
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from palu_vllm.families import CAUSAL_LM, FAMILIES, MODEL, palu_class
 from palu_vllm.format.checkpoint import INDEX, SINGLE, CheckpointError, check_shapes
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
 from palu_vllm.format.layers import layer_shape
-from palu_vllm.huggingface.attention import PaluAttention
+from palu_vllm.huggingface.attention import IMPLEMENTATIONS, PaluAttention
 from palu_vllm.huggingface.configuration import CONFIGURATIONS
+from palu_vllm.huggingface.positions import check_positions
 
 
 class _Palu(PreTrainedModel):
@@ -29,6 +30,15 @@ class _Palu(PreTrainedModel):
     _supports_attention_backend = False
     _can_compile_fullgraph = False
     _tp_plan = None
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """As in transformers, which would ask for flash attention's package first, and then for another model."""
+        if attn_implementation not in (None, *IMPLEMENTATIONS):
+            raise ValueError(
+                f"attn_implementation {attn_implementation!r} cannot attend to latents; "
+                f"choose {' or '.join(IMPLEMENTATIONS)}, or serve the checkpoint with vLLM."
+            )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -57,11 +67,27 @@ class _PaluDecoder(_Palu):
         self.shares_layers = palu.num_shared > 0
         self.post_init()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; layers that share find what they read with every forward pass."""
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; layers that share find what they read with every forward pass.
+
+        Raises ValueError for ``position_ids`` that the cache cannot honour. Without a cache and a mask, transformers
+        takes a jump in them for the start of another sequence, and no distance goes across it.
+        """
+        cached = past_key_values is not None or kwargs.get("use_cache", self.config.use_cache)
+        if position_ids is not None and (cached or attention_mask is not None):
+            slots = past_key_values.get_seq_length() if past_key_values is not None else 0
+            check_positions(position_ids, attention_mask, slots)
         if self.shares_layers:
             kwargs["contexts"] = {}
-        return super().forward(*args, **kwargs)
+        return super().forward(input_ids, attention_mask, position_ids, past_key_values, *args, **kwargs)
 
 
 class _PaluCausalLM(_Palu):
@@ -75,6 +101,13 @@ class _PaluCausalLM(_Palu):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises ValueError: behind ``generate_batch`` a thread would fail on pages of keys, and give empty lists."""
+        raise ValueError(
+            "generate_batch and transformers' continuous batching keep pages of keys, and this model keeps latents; "
+            "use generate, or serve the checkpoint with vLLM."
+        )
 
     @classmethod
     def from_pretrained(

@@ -58,6 +58,10 @@ class TestCache:
         packed = logits(model, tokens[:1], position_ids=positions, use_cache=False)
         assert_close(packed[:, 9:], logits(model, tokens[:1, 9:]), **EXACT)
 
+    def test_continuous_batching_is_refused_at_the_call(self, fused, tokens):
+        with pytest.raises(ValueError, match="generate_batch .* keep pages of keys, .*; use generate, or serve"):
+            load(fused).generate_batch(tokens.tolist(), max_new_tokens=2)
+
 
 @pytest.mark.parametrize(
     "options",
