@@ -36,4 +36,4 @@ def _has_no_gap(position_ids: torch.Tensor, slots: torch.Tensor) -> bool:
     There, padding has positions 0 or 1.
     """
     follows = (position_ids.diff() == 1) | (position_ids[:, 1:] <= 1)
-    return bool(follows.all() and (position_ids <= slots).all())
+    return bool(follows.all() and (position_ids <= slots.clamp(min=1)).all())
