@@ -26,7 +26,7 @@ EMBEDDING = "model.embed_tokens.weight"
 KEY, VALUE, OUTPUT, QUERY = "k_proj", "v_proj", "o_proj", "q_proj"
 NORMS = {QUERY: "q_norm", KEY: "k_norm"}  # per head, before rotation; not in every family
 # buffers that old checkpoints carry although they follow from the configuration
-DERIVED = ".rotary_emb.inv_freq"
+DERIVED = tuple(f".rotary_emb.{buffer}" for buffer in ("inv_freq", "cos_cached", "sin_cached"))
 TIED = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 WIDENED_ROWS = 1024

@@ -279,3 +279,12 @@ def rope_type(config: Mapping[str, Any]) -> str:
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ValueError("partial_rotary_factor is not 1; partial rotary embeddings are not supported.")
     return kind
+
+
+def rotary_positions(config: Mapping[str, Any]) -> int:
+    """How many positions vLLM's rotary table of a ``config.json`` has. Raises ValueError where it is not served."""
+    kind, rope = rope_type(config), config.get("rope_parameters") or config.get("rope_scaling") or {}
+    positions = positive(config, "max_position_embeddings")
+    if kind == "yarn":
+        positions = rope.get("original_max_position_embeddings", positions)
+    return int(positions * rope.get("factor", 1)) if kind in ("linear", "yarn") else positions

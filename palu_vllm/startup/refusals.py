@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm.config import VllmConfig
 
+from palu_vllm.format.config import rotary_positions
 from palu_vllm.format.quantized import METHOD
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connector, extra_config
@@ -274,3 +275,15 @@ def context_parallelism(config: VllmConfig, served: ServedConfig) -> str | None:
     if parallel.decode_context_parallel_size == parallel.prefill_context_parallel_size == 1:
         return None
     return "context parallelism is not supported for latents; leave the context parallel sizes at 1."
+
+
+@refusal
+def beyond_the_positions(config: VllmConfig, served: ServedConfig) -> str | None:
+    """vLLM allows it with ``VLLM_ALLOW_LONG_MAX_MODEL_LEN=1``, and answers with NaN: the rotary table ends there."""
+    asked, positions = config.model_config.max_model_len, rotary_positions(config.model_config.hf_config.to_dict())
+    if asked <= positions:
+        return None
+    return (
+        f"--max-model-len {asked} is beyond the {positions} positions of the model's rotary embedding; "
+        f"set it to {positions} or less."
+    )

@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type
+from palu_vllm.format.config import AttentionGeometry, PaluConfig, rope_type, rotary_positions
 from palu_vllm.format.latent_format import LatentFormat, Tier
 
 MODEL = {
@@ -264,3 +264,25 @@ def test_a_window_is_not_shared_with_full_attention():
     assert shared([0, 1, 0, 1, 0], kinds).num_shared == 3
     with pytest.raises(ValueError, match="layer 2 is of the kind full_attention and reads the latents of layer 1"):
         shared([0, 1, 1, 3, 4], kinds)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else None,
+)
+def test_rotary_positions_are_the_rows_of_vllms_table(rope, positions):
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    config = {"max_position_embeddings": 64, "rope_parameters": rope}
+    assert rotary_positions(config) == positions
+    told = {"rope_theta": 1e4, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | rope
+    with set_current_vllm_config(VllmConfig()):
+        table = get_rope(16, max_position=64, rope_parameters=told).cos_sin_cache
+    assert len(table) == positions

@@ -190,8 +190,18 @@ def test_files_of_a_checkpoint_that_is_not_local(palu):
 
 def test_every_refusal_has_a_case():
     shown = {case[0] for table in (REFUSED, SHARED, QUANTIZED) for case in table.values()}
-    shown |= {"streaming_with_a_window", "files_of_a_hubs_checkpoint", "cut_groups"}
+    shown |= {"streaming_with_a_window", "files_of_a_hubs_checkpoint", "cut_groups", "beyond_the_positions"}
     assert {function.__name__ for function in REFUSALS} == shown
+
+
+def test_contexts_beyond_the_positions_that_vllm_allows(palu, monkeypatch):
+    """Log-probabilities were NaN behind them."""
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    positions = read_json(palu() / "config.json")["max_position_embeddings"]
+    EngineArgs(str(palu()), dtype="float32", max_model_len=positions).create_engine_config()
+    sentence = refusal(palu(), max_model_len=positions + 1)
+    assert f"{positions + 1} is beyond the {positions} positions" in sentence
+    assert f"set it to {positions} or less" in sentence
 
 
 def test_a_draft_model(palu, dense):
