@@ -10,8 +10,10 @@ import torch
 
 from offline_compress.calibration.fisher import fisher_information, group_importance
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
+from offline_compress.checkpoint.carried import carried
+from offline_compress.checkpoint.companions import copy_companions
 from offline_compress.checkpoint.model_card import write_model_card
-from offline_compress.checkpoint.output import copy_companions, output_config, tensor_specs
+from offline_compress.checkpoint.output import output_config, tensor_specs
 from offline_compress.checkpoint.report import estimate, final_report, write_report
 from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter
 from offline_compress.checkpoint.written import Written, WrittenLayer
@@ -79,7 +81,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
         journal = open_journal(staging.parent / STATE, origin)
         written = _write(plan, samples, staging, journal, on_event)
         report = final_report(plan, written, samples, baseline, time.monotonic() - started)
-        report |= {"made_from_sha256": digest(origin)}
+        report |= {"made_from_sha256": digest(origin)} | carried(plan.source, staging)
         write_report(report, staging)
         write_model_card(report, staging)
     return report

@@ -1,8 +1,6 @@
-"""Everything of the output directory that is not computed: tensor list, ``config.json``, files copied along."""
+"""Everything of the output directory that is not computed: tensor list and ``config.json``."""
 
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +13,6 @@ from palu_vllm.format.checkpoint import attention_tensors
 from palu_vllm.format.config import PaluConfig
 
 DROPPED = ("torch_dtype", "_name_or_path", "auto_map")
-COMPANIONS = (
-    "tokenizer*",
-    "vocab.*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.jinja",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 
 
 def tensor_specs(plan: Plan, palu: PaluConfig) -> Iterator[TensorSpec]:
@@ -55,13 +40,3 @@ def compressed_config(dense: Mapping[str, Any], dtype: str, palu: PaluConfig) ->
     config = {key: value for key, value in dense.items() if key not in DROPPED}
     config |= {"model_type": palu_type(family), "architectures": [palu_class(family, CAUSAL_LM)], "dtype": dtype}
     return config | {"palu_config": palu.model_dump()}
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Copies tokenizer, chat templates, generation settings and licences; never code or weights."""
-    for pattern in COMPANIONS:
-        for path in sorted(source.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, out / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, out / path.name)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from offline_compress.checkpoint.carried import carried
+from offline_compress.checkpoint.companions import copy_companions
 from offline_compress.checkpoint.model_card import write_card
-from offline_compress.checkpoint.output import compressed_config, copy_companions
+from offline_compress.checkpoint.output import compressed_config
 from offline_compress.checkpoint.provenance import provenance
 from offline_compress.checkpoint.report import REPORT
 from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter, TensorSpec
@@ -63,6 +65,7 @@ def convert(options: ConvertOptions, on_event: OnEvent = ignore) -> dict[str, An
         config = compressed_config(dump.source.config, dtype, palu)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_companions(dump.source.directory, staging)
+        report |= carried(dump.source, staging)
         report["seconds"] = round(time.monotonic() - started, 2)
         (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(palu.base_model, CARD.format(**report), staging)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from offline_compress.model.access import DERIVED, KEY, OUTPUT, QUERY, VALUE, projection
+from offline_compress.model.links import refuse_links_outside
 from offline_compress.model.source import SourceModel, refuse_pickles, refuse_unsupported, tensors_of, with_dtype
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import LM_HEAD, attention_prefix, body_tensors, read_json
@@ -69,6 +70,7 @@ def open_dump(directory: Path) -> ReferenceDump:
     """
     if not directory.is_dir():
         raise CompressionError(f"{directory} is not a directory; give a dump of the reference implementation.")
+    refuse_links_outside(directory)
     written = read_json(directory / "config.json")
     config = _dense_config(written, directory)
     refuse_pickles(directory)

@@ -18,11 +18,16 @@ from offline_compress.run.errors import CompressionError
 from palu_vllm.families import FAMILIES
 from palu_vllm.format.checkpoint import INDEX, SINGLE, read_json, shard_of_tensor
 from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, rope_type
+from palu_vllm.huggingface.tokenizer_agreement import hub_name
 
 CHUNK_BYTES = 16 << 20
 # Microsoft publishes Phi-3 with the code that transformers has since taken in; it is neither run nor passed on
 TAKEN_IN = {"phi3": {"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}}
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+# what is not fetched: code, pickles, and the same weights once more in other forms
+NOT_FETCHED = [
+    "original/*", "consolidated*", "onnx/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx*", "*.bin", "*.pt", "*.pth", "*.ckpt",
+    "*.pkl", "*.py", "*.ipynb", "*.sh", "*.so",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def find_directory(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(model, ignore_patterns=NOT_FETCHED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CompressionError(
             f"{model} is neither a directory nor a model that the hub gives ({type(error).__name__}); check the name."
@@ -142,9 +147,8 @@ def tensors_of(directory: Path) -> dict[str, StoredTensor]:
 
 def _identity(directory: Path) -> tuple[str, str | None]:
     """``(name, revision)``: both from the path for a hub snapshot, else the directory's own name."""
-    if directory.parent.name != "snapshots":
-        return directory.name, None
-    return directory.parents[1].name.removeprefix("models--").replace("--", "/"), directory.name
+    name = hub_name(directory)
+    return (directory.name, None) if name is None else (name, directory.name)
 
 
 def with_dtype(source: SourceModel) -> SourceModel:

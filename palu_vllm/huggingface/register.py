@@ -14,14 +14,31 @@ from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, palu_class, palu_typ
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
 TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", CONFIG), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CAUSAL_LM)}
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
+WATCHED = (*TABLES, TOKENIZERS)
 ALIASES = {f"transformers.models.{palu_type(family)}" for family in FAMILIES}
 
 
-def _register(module) -> None:
-    """Adds the names to the table of ``module``; without one, transformers goes on without palu models."""
+def _add_classes(module) -> None:
+    """Adds the names of configurations or of models."""
     table, suffix = TABLES[module.__name__]
+    getattr(module, table).update({palu_type(each): palu_class(each, suffix) for each in FAMILIES})
+
+
+def _add_tokenizers(module) -> None:
+    """Gives every palu model type the tokenizer that transformers chooses for the dense one, right or forced."""
+    names, forced = module.TOKENIZER_MAPPING_NAMES, module.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    for family in FAMILIES:
+        if family in names:
+            names[palu_type(family)] = names[family]
+        if family in forced:
+            forced.add(palu_type(family))
+
+
+def _register(module) -> None:
+    """Adds the names to the tables of ``module``; without them, transformers goes on without palu models."""
     try:
-        getattr(module, table).update({palu_type(each): palu_class(each, suffix) for each in FAMILIES})
+        (_add_tokenizers if module.__name__ == TOKENIZERS else _add_classes)(module)
     except AttributeError as error:
         import warnings
 
@@ -69,8 +86,13 @@ class _Finder:
         if fullname in ALIASES:
             from importlib.machinery import ModuleSpec
 
+<<<<<<< HEAD
             return ModuleSpec(fullname, _Alias())  # type: ignore[arg-type]  # a loader by its methods, without the import
         if fullname not in TABLES:
+=======
+            return ModuleSpec(fullname, _Alias())
+        if fullname not in WATCHED:
+>>>>>>> af2302e (Output tokenizes and templates as its model: palu model types in transformers' tokenizer tables, compared at the end; all files but weights, index, configuration and code go along)
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
@@ -85,6 +107,6 @@ def install() -> None:
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
-    for name in TABLES:
+    for name in WATCHED:
         if name in sys.modules:
             _register(sys.modules[name])

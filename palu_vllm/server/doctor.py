@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from palu_vllm import registry
 from palu_vllm.format.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
 from palu_vllm.format.config import DTYPE_BYTES, rope_type
+from palu_vllm.huggingface.tokenizer_agreement import compare_tokenizers, tokenizer_of
 from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
 from palu_vllm.version import __version__
@@ -105,9 +107,17 @@ CHECKS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def examine(directory: Path, announce: Callable[[str], None]) -> Iterator[Finding]:
-    """Runs ``CHECKS`` in order and stops behind the first that fails, for the later ones rest on it."""
-    for check, run in CHECKS.items():
+def _same_tokenizer(base: Path, directory: Path) -> str:
+    return compare_tokenizers(tokenizer_of(directory), tokenizer_of(base))
+
+
+def examine(directory: Path, announce: Callable[[str], None], base: Path | None = None) -> Iterator[Finding]:
+    """Runs ``CHECKS`` in order and stops behind the first that fails, for the later ones rest on it.
+
+    With ``base``, the dense model, the tokenizers of both are compared too.
+    """
+    checks = CHECKS | ({"tokenizer": partial(_same_tokenizer, base)} if base else {})
+    for check, run in checks.items():
         announce(check)
         try:
             yield Finding(check, True, run(directory))
@@ -120,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a table, or JSON; returns 0 if every check passed."""
     parser = argparse.ArgumentParser(prog="palu-doctor", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="OUT", help="a directory that palu-compress wrote")
+    parser.add_argument(
+        "--base", type=Path, metavar="MODEL", help="the dense model: compares tokens and chat templates with its own"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(arguments)
@@ -131,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     findings = []
-    for finding in examine(options.checkpoint, lambda check: print(f"checking {check} ...", file=sys.stderr)):
+    tell = partial(print, "checking", end=" ...\n", file=sys.stderr)
+    for finding in examine(options.checkpoint, tell, options.base):
         findings.append(finding)
         if not options.json:
             print(f"{'ok' if finding.ok else 'FAILED':<8}{finding.check:<16}{finding.detail}", flush=True)
