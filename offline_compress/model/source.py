@@ -25,8 +25,8 @@ CHUNK_BYTES = 16 << 20
 TAKEN_IN = {"phi3": {"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}}
 # what is not fetched: code, pickles, and the same weights once more in other forms
 NOT_FETCHED = [
-    "original/*", "consolidated*", "onnx/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx*", "*.bin", "*.pt", "*.pth", "*.ckpt",
-    "*.pkl", "*.py", "*.ipynb", "*.sh", "*.so",
+    "original/*", "consolidated*", "onnx/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx*", "*.bin", "*.pt", "*.pth",
+    "*.ckpt", "*.pkl", "*.py", "*.ipynb", "*.sh", "*.so",
 ]  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """Which files of a model go along."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -12,14 +11,15 @@ from offline_compress.checkpoint.companions import companions, copy_companions
 ALONG = (
     "tokenizer.model", "tokenizer.model.v3", "tekken.json", "merges.txt", "spiece.model", "vocab.json", "LICENSE",
     "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "preprocessor_config.json",
-    "processor_config.json", "generation_config.json", "special_tokens_map.json", "docs/usage/NOTICE.md", "README_de.md",
-    "Model.TXT", "no_suffix", "original/tokenizer.model", "docs/readme.md",
+    "processor_config.json", "generation_config.json", "special_tokens_map.json", "docs/usage/NOTICE.md",
+    "README_de.md", "Model.TXT", "no_suffix", "original/tokenizer.model", "docs/readme.md",
 )  # fmt: skip
 BEHIND = (
     "config.json", "params.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "README.md",
     "pytorch_model.bin.index.json", "consolidated.00.pth", "modeling_llama.py", "tokenizer.PY", "weights.gguf", "a.pkl",
-    "sub/config.json", "sub/model.safetensors", "original/params.json", "run.sh", "x.onnx", "lib.so", "palu_report.json",
-    ".gitattributes", ".cache/huggingface/download/x.json", "__pycache__/a.txt", "training_args.bin", "note.ipynb",
+    "sub/config.json", "sub/model.safetensors", "original/params.json", "run.sh", "x.onnx", "lib.so",
+    "palu_report.json", ".gitattributes", ".cache/huggingface/download/x.json", "__pycache__/a.txt",
+    "training_args.bin", "note.ipynb",
 )  # fmt: skip
 
 
@@ -60,10 +60,10 @@ def test_links_become_files(tmp_path):
     """A hub's snapshot is links into its blobs; a link to a folder that it lies in leads nowhere new."""
     home = filled(tmp_path / "models--a--b", ("blobs/1", "snapshots/x/templates/a.jinja"))
     snapshot = home / "snapshots" / "x"
-    os.symlink("../../blobs/1", snapshot / "tokenizer.json")
-    os.symlink("templates", snapshot / "additional_chat_templates")
-    os.symlink(".", snapshot / "again")
-    os.symlink("nowhere", snapshot / "broken.json")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
+    (snapshot / "additional_chat_templates").symlink_to("templates")
+    (snapshot / "again").symlink_to(".")
+    (snapshot / "broken.json").symlink_to("nowhere")
     copy_companions(snapshot, tmp_path / "out")
     copied = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert copied == {"tokenizer.json", "templates/a.jinja", "additional_chat_templates/a.jinja"}

@@ -47,10 +47,20 @@ def test_a_hub_id_that_transformers_treats_specially(tmp_path):
     assert AutoTokenizer.from_pretrained(out)(TEXT).input_ids == theirs
 
 
+def with_a_large_vocabulary(model: Path) -> Path:
+    """Of above 100,000 tokens, from which on transformers looks whether a split is Mistral's."""
+    file = model / "tokenizer.json"
+    written = json.loads(file.read_text())
+    vocabulary = written["model"]["vocab"]
+    written["model"]["vocab"] |= {f"never {number}": len(vocabulary) + number for number in range(100_001)}
+    file.write_text(json.dumps(written))
+    return model
+
+
 def test_the_mended_split_of_mistral(tmp_path):
-    """transformers mends it where config.json says mistral and a version below 5, which OUT does not say."""
+    """transformers mends it where config.json says mistral and a version below 5, but OUT does not say mistral."""
     config = {"model_type": "mistral", "transformers_version": "4.50.0"}
-    model = write_tokenizer(tmp_path / "model", "cl100k", config, fix_mistral_regex=True)
+    model = with_a_large_vocabulary(write_tokenizer(tmp_path / "model", "cl100k", config, fix_mistral_regex=True))
     out = output_of(model, tmp_path / "out")
     theirs = tokenizer_of(model)(TEXT).input_ids
     assert AutoTokenizer.from_pretrained(out)(TEXT).input_ids != theirs
@@ -69,7 +79,5 @@ def test_what_cannot_be_made_alike_is_refused(tmp_path):
     model = write_tokenizer(tmp_path / "model", "GPT-2", {"model_type": "llama"})
     out = output_of(model, tmp_path / "out")
     (out / "chat_template.jinja").write_text("another")
-    with pytest.raises(
-        CompressionError, match="^the output would not tokenize as the model does: chat_template is .*; "
-    ):
+    with pytest.raises(CompressionError, match="^the output would not tokenize as the model does: chat_template is "):
         carry(model, out)
