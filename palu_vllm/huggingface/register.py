@@ -86,13 +86,8 @@ class _Finder:
         if fullname in ALIASES:
             from importlib.machinery import ModuleSpec
 
-<<<<<<< HEAD
             return ModuleSpec(fullname, _Alias())  # type: ignore[arg-type]  # a loader by its methods, without the import
-        if fullname not in TABLES:
-=======
-            return ModuleSpec(fullname, _Alias())
         if fullname not in WATCHED:
->>>>>>> af2302e (Output tokenizes and templates as its model: palu model types in transformers' tokenizer tables, compared at the end; all files but weights, index, configuration and code go along)
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
