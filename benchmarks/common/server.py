@@ -1,8 +1,7 @@
-"""A real ``vllm serve`` process on loopback for demos, benchmarks and tests; ended by its own process id."""
+"""A real ``vllm serve`` process on loopback for demos, benchmarks and tests."""
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -10,22 +9,27 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks.common.processes import Progress, own_session
 
 CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
+VLLM = Path(sys.executable).with_name("vllm")
+QUIET_SECONDS, NOTICE_SECONDS = 180, 30
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers; ``log`` is the file with everything it printed."""
+    """A server; ``log`` is the file with everything that it printed."""
 
     url: str
     model: str
     log: Path
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
 
     def capacity_tokens(self) -> int:
         """The KV cache size that vLLM reported at start, in tokens."""
@@ -34,64 +38,65 @@ class Server:
             raise RuntimeError(f"{self.log} reports no KV cache size.")
         return int(found.group(1).replace(",", ""))
 
+    def printed(self) -> str:
+        """The end of the log; not of a device, which may have none."""
+        return self.log.read_text(errors="replace")[-4000:] if self.log.is_file() else str(self.log)
+
+    def is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-def vllm_command() -> str:
-    """The ``vllm`` command of the running interpreter's environment."""
-    return str(Path(sys.executable).parent / "vllm")
+def wait_until_healthy(server: Server) -> None:
+    """Waits as long as the server makes progress, and says so from time to time on standard error.
 
-
-def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(
-                f"vllm serve ended with {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}"
-            )
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise RuntimeError(f"vllm serve did not answer within {seconds:.0f} s:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def _stop(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    Raises RuntimeError with the end of its log if it ends or makes none.
+    """
+    progress, started, noticed = Progress(server.process.pid, server.log), time.monotonic(), NOTICE_SECONDS
+    while server.process.poll() is None and progress.quiet_seconds() < QUIET_SECONDS:
+        if server.is_healthy():
+            return
+        if time.monotonic() > started + noticed:
+            last = server.printed().rstrip().rpartition("\n")[2]
+            print(f"Waiting for vllm serve {server.model} since {noticed} s: {last}", file=sys.stderr, flush=True)
+            noticed += NOTICE_SECONDS
+        time.sleep(0.5)
+    ended = f"ended with {server.process.returncode}"
+    quiet = f"did not answer, and for {QUIET_SECONDS} s it neither wrote to its log nor used a second of CPU time"
+    raise RuntimeError(f"vllm serve {quiet if server.process.poll() is None else ended}:\n{server.printed()}")
 
 
 @contextmanager
-def serve(
-    model: Path, arguments: Sequence[str] = (), pool_gib: float = 1, environment: dict[str, str] | None = None,
-    start_seconds: float = 300,
+def starting(
+    model: Path, arguments: Sequence[str] = (), pool_gib: float = 1, environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[Server]:  # fmt: skip
-    """Runs ``vllm serve MODEL`` with a KV pool of ``pool_gib`` GiB and yields it once /health answers.
+    """Runs ``vllm serve MODEL`` with a KV pool of ``pool_gib`` GiB to the end of the block.
 
-    Raises RuntimeError with the end of the server's log if it ends or stays silent.
+    ``environment`` replaces that of this process; without ``log`` a file that lasts as long as the server has it.
     """
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [vllm_command(), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    command = [str(VLLM), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
     settings = {"VLLM_CPU_KVCACHE_SPACE": str(pool_gib), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with tempfile.NamedTemporaryFile("w", prefix="vllm-serve-", suffix=".log", delete=False) as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings | (environment or {})
-        )
-    path = Path(log.name)
-    try:
-        _wait_until_healthy(url, process, path, start_seconds)
-        yield Server(url, str(model), path, process)
-    finally:
-        _stop(process)
-        path.unlink()
+    with tempfile.TemporaryDirectory(prefix="vllm-serve-") as folder:
+        file = log or Path(folder) / "log"
+        inherited = os.environ if environment is None else environment
+        with own_session(command, file, {**inherited, **settings}) as process:
+            yield Server(f"http://127.0.0.1:{port}", str(model), file, process)
+
+
+@contextmanager
+def serve(model: Path, arguments: Sequence[str] = (), **options: Any) -> Iterator[Server]:
+    """``starting``, once /health answers. Raises RuntimeError as ``wait_until_healthy`` does."""
+    with starting(model, arguments, **options) as server:
+        wait_until_healthy(server)
+        yield server

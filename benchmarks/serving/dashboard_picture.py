@@ -3,6 +3,7 @@
 Compresses the shipped model, serves it, streams to it and has Chromium draw the page meanwhile.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def main() -> None:
         subprocess.run([*compress, *options], check=True, cwd=ROOT)
         arguments = ["--attention-backend", "palu", "--enforce-eager", "--num-gpu-blocks-override", str(BLOCKS)]
         arguments += ["--served-model-name", NAME]
-        with serve(out, arguments, environment={"VLLM_PLUGINS": "palu"}) as server:
+        with serve(out, arguments, environment=os.environ | {"VLLM_PLUGINS": "palu"}) as server:
             threads = [threading.Thread(target=stream, args=(server,)) for _ in range(STREAMS)]
             for thread in threads:
                 thread.start()

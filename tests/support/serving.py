@@ -1,22 +1,17 @@
 """Real vLLM for tests: engines in this process, and ``vllm serve`` processes on the loopback interface."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pytest
 from vllm import LLM, RequestOutput, SamplingParams
 
-VLLM = Path(sys.executable).with_name("vllm")
+from benchmarks.common.server import VLLM, Server, serve
+
+__all__ = ["VLLM", "Server"]
 SMALL: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -71,62 +66,15 @@ def implementation(layer: Any) -> Any:
     return getattr(layer.impl, "attention", layer.impl)
 
 
-class Server:
-    """A running ``vllm serve`` process."""
-
-    def __init__(self, process: subprocess.Popen, url: str, log: Path) -> None:
-        self.process, self.url, self.log = process, url, log
-
-
 @contextmanager
 def server(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """``vllm serve MODEL`` on a free port of the loopback interface; ended by its own process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(VLLM), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=outside(environment))
-    running = Server(process, f"http://127.0.0.1:{port}", log)
-    try:
-        _wait_until_healthy(running)
+    """``vllm serve MODEL`` on a free port of the loopback interface, once it is healthy; it ends when it is told to."""
+    with serve(model, arguments, environment=outside(environment), log=log) as running:
         yield running
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """SIGTERM; SIGKILL after a minute, to its children too."""
-    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        for each in (process, *children):
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        raise
+    assert running.process.returncode != -signal.SIGKILL, f"vllm serve did not end:\n{running.printed()}"
 
 
 def outside(environment: dict[str, str]) -> dict[str, str]:
     """The environment of a user's shell: an engine in a process of its own, INFO printed."""
     ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TRITON_INTERPRET")
     return {name: value for name, value in os.environ.items() if name not in ours} | environment
-
-
-def _tail(log: Path) -> str:
-    """The end of a log; not of a device, which may have none."""
-    return log.read_text()[-4000:] if log.is_file() else str(log)
-
-
-def _wait_until_healthy(running: Server, seconds: int = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if running.process.poll() is not None:
-            pytest.fail(f"vllm serve ended with {running.process.returncode}:\n{_tail(running.log)}")
-        try:
-            with urllib.request.urlopen(f"{running.url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(1)
-    pytest.fail(f"vllm serve was not healthy after {seconds} s:\n{_tail(running.log)}")

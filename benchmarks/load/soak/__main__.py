@@ -8,6 +8,7 @@ error, a block that is still held after the load, or memory that grows. What fol
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ MIX = ["--prompt-tokens", "lognormal:128:0.6:512", "--output-tokens", "lognormal
 # the model is tiny and the client runs beside it: threads bound to cores would only wait for each other
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 STEP_TOKENS = 128
-START_SECONDS = 600  # compiling, on a machine that does other things too
+REQUEST_SECONDS = 600  # of a request of the warm-up, on a machine that does other things too
 IDLE_SECONDS = 60
 SAMPLE_SECONDS = 2.0
 
@@ -52,7 +53,7 @@ def warm_up(server: Server) -> None:
     vLLM's linear layers on the CPU, a dense model's too, keep an oneDNN kernel for every number of tokens that a step
     has had. Filled by and by under load, that looks like a leak for minutes.
     """
-    client = make_client(server.url, api_key(), START_SECONDS)
+    client = make_client(server.url, api_key(), REQUEST_SECONDS)
     for tokens in range(1, STEP_TOKENS + 1):
         # different from the first token on, so that nothing comes from the prefix cache
         client.completions.create(model=server.model, prompt=[FIRST_ID + tokens] * tokens, max_tokens=1)
@@ -94,7 +95,7 @@ def soak(model: Path, options: argparse.Namespace, scratch: Path) -> tuple[dict,
     pool = ["--block-size", "16", "--num-gpu-blocks-override", str(options.blocks)]
     pool += ["--max-num-batched-tokens", str(STEP_TOKENS)]
     arguments = ["--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "1024", *pool]
-    with serve(model, arguments, environment=ONE_THREAD, start_seconds=START_SECONDS) as server:
+    with serve(model, arguments, environment=os.environ | ONE_THREAD) as server:
         warm_up(server)
         with sampling(server) as samples:
             load = run_load(server, options.users, options.seconds, options.more, scratch / "load.json")

@@ -4,10 +4,13 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.common.processes import tree
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,10 @@ def metrics(url: str) -> dict[str, float]:
 
 def tree_rss(pid: int) -> int:
     """Resident bytes of process ``pid`` and all below it, pages that they share counted in each."""
-    root = psutil.Process(pid)
     total = 0
-    for process in [root, *root.children(recursive=True)]:
-        try:
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
     return total
 
 
