@@ -1,40 +1,54 @@
 """The main job, end to end: ``make demo``.
 
-Compresses the shipped model at 50 %, serves the dense and the compressed one after the other as real
-``vllm serve`` processes, asks both through the openai client, and prints them side by side.
+Compresses the shipped model at 50 %, serves the dense and the compressed one side by side as real ``vllm serve``
+processes, asks both through the openai client, and prints them side by side.
 """
 
-import argparse
-import subprocess
+import math
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from openai import OpenAI
+from transformers import AutoTokenizer
 
-from benchmarks.common.server import Server, serve
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.commands import CommandError, compress
+from benchmarks.common.output import command_line
+from benchmarks.common.provenance import ROOT
+from benchmarks.common.server import ONE_THREAD, Server, starting, wait_until_healthy
+from benchmarks.common.shipped import HELD_OUT, MODEL, PROMPT
+from benchmarks.perplexity import rows_of, spread_rows
 
-ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "demo" / "model"
-CALIBRATION = ROOT / "demo" / "text" / "calibration.txt"
-PROMPT = "And it came to pass in those days, that"
 FACTS = "The token of silver river is answered king.\nThe token of early bread is house mountain.\n"
 QUESTION = "What is the token of silver river?"
 TOKENS = 96
+SAMPLES = 8  # of calibration text; more change nothing that is shown
+CONTEXT, ROWS = 1024, 24  # of held-out text
+FLAGS = ["--enforce-eager", "--max-model-len", "2048"]  # compiling would take longer than all that is asked
 
 
-def compress(out: Path, rank_ratio: float) -> None:
-    command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(rank_ratio)]
-    subprocess.run([*command, "--calib-data", str(CALIBRATION)], check=True)
+def held_out_rows() -> list[list[int]]:
+    """Token ids, spread evenly over the held-out text."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    ids = tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"), add_special_tokens=False)
+    return spread_rows(rows_of(ids, CONTEXT, tokenizer.encode("")), ROWS)
 
 
-def perplexity(model: Path) -> str:
-    """Through a fresh process, because an engine in this one would keep its memory."""
-    command = [sys.executable, "-m", "benchmarks.perplexity", "--model", str(model), "--text", str(HELD_OUT)]
-    line = subprocess.run([*command, "--context", "1024"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    return line.rsplit("perplexity ", 1)[1].split(" ")[0]
+def loss(client: OpenAI, model: str, row: Sequence[int]) -> float:
+    """Summed negative log-likelihood in nats of the tokens of a row but the first, as the server computes it."""
+    answer = client.completions.create(
+        model=model, prompt=list(row), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
+    )
+    found = answer.choices[0].model_extra["prompt_logprobs"]
+    return -sum(found[i][str(token)]["logprob"] for i, token in enumerate(row) if i)
+
+
+def perplexity(client: OpenAI, model: str) -> float:
+    rows = held_out_rows()
+    return math.exp(math.fsum(loss(client, model, row) for row in rows) / sum(len(row) - 1 for row in rows))
 
 
 def completion(client: OpenAI, model: str) -> tuple[str, float]:
@@ -72,15 +86,8 @@ def ask(server: Server) -> dict[str, str]:
         "KV bytes per token": f"{2**30 / capacity:.0f}",
         "tokens per GiB (vLLM)": f"{capacity:,}",
         "tokens per second": f"{speed:.1f}",
+        "held-out perplexity": f"{perplexity(client, server.model):.4f}",
     }
-
-
-def measure(name: str, model: Path, arguments: list[str]) -> dict[str, str]:
-    print(f"Serving the {name} model: vllm serve {model} {' '.join(arguments)}", flush=True)
-    with serve(model, arguments) as server:
-        rows = ask(server)
-    print(f"Scoring the {name} model on {HELD_OUT.name}", flush=True)
-    return rows | {"held-out perplexity": perplexity(model)}
 
 
 def print_side_by_side(columns: dict[str, dict[str, str]]) -> None:
@@ -97,20 +104,33 @@ def print_side_by_side(columns: dict[str, dict[str, str]]) -> None:
             print(f"  {name}: {column[row]}")
 
 
+def demonstrate(out: Path, rank_ratio: float) -> dict[str, dict[str, str]]:
+    """What is asked of each server. The dense one starts while the other's checkpoint is made."""
+    print(f"Serving the dense model: vllm serve {MODEL.relative_to(ROOT)} {' '.join(FLAGS)}", flush=True)
+    environment = os.environ | ONE_THREAD
+    with starting(MODEL, FLAGS, environment=environment) as dense:
+        print(f"Compressing it to {rank_ratio:.0%} of its KV rank", flush=True)
+        compress(out, "--rank-ratio", rank_ratio, "--calib-samples", SAMPLES, quiet=False)
+        flags = ["--attention-backend", "palu", *FLAGS]
+        print(f"Serving the compressed model: vllm serve {out} {' '.join(flags)}", flush=True)
+        with starting(out, flags, environment=environment) as palu:
+            wait_until_healthy(dense)
+            wait_until_healthy(palu)
+            print(f"Asking both, and scoring them on {HELD_OUT.name}", flush=True)
+            return {"dense": ask(dense), "palu": ask(palu)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
+    parser = command_line("benchmarks.demo", __doc__)
     parser.add_argument("--rank-ratio", type=float, default=0.5)
     parser.add_argument("--out", type=Path, help="keep the compressed checkpoint here (default: a temporary folder)")
     options = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="palu-demo-") as scratch:
-        out = options.out or Path(scratch) / "compressed"
-        print(f"Compressing {MODEL.relative_to(ROOT)} to {options.rank_ratio:.0%} of its KV rank", flush=True)
-        compress(out, options.rank_ratio)
-        columns = {
-            "dense": measure("dense", MODEL, []),
-            "palu": measure("compressed", out, ["--attention-backend", "palu"]),
-        }
+        try:
+            columns = demonstrate(options.out or Path(scratch) / "compressed", options.rank_ratio)
+        except CommandError as error:
+            sys.exit(str(error))
     print_side_by_side(columns)
     print(f"\nPrompt: {PROMPT}\nChat:   {FACTS.strip()} {QUESTION}\nDone in {time.perf_counter() - started:.0f} s.")
 

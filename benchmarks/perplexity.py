@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-HELD_OUT = Path(__file__).parents[1] / "demo" / "text" / "evaluation.txt"
+from benchmarks.common.shipped import HELD_OUT
 
 
 def rows_of(

@@ -20,6 +20,8 @@ from benchmarks.common.processes import Progress, own_session
 CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 VLLM = Path(sys.executable).with_name("vllm")
 QUIET_SECONDS, NOTICE_SECONDS = 180, 30
+# for a tiny model with others beside it: threads bound to cores would only wait for each other
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ those of the plans over a full rebuild. CPU times are of decoding steps in float
 and rebuilt taking turns; the Triton kernels are timed where there is a GPU, which nobody has tried.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.common.provenance import ROOT, provenance
+from benchmarks.common.output import command_line, table, write_result
 from benchmarks.kernels.cpu_attention import latent_layers, rebuild_whole_keys
 from benchmarks.kernels.layers import sizes
 from palu_vllm.format.shape import LayerShape
@@ -33,7 +31,6 @@ from palu_vllm.kernels.gpu.tiling import Device, decode_tiling
 from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.reference import rebuild_keys
 
-RESULT = Path(ROOT) / "benchmarks/results/absorbed_rope.json"
 H200 = Device(multiprocessors=132, shared_memory=227 * 1024)
 START, TILE, PAIRS = 4096, 128, 64
 COLUMNS = (
@@ -61,9 +58,13 @@ def random_rebuild(shape: LayerShape, cos_sin: torch.Tensor) -> KeyRebuild:
     return KeyRebuild(k_up, None, cos_sin)
 
 
+def up(rebuild: KeyRebuild) -> torch.Tensor:
+    return cast(torch.Tensor, rebuild.k_up)
+
+
 def exact_scores(query: torch.Tensor, latent_k: torch.Tensor, shape: LayerShape, rebuild: KeyRebuild) -> torch.Tensor:
     """Float64 ``[num_heads, TILE]``."""
-    keys = torch.einsum("tgr,grd->tgd", latent_k.double(), rebuild.k_up.double())
+    keys = torch.einsum("tgr,grd->tgd", latent_k.double(), up(rebuild).double())
     keys = torch.complex(*keys.reshape(TILE, shape.num_kv_heads, -1).chunk(2, -1))
     rotation = torch.complex(*rebuild.cos_sin[START : START + TILE].double().chunk(2, -1))
     q = torch.complex(*query.double().chunk(2, -1)).unflatten(0, (shape.num_kv_heads, -1))
@@ -96,7 +97,7 @@ def errors(shape: LayerShape, cos_sin: torch.Tensor, absorptions: dict[str, Abso
 
 def in_specification(found: DecodePlan) -> Absorption | None:
     """The plan of the Triton kernel as the specification takes it."""
-    if found.basis is None:
+    if found.basis is None or found.coefficients is None:
         return None
     coefficients = torch.complex(*found.coefficients)
     return Absorption(found.tiling.tokens, found.tiling.half, found.basis, coefficients)
@@ -131,19 +132,20 @@ def gpu_times(shape: LayerShape, theta: float, tokens: int = 32768) -> dict[str,
     """Milliseconds of one layer's decoding step of 4 requests in bfloat16, by CUDA events."""
     blocks = 4 * tokens // 16
     cpu = random_rebuild(shape, table_of(theta, tokens))
-    rebuild = KeyRebuild(cpu.k_up.bfloat16().cuda(), None, cpu.cos_sin.cuda())
+    rebuild = KeyRebuild(up(cpu).bfloat16().cuda(), None, cpu.cos_sin.cuda())
     cache = torch.randn(blocks, shape.num_groups, 16, shape.slot_width, device="cuda", dtype=torch.bfloat16)
     table, lengths = torch.randperm(blocks).view(4, -1).int().cuda(), torch.full((4,), tokens).int().cuda()
     batch = PagedBatch(table, lengths, torch.arange(5).int().cuda(), 1, tokens)
     query = torch.randn(4, shape.num_heads, shape.head_dim, device="cuda", dtype=torch.bfloat16)
     out = query.new_empty(4, shape.num_heads, shape.rank_v)
     whole = DecodePlan(decode_tiling(shape, 2, H200))
-    attention, found = TritonAttention(shape, rebuild), {"absorbed": [], "rebuilt": []}
+    attention = TritonAttention(shape, rebuild)
+    found: dict[str, list[float]] = {"absorbed": [], "rebuilt": []}
     plans = {"absorbed": attention.plan(1, torch.bfloat16, cache.device), "rebuilt": whole}
     for _, (name, chosen) in product(range(30), plans.items()):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        attention.decode(query, cache, batch, out, chosen)
+        attention.decode(query, cache, batch, out, chosen, None)
         end.record()
         torch.cuda.synchronize()
         found[name].append(start.elapsed_time(end))
@@ -172,26 +174,22 @@ def row(theta: float, queries: int, rank: int) -> dict[str, Any]:
     }
 
 
-def line(found: dict[str, Any]) -> str:
+def line(found: dict[str, Any]) -> list[str]:
     error, cpu = found["error"], found["cpu_milliseconds"]
     shown = [f"{error[name]:.0e}" if name in error else "-" for name in ("rebuilt", "rounded", "cpu", "triton")]
     timed = f"{cpu['ratio']:.2f}" if found["cpu_plan"] else "-"
-    head = (
-        f"| {found['theta']:.0e} | {found['queries_per_kv']} | {found['rank']} | {shown[0]} | {shown[1]} | {shown[2]} "
-    )
-    return f"{head}| {found['cpu_operations']:.2f} | {timed} | {shown[3]} | {found['triton_operations']:.2f} |"
+    head = [f"{found['theta']:.0e}", str(found["queries_per_kv"]), str(found["rank"]), *shown[:3]]
+    return [*head, f"{found['cpu_operations']:.2f}", timed, shown[3], f"{found['triton_operations']:.2f}"]
 
 
 def main() -> None:
+    options = command_line("benchmarks.experiments.absorbed_rope", __doc__, "absorbed_rope.json").parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    rows = []
     with torch.inference_mode():
-        for case in product((1e4, 5e5, 1e6), (1, 4, 8), (128, 256)):
-            rows.append(row(*case))
-            print(line(rows[-1]), flush=True)
-    RESULT.write_text(json.dumps({"rows": rows, "provenance": provenance()}, indent=1) + "\n")
+        rows = [row(*case) for case in product((1e4, 5e5, 1e6), (1, 4, 8), (128, 256))]
+    write_result(options.out, {"rows": rows})
+    print(table(COLUMNS, [line(each) for each in rows]))
 
 
 if __name__ == "__main__":

@@ -8,27 +8,23 @@ from a larger checkpoint by the code that a server runs while it loads (``rank_r
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
-from benchmarks.common.provenance import ROOT, provenance
-from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.quality.held_out import add_options, judge_of
+from benchmarks.common.commands import compress
+from benchmarks.common.output import command_line
+from benchmarks.common.output import table as markdown
+from benchmarks.experiments.harness import Row, conduct, scored
+from benchmarks.quality.held_out import Judge
 from palu_vllm.format.checkpoint import iterate_tensors, read_config
 from palu_vllm.format.config import PaluConfig, whole_latent
 from palu_vllm.loading.leading import leading_latents, ranks_at
 from palu_vllm.loading.mixed import mixed_latents
 
-RESULT = ROOT / "benchmarks" / "results" / "one_checkpoint.json"
 RATIOS, BITS, UNQUANTIZED = (0.5, 0.35, 0.25, 0.125), (16, 4), 16
 
 
@@ -52,14 +48,6 @@ SOURCES = (
 )
 
 
-def compress(out: Path, ratio: float, *options: str) -> Path:
-    """Runs ``palu-compress`` on the shipped model; returns ``out``."""
-    command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(ratio)]
-    command += ["--calib-data", str(CALIBRATION), *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
-    return out
-
-
 def cut(checkpoint: Path, out: Path, ratio: float, bits: int) -> Path:
     """Writes what a server with ``{"rank_ratio": ratio, "latent_bits": bits}`` holds, mixed below 16 bits."""
     config, palu, geometry = read_config(checkpoint)
@@ -76,49 +64,39 @@ def cut(checkpoint: Path, out: Path, ratio: float, bits: int) -> Path:
     return out
 
 
-def arms(scratch: Path, samples: str) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Names of every row, and its checkpoint."""
-    for ratio in RATIOS:
-        for bits in BITS:
-            out = compress(scratch / f"own-{ratio}-{bits}", ratio, samples, f"--latent-bits={bits}")
-            yield {"ratio": ratio, "bits": bits, "way": FOR_THE_RATIO}, out
-    for number, source in enumerate(SOURCES):
-        whole = compress(scratch / f"source-{number}", source.ratio, samples, *source.options)
-        for ratio in RATIOS:
-            for bits in BITS:
-                made = cut(whole, scratch / f"cut-{number}-{ratio}-{bits}", ratio, bits)
-                yield {"ratio": ratio, "bits": bits, "way": source.title}, made
+def arms(samples: int, scratch: Path) -> Iterator[tuple[Row, Path]]:
+    """What every row is called, and its checkpoint."""
+    shared = ["--calib-samples", samples]
+    for number, (ratio, bits) in enumerate(product(RATIOS, BITS)):
+        own = scratch / f"own-{number}"
+        compress(own, "--rank-ratio", ratio, "--latent-bits", bits, *shared)
+        yield {"ratio": ratio, "bits": bits, "way": FOR_THE_RATIO}, own
+    for source in SOURCES:
+        whole = scratch / source.title
+        compress(whole, "--rank-ratio", source.ratio, *source.options, *shared)
+        for ratio, bits in product(RATIOS, BITS):
+            made = cut(whole, scratch / f"{source.title}, {ratio}, {bits}", ratio, bits)
+            yield {"ratio": ratio, "bits": bits, "way": source.title}, made
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: ways down, ratios across."""
-    head = f"| way, bits | {' | '.join(f'{ratio:.1%}' for ratio in RATIOS)} |"
-    lines = [head, "|---" * (1 + len(RATIOS)) + "|"]
-    for way, bits in dict.fromkeys((row["way"], row["bits"]) for row in rows):
-        cells = [
-            f"{row['perplexity']:.2f} ({row['kl']:.4f})" for row in rows if (row["way"], row["bits"]) == (way, bits)
-        ]
-        lines.append(f"| {way}, {bits} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def rows(options: argparse.Namespace, judge: Judge, scratch: Path) -> Iterator[Row]:
+    for row, checkpoint in arms(options.calib_samples, scratch):
+        _, palu, geometry = read_config(checkpoint)
+        size = palu.bytes_per_token(geometry, "float16")
+        yield row | {"bytes_per_token": size} | judge.score_checkpoint(checkpoint)
+
+
+def table(rows: list[Row]) -> str:
+    """Ways down, ratios across."""
+    lines = [
+        [f"{way}, {bits}", *(scored(row) for row in rows if (row["way"], row["bits"]) == (way, bits))]
+        for way, bits in dict.fromkeys((row["way"], row["bits"]) for row in rows)
+    ]
+    return markdown(["way, bits", *(f"{ratio:.1%}" for ratio in RATIOS)], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments.one_checkpoint", description=__doc__.splitlines()[0]
-    )
-    add_options(parser, RESULT)
-    options = parser.parse_args()
-    judge, facts = judge_of(options)
-    found = []
-    with tempfile.TemporaryDirectory(prefix="palu-one-") as scratch:
-        for facts, checkpoint in arms(Path(scratch), f"--calib-samples={options.calib_samples}"):
-            _, palu, geometry = read_config(checkpoint)
-            facts["bytes_per_token"] = palu.bytes_per_token(geometry, "float16")
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-            found.append(facts | judge.score(model))
-            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    options.out.write_text(json.dumps({"rows": found, **facts, "provenance": provenance()}, indent=1) + "\n")
-    print(table(found))
+    conduct(command_line("benchmarks.experiments.one_checkpoint", __doc__, "one_checkpoint.json"), rows, table)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.methods.harness.measure import Judge
 from benchmarks.methods.options import PALU, parser
 from benchmarks.methods.projected.palu import PaluCache
 from benchmarks.methods.registry import METHODS, described, knobs_of, parse_method
-from benchmarks.quality.table import rows_of_text
+from benchmarks.quality.held_out import rows_of_text
 
 
 def listing() -> str:
@@ -44,7 +45,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
     for each in (parse_method("dense"), *options.method):
         if isinstance(each, Path):
             model, own = AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval(), dtype_of(each)
-            rows.append({"method": f"{PALU}={each.name}"} | judge.score(model, lambda own=own: PaluCache(own)))
+            rows.append({"method": f"{PALU}={each.name}"} | judge.score(model, partial(PaluCache, own)))
         else:
             score = judge.score_method(dense, each.calibrated(dense, calibration), dtype)
             rows.append({"method": described(each)} | score)
@@ -55,13 +56,17 @@ def measure(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def file_of(options: argparse.Namespace, ending: str) -> Path | None:
-    return options.out and options.out.with_name(options.out.name + ending)
+def file_of(out: Path, ending: str) -> Path:
+    return out.with_name(out.name + ending)
+
+
+def results_of(options: argparse.Namespace, identity: tuple[str, ...]) -> Results:
+    return Results(options.out and file_of(options.out, ".json"), settings_of(options), identity)
 
 
 def compare(options: argparse.Namespace) -> None:
     """Tables on standard output; with ``--out`` rows, a page and pictures, of all rows that the file has."""
-    results = Results(file_of(options, ".json"), settings_of(options), ("method", "budget"))
+    results = results_of(options, ("method", "budget"))
     for row in compared(options, results):
         print(json.dumps({name: value for name, value in row.items() if name != "needle_map"}), file=sys.stderr)
     rows = list(results.rows.values())
@@ -70,19 +75,19 @@ def compare(options: argparse.Namespace) -> None:
         plots = {"": compare_plots.against_bytes(rows), "_bars": compare_plots.bars(rows)}
         plots |= {"_needles": maps} if (maps := needle_map.picture(rows)) else {}
         for name, png in plots.items():
-            file_of(options, f"{name}.png").write_bytes(png)
+            file_of(options.out, f"{name}.png").write_bytes(png)
         titles = {"": "Scores against bytes", "_bars": "Methods at each budget", "_needles": "Needles"}
         facts, pictures = results.settings | results.facts, {titles[name]: png for name, png in plots.items()}
-        file_of(options, ".html").write_text(compare_report.page(rows, facts, pictures), encoding="utf-8")
+        file_of(options.out, ".html").write_text(compare_report.page(rows, facts, pictures), encoding="utf-8")
 
 
 def answer_tokens_or_bits(options: argparse.Namespace) -> None:
     """Rows on standard output; with ``--out`` also a file of them and a picture."""
-    results = Results(file_of(options, ".json"), settings_of(options), tokens_or_bits.IDENTITY)
+    results = results_of(options, tokens_or_bits.IDENTITY)
     for row in tokens_or_bits.answered(options, results):
         print(json.dumps(row), flush=True)
     if options.out:
-        file_of(options, ".png").write_bytes(tokens_or_bits.plot(list(results.rows.values())))
+        file_of(options.out, ".png").write_bytes(tokens_or_bits.plot(list(results.rows.values())))
 
 
 def main() -> None:

@@ -45,6 +45,11 @@ def fixed(method: Method) -> Family:
     return Family(lambda size: method)
 
 
+def sized(make: Callable[..., Method], low: int, high: int, *knobs: str) -> Family:
+    """The size is what all ``knobs`` are set to."""
+    return Family(lambda size: make(**dict.fromkeys(knobs, size)), low, high)
+
+
 def kivi(layer: Layer, tokens: int) -> Iterator[Family]:
     for k_bits, v_bits, group in product((2, 4), (2, 4), groups(layer)):
         for residual in (group, 128):
@@ -59,15 +64,15 @@ def gear(modes: tuple[str, ...], layer: Layer, tokens: int) -> Iterator[Family]:
         if mode == "KCVT":
             yield fixed(make())
         else:
-            yield Family(lambda rank, make=make: make(prefillrank=rank, prefillrankv=rank), 1, layer.head_dim // 4)
+            yield sized(make, 1, layer.head_dim // 4, "prefillrank", "prefillrankv")
 
 
 def pruning(method: type[Method], layer: Layer, tokens: int) -> Iterator[Family]:
-    yield Family(lambda kept: method(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
+    yield sized(method, SMALLEST_CAPACITY, tokens, "max_capacity_prompts")
 
 
 def rolling(layer: Layer, tokens: int) -> Iterator[Family]:
-    yield Family(lambda recent: RollingStreamingLLM(recent_size=recent), 1, tokens)
+    yield sized(RollingStreamingLLM, 1, tokens, "recent_size")
 
 
 def rolling_h2o(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -83,8 +88,15 @@ def rolling_h2o(layer: Layer, tokens: int) -> Iterator[Family]:
 def pyramidinfer(layer: Layer, tokens: int) -> Iterator[Family]:
     """Layers keep half of the prompt on average even at a ratio of 0, so budgets above 2 are out of reach."""
     for strategy in ("cosine", "linear"):
-        make = partial(PyramidInfer, prefill_decay_strategy=strategy, min_context_length=SMALLEST_CAPACITY)
-        yield Family(lambda share, make=make: make(prefill_decay_ratio=share / 100), 0, 100)
+
+        def make(percent: int, strategy: str = strategy) -> Method:
+            return PyramidInfer(
+                prefill_decay_strategy=strategy,
+                min_context_length=SMALLEST_CAPACITY,
+                prefill_decay_ratio=percent / 100,
+            )
+
+        yield Family(make, 0, 100)
 
 
 def qpruningkv(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -92,16 +104,17 @@ def qpruningkv(layer: Layer, tokens: int) -> Iterator[Family]:
     size = max(groups(layer))
     for method, bits, quantizer in (*choices, ("SnapKV", 4, "kvquant")):
         make = partial(QPruningKV, method=method, nbits=bits, quant_method=quantizer, group_size=size)
-        yield Family(lambda kept, make=make: make(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
+        yield sized(make, SMALLEST_CAPACITY, tokens, "max_capacity_prompts")
 
 
 def layerquant(layer: Layer, tokens: int) -> Iterator[Family]:
     """A quarter of the layers, the first ones, in 8 or 4 bits, the others in fewer."""
     quarter, size = max(1, layer.num_layers // 4), max(groups(layer))
-    knobs = {"method": "LayerQuant", "quant_method": "layerquant", "quant_end_layers": quarter, "group_size": size}
+    kind = partial(QPruningKV, method="LayerQuant", quant_method="layerquant")
+    base = partial(kind, quant_end_layers=quarter, group_size=size)
     for special, bits in ((8, 4), (8, 2), (4, 2)):
-        make = partial(QPruningKV, quant_layers_bits=special, nbits=bits, **knobs)
-        yield Family(lambda kept, make=make: make(max_capacity_prompts=kept), SMALLEST_CAPACITY, tokens)
+        make = partial(base, quant_layers_bits=special, nbits=bits)
+        yield sized(make, SMALLEST_CAPACITY, tokens, "max_capacity_prompts")
 
 
 def kvquant(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -111,10 +124,14 @@ def kvquant(layer: Layer, tokens: int) -> Iterator[Family]:
 
 def zipcache(layer: Layer, tokens: int) -> Iterator[Family]:
     for important, other in ((4, 2), (8, 4), (8, 2)):
-        bits = {f"{side}_important_bit": important for side in "kv"} | {
-            f"{side}_unimportant_bit": other for side in "kv"
-        }
-        yield Family(lambda share, bits=bits: ZipCache(unimportant_ratio=(20 - share) / 20, **bits), 0, 20)
+        knobs = {"k_important_bit": important, "v_important_bit": important}
+        knobs |= {"k_unimportant_bit": other, "v_unimportant_bit": other}
+        make = partial(ZipCache, **knobs)
+
+        def kept(twentieths: int, make: Callable[..., Method] = make) -> Method:
+            return make(unimportant_ratio=(20 - twentieths) / 20)
+
+        yield Family(kept, 0, 20)
 
 
 def decoquant(layer: Layer, tokens: int) -> Iterator[Family]:
@@ -125,15 +142,20 @@ def decoquant(layer: Layer, tokens: int) -> Iterator[Family]:
 def matryoshkakv(training: dict[str, int], layer: Layer, tokens: int) -> Iterator[Family]:
     """Ranks per head, or the same rank for every head."""
     heads, interval = 2 * layer.num_layers * layer.num_kv_heads, max(4, layer.head_dim // 16)
-    make = partial(MatryoshkaKV, interval=interval, update_num=max(1, heads // 2), **training)
-    yield Family(lambda total: make(total_rank=total), heads * interval, heads * layer.head_dim)
-    yield Family(lambda rank: make(key_truncate_index=rank, value_truncate_index=rank), 1, layer.head_dim)
+    base: Callable[..., Method] = MatryoshkaKV
+    make = partial(base, interval=interval, update_num=max(1, heads // 2), **training)
+    yield sized(make, heads * interval, heads * layer.head_dim, "total_rank")
+    yield sized(make, 1, layer.head_dim, "key_truncate_index", "value_truncate_index")
 
 
 def lorc(layer: Layer, tokens: int) -> Iterator[Family]:
     full = layer.num_kv_heads * layer.head_dim
     for least in (1.0, 0.5, 0.25):
-        yield Family(lambda rank, least=least: LoRC(d_max=rank, d_min=max(1, round(least * rank))), 1, full)
+
+        def make(rank: int, least: float = least) -> Method:
+            return LoRC(d_max=rank, d_min=max(1, round(least * rank)))
+
+        yield Family(make, 1, full)
 
 
 def kvsharer(layer: Layer, tokens: int) -> Iterator[Family]:

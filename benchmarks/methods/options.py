@@ -7,11 +7,10 @@ from benchmarks.accuracy.options import names as task_names
 from benchmarks.accuracy.options import numbers
 from benchmarks.accuracy.tasks.ruler import KINDS
 from benchmarks.accuracy.tasks.ruler_styles import RULER_STYLES
-from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
 from benchmarks.methods.families import FAMILIES
 from benchmarks.methods.harness.interface import Method
 from benchmarks.methods.registry import parse_method
-from benchmarks.perplexity import HELD_OUT
 
 PALU = "palu"  # NAME=DIR: not a method on the dense model but a checkpoint
 

@@ -6,26 +6,19 @@ choices named only. Writes a table (on stdout), a plot and JSON. Rows that the J
 and samples, are kept with the commit that made them; ``--again`` makes them anew.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from benchmarks.common.provenance import ROOT, provenance
-from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.common.commands import compress
+from benchmarks.common.output import IMAGES, command_line, say, write_result
+from benchmarks.common.provenance import provenance
+from benchmarks.common.shipped import MODEL
 from benchmarks.quality.ablation_plot import plot, table
-from benchmarks.quality.held_out import add_options, judge_of
-from benchmarks.quality.table import Judge
+from benchmarks.quality.held_out import Judge, add_options, judge_of
 
-RESULT = ROOT / "benchmarks" / "results" / "ablation.json"
-PLOT = ROOT / "docs" / "images" / "ablation.png"
 RATIOS = (0.125, 0.25, 0.5)
 
 
@@ -87,15 +80,12 @@ def judged(arm: Arm, ratio: float, samples: int, dtype: str, judge: Judge) -> di
     """The row of one arm."""
     with tempfile.TemporaryDirectory(prefix="palu-ablation-") as scratch:
         out = Path(scratch) / "out"
-        command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--rank-ratio", str(ratio)]
-        command += ["--calib-data", str(CALIBRATION), "--calib-samples", str(samples), "--dtype", dtype, *arm.flags()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
-        report = json.loads((out / "palu_report.json").read_text())
-        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        shared = ["--rank-ratio", ratio, "--calib-samples", samples, "--dtype", dtype]
+        report, score = compress(out, *shared, *arm.flags()), judge.score_checkpoint(out)
     kept = ("bytes_per_token", "rank_k", "rank_v", "rebuild_work_per_token", "seconds")
     facts = {"ratio": ratio, "arm": arm.title(), "paper": arm == PAPER, "weighted": arm == WEIGHTED}
     facts["commit"] = provenance()["commit"]
-    return facts | {name: report[name] for name in kept} | judge.score(model)
+    return facts | {name: report[name] for name in kept} | score
 
 
 def known_rows(path: Path, facts: dict[str, Any]) -> dict[tuple[float, str], dict[str, Any]]:
@@ -106,10 +96,10 @@ def known_rows(path: Path, facts: dict[str, Any]) -> dict[tuple[float, str], dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.ablation", description=__doc__.splitlines()[0])
+    parser = command_line("benchmarks.quality.ablation", __doc__, "ablation.json")
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
-    add_options(parser, RESULT)
-    parser.add_argument("--plot", type=Path, default=PLOT)
+    add_options(parser)
+    parser.add_argument("--plot", type=Path, default=IMAGES / "ablation.png")
     parser.add_argument("--again", action="store_true", help="make rows anew that the result file already has")
     options = parser.parse_args()
     dtype = json.loads((MODEL / "config.json").read_text())["dtype"]
@@ -120,8 +110,8 @@ def main() -> None:
         for arm in ARMS:
             row = known.get((ratio, arm.title())) or judged(arm, ratio, options.calib_samples, dtype, judge)
             rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-        options.out.write_text(json.dumps({"rows": rows, **facts, "provenance": provenance()}, indent=1) + "\n")
+            say(row)
+        write_result(options.out, {"rows": rows, **facts})
     plot(rows, facts["dense"]["perplexity"], options.plot)
     print(table(rows, facts["dense"]["perplexity"]))
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from benchmarks.common.output import pyplot, save
+from benchmarks.common.output import table as markdown
+
 
 def increase(row: dict, dense: float) -> float:
     """Perplexity over the dense model's, in per cent."""
@@ -18,28 +21,21 @@ def taken_away(rows: list[dict], ratio: float, dense: float) -> float:
 def table(rows: list[dict], dense: float) -> str:
     """Markdown: arms down, ratios across; what rebuilds keys is that of the smallest ratio."""
     ratios = list(dict.fromkeys(row["ratio"] for row in rows))
-    heads = [f"{ratio:.1%} kept: perplexity | KL | bytes" for ratio in ratios]
-    lines = [f"| method | {' | '.join(heads)} | rebuild work at {min(ratios):.1%} |"]
-    lines.append("|---" * (2 + 3 * len(ratios)) + "|")
+    heads = [[f"{ratio:.1%} kept: perplexity", "KL", "bytes"] for ratio in ratios]
     cells: dict[str, list[str]] = {}
     for row in rows:
         name = row["arm"] + " (the paper)" * row["paper"] + " (the default)" * row["weighted"]
         score = f"{row['perplexity']:.2f} ({increase(row, dense):+.1f} %)"
-        cells.setdefault(name, []).append(f"{score} | {row['kl']:.4f} | {row['bytes_per_token']}")
+        cells.setdefault(name, [name]).extend((score, f"{row['kl']:.4f}", str(row["bytes_per_token"])))
     work = {row["arm"]: row["rebuild_work_per_token"] for row in rows if row["ratio"] == min(ratios)}
-    for name, scores in cells.items():
-        lines.append(f"| {name} | {' | '.join(scores)} | {work[name.split(' (')[0]]} |")
+    lines = [[*line, work[name.split(" (")[0]]] for name, line in cells.items()]
+    head = ["method", *(title for titles in heads for title in titles), f"rebuild work at {min(ratios):.1%}"]
     kept = [f"{taken_away(rows, ratio, dense):.0%} at {ratio:.1%}" for ratio in ratios]
-    return "\n".join([*lines, "", f"Of the paper's increase of perplexity the default takes away {', '.join(kept)}."])
+    return f"{markdown(head, lines)}\n\nOf the paper's increase of perplexity the default takes away {', '.join(kept)}."
 
 
 def plot(rows: list[dict], dense: float, target: Path) -> None:
     """Increase of perplexity per arm, one panel per ratio."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     ratios = list(dict.fromkeys(row["ratio"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     figure, panels = pyplot.subplots(1, len(ratios), figsize=(4 + 2.6 * len(ratios), 5), dpi=150, sharey=True)
@@ -52,6 +48,4 @@ def plot(rows: list[dict], dense: float, target: Path) -> None:
     panel.set_yticks(range(len(arms)), arms)
     panel.invert_yaxis()
     figure.suptitle("The shipped model; black: the paper's method, red: the default")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, bbox_inches="tight")
-    pyplot.close(figure)
+    save(figure, target)

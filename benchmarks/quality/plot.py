@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from benchmarks.common.output import pyplot, save, table
+
 BUDGETS = (2, 3, 4, 5, 6, 8, 10)  # times fewer bytes than the dense model
 TIMES_FEWER = (1, 2, 3, 4, 6, 8, 12, 24)  # bytes: ticks of the plot
 RIVALS = (
@@ -38,8 +40,8 @@ def best(rows: list[dict], budget: float, palu: bool) -> dict | None:
 
 def budget_table(rows: list[dict]) -> str:
     """At each budget the best palu setting beside the best cache that only quantizes."""
-    lines = ["| at least | best palu setting | perplexity | KL | best quantization only | perplexity | KL |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    head = ["at least", "best palu setting", "perplexity", "KL", "best quantization only", "perplexity", "KL"]
+    lines = []
     for budget in BUDGETS:
         cells = []
         for row in (best(rows, budget, True), best(rows, budget, False)):
@@ -48,8 +50,8 @@ def budget_table(rows: list[dict]) -> str:
             else:
                 cells.append(f"{title(row)} ({compression(row, rows):.1f}x)")
                 cells += [f"{row['perplexity']:.2f} ({increase(row, rows):+.1f} %)", f"{row['kl']:.4f}"]
-        lines.append(f"| {budget}x | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"{budget}x", *cells])
+    return table(head, lines)
 
 
 def palu_table(rows: list[dict]) -> str:
@@ -58,11 +60,11 @@ def palu_table(rows: list[dict]) -> str:
     arms = {(r["ratio"], r["bits"]): r for r in palu}
     arms |= {(r["ratio"], r["bits"]): r for r in palu if r["rotation"] == "hadamard"}
     columns = list(dict.fromkeys(bits for _, bits in arms))
-    lines = [f"| kept | {' | '.join(f'{bits} bits' for bits in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for ratio in dict.fromkeys(ratio for ratio, _ in arms):
         cells = [f"{arms[ratio, b]['perplexity']:.2f} ({arms[ratio, b]['bytes_per_token']})" for b in columns]
-        lines.append(f"| {ratio:.0%} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"{ratio:.0%}", *cells])
+    return table(["kept", *(f"{bits} bits" for bits in columns)], lines)
 
 
 def tables(rows: list[dict]) -> str:
@@ -71,11 +73,6 @@ def tables(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], target: Path) -> None:
     """Increase of perplexity against bytes per token, one line per palu rank ratio, points for the others."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(7, 4.4), dpi=150)
     dense = rows[0]["bytes_per_token"]
     palu = [row for row in rows if "ratio" in row and (row["rotation"] == "hadamard" or row["bits"] == "16")]
@@ -104,6 +101,4 @@ def plot(rows: list[dict], target: Path) -> None:
     axes.axhline(5, color="gray", linewidth=0.8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, bbox_inches="tight")
-    pyplot.close(figure)
+    save(figure, target)

@@ -95,14 +95,19 @@ class Fp8:
         return values.to(self.dtype).to(values.dtype)
 
 
+Simulated = Fp8 | PerTokenHead | Kivi
 FP8 = (Fp8(torch.float8_e4m3fn), Fp8(torch.float8_e5m2))
-ARMS = (*FP8, *(PerTokenHead(bits) for bits in (8, 4, 3, 2)), *(Kivi(bits) for bits in (4, 3, 2)))
+ARMS: tuple[Simulated, ...] = (
+    *FP8,
+    *(PerTokenHead(bits) for bits in (8, 4, 3, 2)),
+    *(Kivi(bits) for bits in (4, 3, 2)),
+)
 
 
 class SimulatedCache(DynamicCache):
     """A cache that gives back what ``arm`` would, for one forward pass over a whole row."""
 
-    def __init__(self, arm: Fp8 | PerTokenHead | Kivi) -> None:
+    def __init__(self, arm: Simulated) -> None:
         super().__init__()
         self.arm = arm
 

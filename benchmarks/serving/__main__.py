@@ -7,7 +7,6 @@ same load to all. Writes JSON, one HTML page, and a picture.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -18,18 +17,18 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from benchmarks.common.provenance import ROOT, provenance
+from benchmarks.common import commands
+from benchmarks.common.output import RESULTS, command_line
+from benchmarks.common.provenance import provenance
 from benchmarks.common.server import Server, serve
-from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import CALIBRATION, MODEL
 from benchmarks.serving.arms import HELP, Arm, compress, parse_arms, why_missing
 from benchmarks.serving.cell import Load, measure
 from benchmarks.serving.plots import comparison
 from benchmarks.serving.pool import bytes_per_token, contexts_held, equal_pool
 from benchmarks.serving.report import page
-from benchmarks.serving.summary import held_ratios, summarise
+from benchmarks.serving.summary import Row, held_ratios, summarise
 
-OUT = ROOT / "benchmarks" / "results" / "serving"
 MAX_REQUESTS = 512
 
 
@@ -44,7 +43,7 @@ class Started:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
+    made = command_line("benchmarks.serving", __doc__)
     made.add_argument("--arms", default="dense,fp8,palu,palu-6x", help=HELP)
     made.add_argument("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
     made.add_argument("--calib-data", type=Path, default=CALIBRATION)
@@ -58,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", default="float16")
     made.add_argument("--dummy", action="store_true", help="random weights: speed only, no quality")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--out", type=Path, default=OUT, help="without ending; .json, .html and .png are added")
+    made.add_argument(
+        "--out", type=Path, default=RESULTS / "serving", help="without ending; .json, .html and .png are added"
+    )
     return made
 
 
@@ -78,10 +79,8 @@ def common_flags(options: argparse.Namespace, arm: Arm) -> list[str]:
 
 def perplexity(arm: Arm, options: argparse.Namespace) -> float:
     """On the shipped held-out text, through vLLM with the arm's cache."""
-    command = [sys.executable, "-m", "benchmarks.perplexity", "--model", str(arm.model), "--text", str(HELD_OUT)]
-    command += ["--kv-cache-dtype", arm.cache_dtype, "--dtype", options.dtype, "--limit", "16", "--spread", "--json"]
-    line = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()[-1]
-    return json.loads(line)["perplexity"]
+    asked = ["--kv-cache-dtype", arm.cache_dtype, "--dtype", options.dtype, "--limit", 16, "--spread"]
+    return commands.perplexity(arm.model, *asked)["perplexity"]
 
 
 def start(arm: Arm, options: argparse.Namespace, stack: ExitStack) -> Started:
@@ -100,7 +99,8 @@ def measure_context(started: list[Started], context: int, options: argparse.Name
     tokens = context + options.output
     held = [min(contexts_held(each.facts["capacity_tokens"], options.block_size, tokens), MAX_REQUESTS)
             for each in started]  # fmt: skip
-    own, repeats = [], [[] for _ in started]
+    own: list[Row] = []
+    repeats: list[list[Row]] = [[] for _ in started]
     for each, requests in zip(started, held, strict=True):
         own.append(measure(each.server, Load(context, options.output, requests, options.seed)))
         print(
@@ -111,7 +111,7 @@ def measure_context(started: list[Started], context: int, options: argparse.Name
         for each, rows in zip(started, repeats, strict=True):
             rows.append(measure(each.server, Load(context, options.output, max(held), options.seed + repeat)))
             print(f"{each.arm.name}, {context} tokens: {rows[-1]['output_throughput']:.1f} tokens/s", file=sys.stderr)
-    return [summarise(each.arm.name, *rows) for each, *rows in zip(started, own, repeats, strict=True)]
+    return [summarise(each.arm.name, first, rows) for each, first, rows in zip(started, own, repeats, strict=True)]
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

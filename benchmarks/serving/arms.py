@@ -1,17 +1,15 @@
 """The arms of ``benchmarks.serving``: which checkpoint, served with which flags."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.common.provenance import ROOT
+from benchmarks.common import commands
+from benchmarks.common.shipped import CALIBRATION_SAMPLES
 from palu_vllm.format.checkpoint import read_config
 
-CALIBRATION_SAMPLES = 16  # as in benchmarks.quality.table
 PALU = ("--attention-backend", "palu")
 BUDGET = re.compile(r"palu-(\d+(?:\.\d+)?)x")
 NAMED_ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
@@ -83,6 +81,5 @@ def compress(arm: Arm, model: Path, calibration: Path) -> None:
     flags = compress_flags(arm.name)
     if flags is None or arm.model.exists():
         return
-    command = [sys.executable, "-m", "offline_compress", str(model), str(arm.model), "--calib-data", str(calibration)]
-    command += ["--calib-samples", str(CALIBRATION_SAMPLES)]
-    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    samples = ["--calib-samples", CALIBRATION_SAMPLES]
+    commands.compress(arm.model, *samples, *flags, model=model, calibration=calibration)

@@ -10,8 +10,6 @@ The share of the key rebuild is measured on the attention layer alone (``benchma
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +19,10 @@ from pathlib import Path
 from openai import OpenAI
 from transformers import AutoTokenizer
 
-from benchmarks.common.provenance import ROOT, provenance
+from benchmarks.common.commands import compress, run
+from benchmarks.common.output import command_line, write_result
 from benchmarks.common.server import Server, serve
-from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
-
-RESULT = ROOT / "benchmarks" / "results" / "serving_cpu.json"
+from benchmarks.common.shipped import HELD_OUT, MODEL
 
 
 def stream_seconds_per_token(server: Server, prompt: list[int], tokens: int) -> float:
@@ -62,35 +58,16 @@ def distinct_prompts(context: int, batch: int) -> list[list[int]]:
 
 def rebuild_share(context: int, batch: int) -> dict:
     """The parts of one layer's decode attention, from a run of ``benchmarks.kernels.cpu_attention`` at these sizes."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.kernels.cpu_attention",
-        "--context",
-        str(context),
-        "--batch",
-        str(batch),
-        "--json",
-    ]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    sizes = ["--context", context, "--batch", batch]
+    return json.loads(run("benchmarks.kernels.cpu_attention", *sizes, "--json"))
 
 
 def measure(options: argparse.Namespace) -> dict:
     prompts = distinct_prompts(options.context, options.batch)
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palu-serving-"))) / "compressed"
-        compress = [
-            sys.executable,
-            "-m",
-            "offline_compress",
-            str(MODEL),
-            str(out),
-            "--rank-ratio",
-            str(options.rank_ratio),
-        ]
         ranks = ["--search", options.search] if options.search else []
-        subprocess.run([*compress, *ranks, "--calib-data", str(CALIBRATION)], check=True, capture_output=True)
-        report = json.loads((out / "palu_report.json").read_text())
+        report = compress(out, "--rank-ratio", options.rank_ratio, *ranks)
         palu = ["--dtype", options.dtype, "--attention-backend", "palu"]
         packed = ["--additional-config", json.dumps({"palu": {"latent_bits": options.latent_bits}})]
         arms = {
@@ -113,12 +90,11 @@ def measure(options: argparse.Namespace) -> dict:
         "rebuild_work_per_token": report["rebuild_work_per_token"],
         "latent_bits": options.latent_bits, "dtype": options.dtype,
         "attention_layer": rebuild_share(options.context, options.batch),
-        "provenance": provenance(),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.cpu", description=__doc__.splitlines()[0])
+    parser = command_line("benchmarks.serving.cpu", __doc__, "serving_cpu.json")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48)
@@ -127,11 +103,10 @@ def main() -> None:
     parser.add_argument("--search", help="as palu-compress --search (default: its own)")
     parser.add_argument("--latent-bits", type=int, default=4, help="of the packed server")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: that of the README)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result = measure(options)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.out, result)
     if options.json:
         print(json.dumps(result))
         return

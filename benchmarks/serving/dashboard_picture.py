@@ -4,8 +4,6 @@ Compresses the shipped model, serves it, streams to it and has Chromium draw the
 """
 
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -13,11 +11,13 @@ from pathlib import Path
 from openai import OpenAI
 
 from benchmarks.common.browser import open_page
+from benchmarks.common.commands import compress
+from benchmarks.common.output import IMAGES
 from benchmarks.common.provenance import ROOT
 from benchmarks.common.server import Server, serve
-from benchmarks.demo import CALIBRATION, MODEL, PROMPT
+from benchmarks.common.shipped import CALIBRATION_SAMPLES, PROMPT
 
-PICTURE = ROOT / "docs" / "images" / "dashboard.png"
+PICTURE = IMAGES / "dashboard.png"
 STREAMS, TOKENS, BLOCKS, NAME = 8, 1500, 200, "shipped-model"
 # the drawing of the load has a point every two seconds
 DRAWN, DRAW_SECONDS = "(document.querySelector('path.speed')?.getAttribute('d') ?? '').split('L').length > 15", 90
@@ -33,9 +33,7 @@ def stream(server: Server) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="palu-dashboard-") as scratch:
         out, profile = Path(scratch) / "out", Path(scratch) / "browser"
-        compress = [sys.executable, "-m", "offline_compress", MODEL, out, "--calib-data", CALIBRATION]
-        options = ["--rank-ratio", "0.35", "--latent-bits", "4", "--calib-samples", "16"]
-        subprocess.run([*compress, *options], check=True, cwd=ROOT)
+        compress(out, "--rank-ratio", 0.35, "--latent-bits", 4, "--calib-samples", CALIBRATION_SAMPLES)
         arguments = ["--attention-backend", "palu", "--enforce-eager", "--num-gpu-blocks-override", str(BLOCKS)]
         arguments += ["--served-model-name", NAME]
         with serve(out, arguments, environment=os.environ | {"VLLM_PLUGINS": "palu"}) as server:

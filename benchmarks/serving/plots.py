@@ -1,13 +1,9 @@
 """The picture of a comparison: what each arm holds, and what it costs."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from benchmarks.common.output import png_of, pyplot
 
 PANELS = (
     ("held", "contexts held without preemption"),
@@ -30,10 +26,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
         axes.set_ylim(0, max(1, axes.get_ylim()[1]))
         axes.set_xticks([i + 0.4 for i in range(len(contexts))], [f"{context} tokens" for context in contexts])
     grid.flat[0].legend(arms, fontsize=9)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    pyplot.close(figure)
-    return png.getvalue()
+    return png_of(figure)
 
 
 def _bars(axes: Any, rows: Sequence[dict[str, Any]], name: str, offset: float, contexts: Sequence[int]) -> None:

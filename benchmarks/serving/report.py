@@ -1,10 +1,10 @@
 """The comparison as one HTML page that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from benchmarks.accuracy.report.page import STYLE, picture
+from benchmarks.common import report
+from benchmarks.common.report import Part
 
 ON_CPU = (
     "Measured on a CPU, where rebuilding keys is arithmetic that nothing hides: what the smaller cache saves shows in "
@@ -22,32 +22,23 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, *rows]
-    marks = ["th"] + ["td"] * len(rows)
-    body = (
-        "".join(f"<{mark}>{escape(cell)}</{mark}>" for cell in line) for mark, line in zip(marks, lines, strict=True)
-    )
-    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in body) + "</table>"
-
-
-def arm_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
+def arms(found: Mapping[str, Mapping[str, Any]]) -> Part:
     """Capacity and quality, one row per arm; one that did not start has its reason."""
     rows = []
-    for name, facts in arms.items():
+    for name, facts in found.items():
         if "missing" in facts:
             rows.append([name, facts["missing"], "", ""])
             continue
         perplexity = facts.get("perplexity")
         quality = "not measured" if perplexity is None else f"{perplexity:.2f}"
         rows.append([name, f"{facts['bytes_per_token']:.0f}", f"{facts['capacity_tokens']:,}", quality])
-    return table(["arm", "bytes per token", "capacity in tokens", "perplexity"], rows)
+    return Part(head=["arm", "bytes per token", "capacity in tokens", "perplexity"], rows=rows)
 
 
-def figure_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    cells = [[row["arm"], str(row["context"]), str(row["held"]), str(row["load"]),
-              *(_spread(row[name]) for name in COLUMNS)] for row in rows]  # fmt: skip
-    return table(["arm", "context", "held", "requests at once", *COLUMNS.values()], cells)
+def figures(rows: Sequence[Mapping[str, Any]]) -> Part:
+    cells = [[row["arm"], row["context"], row["held"], row["load"], *(_spread(row[name]) for name in COLUMNS)]
+             for row in rows]  # fmt: skip
+    return Part(head=["arm", "context", "held", "requests at once", *COLUMNS.values()], rows=cells)
 
 
 def _spread(value: Mapping[str, float]) -> str:
@@ -61,18 +52,7 @@ def _number(value: float) -> str:
 def page(result: Mapping[str, Any], png: bytes) -> str:
     """The whole page of what ``benchmarks.serving`` measured."""
     title = f"{result['model']} served side by side, {result['pool_bytes'] / 2**20:.0f} MiB of KV cache each"
-    where = result["provenance"]
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(NOTE)}</p>",
-        f"<p>{escape(ON_CPU)}</p>" if result["on_cpu"] else "",
-        arm_table(result["arms"]),
-        picture("Side by side", png),
-        figure_table(result["rows"]),
-        f"<p><small>{escape(' '.join(where['command']))}, commit {escape(where['commit'])}, "
-        f"{escape(where['device'])}, {escape(str(where['versions']))}</small></p>",
-    ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return (
-        f"<!doctype html>\n<html><head>{head}</head>\n<body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
-    )
+    notes = [NOTE, ON_CPU] if result["on_cpu"] else [NOTE]
+    picture = Part("Side by side", png=png)
+    parts = [Part(paragraphs=notes), arms(result["arms"]), picture, figures(result["rows"])]
+    return report.page(title, parts, result["provenance"])

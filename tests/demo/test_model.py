@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
 from demo.check import check
 from offline_compress import compress
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.demo import MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import HELD_OUT, MODEL
 from demo.rows import batch, build_corpus, random_facts, recall_row, returning_row
 
 

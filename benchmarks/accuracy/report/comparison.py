@@ -140,7 +140,7 @@ def _average_entry(dense: Sequence[Score], others: Sequence[Score]) -> Entry:
     difference = _average([(other.value - own.value, _difference_error(own, other)) for own, other in pairs])
     bottom = _average([(own.value, own.stderr) for own in dense]).value
     recovery = Estimate(None, None)
-    if bottom:
+    if bottom and score.value is not None:
         ratio = score.value / bottom
         scaled = [standard_error(_influence(other) - ratio * _influence(own)) for own, other in pairs]
         recovery = Estimate(ratio, _average([(0.0, error and error / bottom) for error in scaled]).stderr)

@@ -1,16 +1,11 @@
 """The pictures of a report: heat maps of the needle, and recovery of every task."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from benchmarks.accuracy.report.comparison import Line  # noqa: E402
-from benchmarks.accuracy.report.scores import Score  # noqa: E402
+from benchmarks.accuracy.report.comparison import Line
+from benchmarks.accuracy.report.scores import Score
+from benchmarks.common.output import png_of, pyplot
 
 FEW_MAPS, FEW_COLUMNS, MANY_COLUMNS = 4, 2, 5
 
@@ -66,11 +61,11 @@ def recovery_plot(models: Sequence[Mapping[str, Any]], lines: Sequence[Line]) ->
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.5 * len(shown)), dpi=130, layout="constrained")
     series = len(models) - 1
     for index, model in enumerate(models[1:]):
-        points = [(row, line.others[index]) for row, line in enumerate(shown) if line.others[index]]
-        points = [(row, e.recovery) for row, e in points if e.recovery.value is not None]
+        entries = [(row, line.others[index]) for row, line in enumerate(shown)]
+        points = [(row, entry.recovery) for row, entry in entries if entry and entry.recovery.value is not None]
         heights = [row + 0.5 * (index + 0.5) / series - 0.25 for row, _ in points]
         errors = [100 * (recovery.stderr or 0) for _, recovery in points]
-        values = [100 * recovery.value for _, recovery in points]
+        values = [100 * (recovery.value or 0) for _, recovery in points]
         axes.errorbar(values, heights, xerr=errors, fmt="o", markersize=4, capsize=2, label=model["name"])
     axes.set_yticks(range(len(shown)), [f"{line.title} ({line.metric})" for line in shown], fontsize=7)
     axes.invert_yaxis()
@@ -81,11 +76,3 @@ def recovery_plot(models: Sequence[Mapping[str, Any]], lines: Sequence[Line]) ->
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return png_of(figure)
-
-
-def png_of(figure: Any) -> bytes:
-    """PNG of a figure, which is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    pyplot.close(figure)
-    return buffer.getvalue()

@@ -113,4 +113,5 @@ def rows_of_metric(samples: Sequence[Mapping[str, Any]], metric: str, filtered: 
     """The metric of each document, in their order, if it is a number for each."""
     ours = [sample for sample in samples if sample.get("filter", "none") == filtered]
     values = [sample.get(metric) for sample in sorted(ours, key=lambda sample: sample["doc_id"])]
-    return [float(value) for value in values] if all(isinstance(value, int | float) for value in values) else []
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return numbers if len(numbers) == len(values) else []

@@ -13,10 +13,10 @@ SHAPES = {
 GRID = 10_001
 
 
-def level(shape: str, share: float | np.ndarray) -> float | np.ndarray:
+def level(shape: str, share: float | np.ndarray) -> np.ndarray:
     """The level of ``shape`` after ``share`` of the run's time."""
     times, levels = zip(*SHAPES[shape], strict=True)
-    return np.interp(share, times, levels)
+    return np.asarray(np.interp(share, times, levels))
 
 
 def users_at(shape: str, share: float, most: int) -> int:

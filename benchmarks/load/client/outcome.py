@@ -41,7 +41,7 @@ class Outcome:
     @property
     def tpot(self) -> float | None:
         """Seconds per token after the first; None unless finished with more than one token."""
-        if self.e2e is None or self.output_tokens < 2:
+        if self.e2e is None or self.first is None or self.last is None or self.output_tokens < 2:
             return None
         return (self.last - self.first) / (self.output_tokens - 1)
 

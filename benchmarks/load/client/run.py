@@ -53,8 +53,10 @@ class Run:
             self.in_flight -= 1
 
     def arrivals(self) -> Iterator[float]:
-        """Moments at which requests of an open loop are due, each yielded when it has come."""
+        """Moments at which requests of an open loop are due, each yielded when it has come; none in a closed loop."""
         load = self.load
+        if load.rate is None:
+            return
         planned = schedule(load.arrival, load.rate, load.shape, load.seconds, load.requests, load.seed)
         for due in takewhile(lambda _: not self.stopping, (self.start + at for at in planned.tolist())):
             time.sleep(max(0.0, due - time.perf_counter()))

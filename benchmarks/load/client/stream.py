@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeAlias
 
 import httpx
 import openai
@@ -12,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 from benchmarks.load.client.outcome import Outcome
 from benchmarks.load.client.prompts import Request, as_words
 
-Chunk = Completion | ChatCompletionChunk
+Chunk: TypeAlias = Completion | ChatCompletionChunk
 # the server closes connections that were idle for 5 s; a client that still used one would count an error
 IDLE_SECONDS = 2.0
 

@@ -19,32 +19,25 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common.provenance import ROOT, provenance
-from benchmarks.common.server import Server, serve
-from benchmarks.demo import CALIBRATION, MODEL
-from benchmarks.load.__main__ import locust_command, locust_environment
+from benchmarks.common.commands import compress
+from benchmarks.common.output import IMAGES, RESULTS
+from benchmarks.common.provenance import provenance
+from benchmarks.common.server import ONE_THREAD, Server, serve
+from benchmarks.common.shipped import CALIBRATION_SAMPLES
 from benchmarks.load.client.prompts import FIRST_ID
 from benchmarks.load.client.stream import make_client
+from benchmarks.load.command import locust_command, locust_environment
 from benchmarks.load.options import api_key
 from benchmarks.load.soak.report import page, picture
 from benchmarks.load.soak.server_state import Sample, metrics, sample_of, sample_when_idle, tree_rss
 from benchmarks.load.soak.verdict import GROWTH_LIMIT, growth, violations
 
-RESULTS = ROOT / "benchmarks" / "results"
-PICTURE = ROOT / "docs" / "images" / "load_soak.png"
 MIX = ["--prompt-tokens", "lognormal:128:0.6:512", "--output-tokens", "lognormal:64:0.5:256",
        "--prefix-share", "0.3", "--prefix-tokens", "64", "--disconnect-share", "0.1"]  # fmt: skip
-# the model is tiny and the client runs beside it: threads bound to cores would only wait for each other
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 STEP_TOKENS = 128
 REQUEST_SECONDS = 600  # of a request of the warm-up, on a machine that does other things too
 IDLE_SECONDS = 60
 SAMPLE_SECONDS = 2.0
-
-
-def compress(out: Path) -> None:
-    command = [sys.executable, "-m", "offline_compress", str(MODEL), str(out), "--target-compression", "6"]
-    subprocess.run([*command, "--calib-data", str(CALIBRATION), "--calib-samples", "16"], check=True)
 
 
 def warm_up(server: Server) -> None:
@@ -130,7 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=384, help="of 16 tokens, in the pool")
     parser.add_argument("--model", type=Path, help="a compressed checkpoint (default: compress the shipped model)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of load_soak.json and load_soak.html")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--picture", type=Path, default=IMAGES / "load_soak.png")
     parser.add_argument("more", nargs="*", help="after --: options of python -m benchmarks.load")
     return parser.parse_args(arguments)
 
@@ -141,7 +134,7 @@ def main() -> None:
         scratch = Path(folder)
         model = options.model or scratch / "compressed"
         if not options.model:
-            compress(model)
+            compress(model, "--target-compression", 6, "--calib-samples", CALIBRATION_SAMPLES, quiet=False)
         report, samples = soak(model, options, scratch)
     png = picture(samples)
     options.picture.write_bytes(png)

@@ -1,24 +1,12 @@
 """The report of a soak: a picture over time, and a page that needs nothing else."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from benchmarks.load.soak.server_state import Sample  # noqa: E402
-from benchmarks.load.soak.verdict import second_half  # noqa: E402
-
-STYLE = """
-body { font: 14px system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left; }
-img { max-width: 100%; }
-"""
+from benchmarks.common import report as html
+from benchmarks.common.output import png_of, pyplot
+from benchmarks.common.report import Part
+from benchmarks.load.soak.server_state import Sample
+from benchmarks.load.soak.verdict import second_half
 
 
 def picture(samples: Sequence[Sample]) -> bytes:
@@ -38,10 +26,7 @@ def picture(samples: Sequence[Sample]) -> bytes:
     requests.legend(loc="lower center", ncols=2)
     cache.plot(seconds, [100 * sample.cache_usage for sample in samples], color="tab:green")
     cache.set(ylabel="blocks in use, %", ylim=(0, 102), xlabel="seconds")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def facts(report: Mapping) -> dict[str, str]:
@@ -68,15 +53,9 @@ def facts(report: Mapping) -> dict[str, str]:
         "growth of memory": "unknown"
         if grown is None
         else f"{grown:.4%} per minute, allowed {report['growth_limit_per_minute']:.2%}",
-        "command": " ".join(report["provenance"]["command"]),
-        "commit, device": f"{report['provenance']['commit']}, {report['provenance']['device']}",
     }
 
 
 def page(report: Mapping, png: bytes) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts(report).items())
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return (
-        f'<!doctype html><meta charset="utf-8"><title>Soak</title><style>{STYLE}</style><h1>Soak of a compressed '
-        f'model</h1><table>{rows}</table><img alt="memory, requests and blocks over time" src="{source}">\n'
-    )
+    parts = [Part(rows=list(facts(report).items())), Part("Memory, requests and blocks over time", png=png)]
+    return html.page("Soak of a compressed model", parts, report["provenance"])

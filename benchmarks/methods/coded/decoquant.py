@@ -71,9 +71,8 @@ class DecoQuantStore(Store):
     def append(self, tokens: Tokens) -> None:
         if not tokens.keys.shape[1]:
             return
-        known = self.factors or (None, None)
-        parts = zip((tokens.keys, tokens.values), known, strict=True)
-        self.factors = tuple(self._followed_by(old, x.float()) for x, old in parts)
+        keys, values = self.factors or (None, None)
+        self.factors = self._followed_by(keys, tokens.keys.float()), self._followed_by(values, tokens.values.float())
 
     def _followed_by(self, old: Factors | None, x: torch.Tensor) -> Factors:
         small = old.small if old else small_factor(x, self.method.small_size).to(self.layer.dtype)

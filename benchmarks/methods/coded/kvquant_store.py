@@ -54,8 +54,8 @@ class Rows:
 
     def followed_by(self, other: "Rows") -> "Rows":
         ranges = tuple(torch.cat(pair) for pair in zip(self.ranges, other.ranges, strict=True))
-        pairs = (self.packed, other.packed), (self.indices, other.indices), (self.exact, other.exact)
-        return Rows(*(torch.cat(pair) for pair in pairs), ranges)
+        packed, indices = torch.cat((self.packed, other.packed)), torch.cat((self.indices, other.indices))
+        return Rows(packed, indices, torch.cat((self.exact, other.exact)), ranges)
 
     def read(self, levels: torch.Tensor, middle: torch.Tensor, half: torch.Tensor, width: int) -> torch.Tensor:
         """float32 ``[tokens, width]``."""
@@ -114,7 +114,8 @@ class KVQuantStore(Store):
         ranges, layer = self.constants[0], self.layer
         width = layer.num_kv_heads * layer.head_dim
         flat_keys = self.rows[0].read(ranges.key_levels, ranges.key_middle, ranges.key_half, width)
-        flat_values = self.rows[1].read(ranges.value_levels, *self.rows[1].ranges, width)
+        middle, half = self.rows[1].ranges
+        flat_values = self.rows[1].read(ranges.value_levels, middle, half, width)
         positions = torch.arange(len(flat_keys), device=flat_keys.device) + self.first_position
         keys, values = (x.unflatten(1, (layer.num_kv_heads, -1)).transpose(0, 1) for x in (flat_keys, flat_values))
         return torch.cat([sinks[0], rotate(keys, positions, layer)], 1), torch.cat([sinks[1], values], 1)

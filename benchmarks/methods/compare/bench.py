@@ -16,7 +16,7 @@ from benchmarks.methods.harness.measure import Judge
 from benchmarks.methods.harness.prompts import Arm, Prompt
 from benchmarks.methods.harness.retrieval import ASKED, DEPTHS, Questions, Quiz
 from benchmarks.methods.registry import described
-from benchmarks.quality.table import rows_of_text
+from benchmarks.quality.held_out import rows_of_text
 from palu_vllm.format.checkpoint import read_json
 
 if TYPE_CHECKING:

@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from benchmarks.accuracy.report.plots import png_of  # noqa: E402
-from benchmarks.methods.compare.bench import Row  # noqa: E402
-from benchmarks.methods.compare.report import by_budget, saving  # noqa: E402
+from benchmarks.common.output import png_of, pyplot
+from benchmarks.methods.compare.bench import Row
+from benchmarks.methods.compare.report import by_budget, saving
 
 MARKERS = "osv^D<>"
 SCORES = {

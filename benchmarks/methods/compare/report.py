@@ -1,10 +1,11 @@
 """A comparison as tables in Markdown and as one HTML page that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from benchmarks.accuracy.report.page import STYLE, picture
+from benchmarks.common import report
+from benchmarks.common.output import table
+from benchmarks.common.report import Part
 from benchmarks.methods.compare.bench import Row
 
 TITLE = "KV-cache methods at equal bytes"
@@ -62,28 +63,17 @@ def tables(rows: Sequence[Row]) -> str:
     parts = []
     for budget, own in by_budget(rows).items():
         head = columns(rows)
-        lines = [head, ["---"] * len(head), *(cells(row, rows[0]) for row in own)]
-        parts += [f"## {budget:g} times fewer bytes", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {budget:g} times fewer bytes", table(head, [cells(row, rows[0]) for row in own])]
     return "\n\n".join(parts)
 
 
-def html_table(rows: Sequence[Row], dense: Row) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns([dense]))
-    body = ""
-    for row in rows:
-        kind = ' class="headline"' if row["method"] == "palu" else ""
-        body += f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row, dense)) + "</tr>\n"
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>"
-
-
-def page(rows: Sequence[Row], facts: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> str:
+def page(rows: Sequence[Row], facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The whole page; ``facts`` are settings and provenance, ``pictures`` PNGs by title."""
-    parts = [f"<h1>{TITLE}</h1>", f"<p>{escape(NOTE)}</p>"]
+    parts = [Part(paragraphs=[NOTE])]
     for budget, own in by_budget(rows).items():
-        parts += [f"<h2>{budget:g} times fewer bytes</h2>", html_table(own, rows[0])]
-    parts += [picture(title, png) for title, png in pictures.items()]
-    known = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+        lines = [cells(row, rows[0]) for row in own]
+        palu = [number for number, row in enumerate(own) if row["method"] == "palu"]
+        parts.append(Part(f"{budget:g} times fewer bytes", head=columns(rows), rows=lines, headlines=palu))
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    parts += ["<h2>Settings</h2>", f"<table>{known}<tr><td>commits of rows</td><td>{commits}</td></tr></table>"]
-    head = f'<meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style>'
-    return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    settings = Part("Settings", rows=[*facts.items(), ("commits of rows", commits)])
+    return report.page(TITLE, [*parts, *(Part(title, png=png) for title, png in pictures.items()), settings])

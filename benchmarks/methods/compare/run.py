@@ -1,16 +1,12 @@
 """Every method at the same bytes: knobs searched for a budget, then scored on held-out text, palu among them."""
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from benchmarks.common.provenance import ROOT
+from benchmarks.common.commands import CommandError, compress
 from benchmarks.methods.compare.bench import Bench, Row, dtype_of
 from benchmarks.methods.compare.needle_map import NeedleMap, refitted
 from benchmarks.methods.compare.progress import Progress
@@ -22,6 +18,7 @@ from benchmarks.methods.harness.interface import Method, expect
 from benchmarks.methods.harness.prompts import Arm, Prompt, cache_arm, method_arm
 from benchmarks.methods.projected.palu import PaluCache
 from benchmarks.methods.registry import described
+from benchmarks.quality.held_out import load
 
 DENSE = {"method": "dense", "budget": 1.0}
 
@@ -30,13 +27,12 @@ def palu_arm(options: argparse.Namespace, budget: float) -> Arm | str:
     """The checkpoint that ``palu-compress`` makes for the budget, or why it makes none."""
     with tempfile.TemporaryDirectory(prefix="palu-methods-") as scratch:
         out = Path(scratch) / "out"
-        command = [sys.executable, "-m", "offline_compress", str(options.model), str(out)]
-        command += ["--calib-data", str(options.calib_data), "--calib-samples", str(options.calib_samples)]
-        command += ["--target-compression", str(budget)]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            return done.stderr.strip().splitlines()[-1]
-        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        asked = ["--calib-samples", options.calib_samples, "--target-compression", budget]
+        try:
+            compress(out, *asked, model=options.model, calibration=options.calib_data)
+        except CommandError as error:
+            return str(error)
+        model = load(out)
         dtype = dtype_of(out)
     return cache_arm(model, lambda: PaluCache(dtype))
 
@@ -60,7 +56,7 @@ def measured_method(name: str, budget: float, bench: Bench, cells: NeedleMap | N
 
     def at(prompt: Prompt) -> Arm | None:
         method = refitted(name, family, prompt, budget, bench.learn)
-        return method and arm_of(method, bench)
+        return arm_of(method, bench) if method else None
 
     row = {"setting": described(chosen)} | bench.score(arm_of(chosen, bench))
     return row | (cells.row(at) if cells else {})
@@ -84,9 +80,9 @@ def jobs(options: argparse.Namespace, bench: Bench) -> Iterator[tuple[Row, bool,
         for name in options.methods:
             row = {"method": name, "budget": budget}
             if name == "palu":
-                yield row, own is not None, lambda b=budget, c=own: measured_palu(options, b, bench, c)
+                yield row, own is not None, partial(measured_palu, options, budget, bench, own)
             else:
-                yield row, own is not None, lambda n=name, b=budget, c=own: measured_method(n, b, bench, c)
+                yield row, own is not None, partial(measured_method, name, budget, bench, own)
 
 
 def compared(options: argparse.Namespace, results: Results) -> Iterator[Row]:

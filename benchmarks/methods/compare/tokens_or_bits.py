@@ -9,22 +9,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from benchmarks.accuracy.report.plots import png_of  # noqa: E402
-from benchmarks.methods.compare.bench import Bench, Row  # noqa: E402
-from benchmarks.methods.compare.plots import SCORES, shown  # noqa: E402
-from benchmarks.methods.compare.progress import Progress  # noqa: E402
-from benchmarks.methods.compare.results import Results  # noqa: E402
-from benchmarks.methods.compare.search import largest_fitting  # noqa: E402
-from benchmarks.methods.families import SMALLEST_CAPACITY, Family, groups  # noqa: E402
-from benchmarks.methods.harness.interface import Layer  # noqa: E402
-from benchmarks.methods.harness.prompts import method_arm  # noqa: E402
-from benchmarks.methods.kept.qpruningkv import PRUNING, QPruningKV  # noqa: E402
-from benchmarks.methods.registry import described  # noqa: E402
+from benchmarks.common.output import png_of, pyplot
+from benchmarks.methods.compare.bench import Bench, Row
+from benchmarks.methods.compare.plots import SCORES, shown
+from benchmarks.methods.compare.progress import Progress
+from benchmarks.methods.compare.results import Results
+from benchmarks.methods.compare.search import largest_fitting
+from benchmarks.methods.families import SMALLEST_CAPACITY, Family, groups
+from benchmarks.methods.harness.interface import Layer
+from benchmarks.methods.harness.prompts import method_arm
+from benchmarks.methods.kept.qpruningkv import PRUNING, QPruningKV
+from benchmarks.methods.registry import described
 
 PRUNINGS = ("SnapKV", "PyramidKV", "H2O", "StreamingLLM")
 FULL = 16  # bits
@@ -48,7 +43,7 @@ def measured(row: Row, bench: Bench) -> Row:
     if method is None:
         return {"unreachable": f"{SMALLEST_CAPACITY} tokens are more bytes"}
     score = bench.score(method_arm(bench.dense, method, bench.dtype))
-    return {"setting": described(method), "tokens": method.max_capacity_prompts} | score
+    return {"setting": described(method), "tokens": vars(method)["max_capacity_prompts"]} | score
 
 
 def answered(options: argparse.Namespace, results: Results) -> Iterator[Row]:

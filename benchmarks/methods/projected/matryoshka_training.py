@@ -73,7 +73,8 @@ class Teacher:
         layers, kv_heads, head_dim, head_dim] give them back.
         """
         sides = zip(self.pairs, zip(*kept, strict=True), strict=True)
-        layers = ([x[which, :, : span.start] @ u @ u.mT for x, u in zip(*layer, strict=True)] for layer in sides)
+        prefix = (which, slice(None), slice(None, span.start))
+        layers = ((k[prefix] @ u @ u.mT, v[prefix] @ w @ w.mT) for (k, v), (u, w) in sides)
         cache = filled_cache(layers, model.dtype)
         found = model(self.rows[which, span], past_key_values=cache).logits.log_softmax(-1)
         dense = self.log_probabilities[which, span]

@@ -31,7 +31,7 @@ class KVSharer(Method):
 
     def source_layer(self, layer: int) -> int:
         expect(self.sharing is not None, "kvsharer has to be calibrated first")
-        return dict(self.sharing).get(layer, layer)
+        return dict(self.sharing or ()).get(layer, layer)
 
     def store(self, layer: Layer) -> Store:
         return DenseStore(layer)

@@ -9,8 +9,7 @@ from benchmarks.accuracy.options import BUILDERS, flags_of, task_parser, tasks_o
 from benchmarks.accuracy.report.scores import key_of
 from benchmarks.accuracy.tasks.lm_eval import scores_of
 from benchmarks.accuracy.tasks.ruler import RULER_TASKS
-from benchmarks.demo import MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import HELD_OUT, MODEL
 
 LOCAL = ["--text", str(HELD_OUT), "--haystack", str(HELD_OUT)]
 

@@ -16,8 +16,8 @@ from benchmarks.accuracy.report.scores import Score, key_of, read_scores
 from benchmarks.accuracy.tasks.engine import Engine
 from benchmarks.accuracy.tasks.longbench import LONGBENCH_TASKS
 from benchmarks.common.provenance import ROOT
-from benchmarks.demo import MODEL
-from benchmarks.perplexity import HELD_OUT, rows_of
+from benchmarks.common.shipped import HELD_OUT, MODEL
+from benchmarks.perplexity import rows_of
 
 CONTEXT = 256
 SMALL = ["--limit", "2", "--samples", "2", "--contexts", str(CONTEXT), "--lengths", "384", "--depths", "0,100"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from benchmarks.compressor.layers_7b import measure
+from benchmarks.compressor.memory import measure
 from benchmarks.compressor.synthetic import SHAPES, large_config, write_model, write_text
 from offline_compress import compress
 from offline_compress.model.source import check_finite, open_source
@@ -47,7 +47,7 @@ def test_layers_are_those_of_the_real_models(shape, layer):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_four_layers_of_7b_shape_within_6_gib(tmp_path):
-    arguments = argparse.Namespace(shape="llama-2-7b", layers=4, samples=2, seqlen=512, workers=None)
+    arguments = argparse.Namespace(shape="llama-2-7b", layers=4, samples=2, seqlen=512, limit_gib=6, more=[])
     result = measure(tmp_path, arguments)
     assert result["within_limit"] and 0.8 < result["predicted_over_peak"] < 1.2, json.dumps(result)
     assert len(result["layer_seconds"]) == 4

@@ -41,4 +41,4 @@ def test_a_row_without_absorption_has_no_time():
         "triton_operations": 0.8,
         "cpu_milliseconds": {"ratio": 1.0},
     }
-    assert line(found) == "| 1e+04 | 8 | 128 | 1e-06 | 5e-03 | - | 1.00 | - | 1e-03 | 0.80 |"
+    assert line(found) == ["1e+04", "8", "128", "1e-06", "5e-03", "-", "1.00", "-", "1e-03", "0.80"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load.__main__ import locust_command, locust_environment
 from benchmarks.load.client.arrivals import schedule
+from benchmarks.load.command import locust_command, locust_environment
 from benchmarks.load.soak.server_state import idle, metrics, sample_when_idle
 from tests.support.serving import server
 

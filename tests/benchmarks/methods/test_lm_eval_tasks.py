@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.accuracy.tasks.tokens import Tokens
+from benchmarks.common.shipped import HELD_OUT
 from benchmarks.methods import __main__ as command
 from benchmarks.methods.coded.kivi import KIVI
 from benchmarks.methods.harness.dense import Dense
 from benchmarks.methods.harness.prompts import Prompt, method_arm
 from benchmarks.methods.lm_eval_tasks import CompressedLM, manager_of
-from benchmarks.perplexity import HELD_OUT
 from tests.support.tiny_models import build_dense
 
 CONTEXT = "And it came to pass in those days, that he went up to the city of"

@@ -44,7 +44,7 @@ def test_rows_are_kept_only_where_they_were_made_with_the_same_text(tmp_path):
 
 
 def test_the_row_called_the_default_is_what_the_command_does(tmp_path):
-    from benchmarks.demo import MODEL
+    from benchmarks.common.shipped import MODEL
 
     options = CompressOptions(str(MODEL), tmp_path, calib_data="F")
     assert options.objective == WEIGHTED.objective

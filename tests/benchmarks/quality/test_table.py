@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common.provenance import ROOT
 from benchmarks.quality.arms import settings
+from benchmarks.quality.held_out import Judge
 from benchmarks.quality.plot import best, budget_table, palu_table, plot
 from benchmarks.quality.simulated_caches import ARMS, Fp8, Kivi, PerTokenHead, SimulatedCache
-from benchmarks.quality.table import Judge
 from palu_vllm.format.config import AttentionGeometry
 from tests.support.tiny_models import build_small
 

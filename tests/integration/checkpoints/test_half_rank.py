@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.demo import CALIBRATION
+from benchmarks.common.shipped import CALIBRATION
 from offline_compress import compress
 from tests.support.serving import attention_used, engine, greedy, prompts
 

@@ -3,8 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.demo import MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import HELD_OUT, MODEL
 from offline_compress import compress
 from tests.integration.checkpoints.test_half_rank import with_transformers
 from tests.integration.checkpoints.test_packed import capacity

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from benchmarks.demo import CALIBRATION, MODEL
+from benchmarks.common.shipped import CALIBRATION, MODEL
 from offline_compress.calibration.samples import load_samples
 from offline_compress.calibration.statistics import layer_statistics
 from offline_compress.factors.decomposition import Factors

@@ -14,8 +14,7 @@ from benchmarks.accuracy.tasks.needle import NeedleTask, word_recall
 from benchmarks.accuracy.tasks.needle_styles import NEEDLE_STYLES, needle_style
 from benchmarks.accuracy.tasks.ruler import RULER_TASKS, RulerTask
 from benchmarks.accuracy.tasks.tokens import Tokens
-from benchmarks.demo import MODEL
-from benchmarks.perplexity import HELD_OUT
+from benchmarks.common.shipped import HELD_OUT, MODEL
 from tests.support.tiny_models import byte_tokenizer
 
 LENGTHS = (1024, 1536)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from benchmarks.common.shipped import HELD_OUT
 from benchmarks.methods import __main__ as command
 from benchmarks.methods.compare.report import tables
 from benchmarks.methods.options import parser
-from benchmarks.perplexity import HELD_OUT
 from tests.support.tiny_models import build_dense
 
 METHODS = ("kivi", "snapkv", "matryoshkakv-pca")

@@ -7,14 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.accuracy.tasks.tokens import Tokens
-from benchmarks.demo import MODEL
+from benchmarks.common.shipped import HELD_OUT, MODEL
 from benchmarks.methods.coded.kivi import KIVI
 from benchmarks.methods.harness.dense import Dense
 from benchmarks.methods.harness.prompts import method_arm
 from benchmarks.methods.harness.retrieval import Quiz, needles, recall, ruler
 from benchmarks.methods.kept.snapkv import SnapKV
 from benchmarks.methods.kept.streaming_llm import StreamingLLM
-from benchmarks.perplexity import HELD_OUT
 
 LENGTH = 256
 
