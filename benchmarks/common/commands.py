@@ -1,6 +1,7 @@
 """Other commands of the repository, run in processes of their own, because an engine would keep its memory."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 from benchmarks.common.provenance import ROOT
 from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
+
+# threads that wait for others leave the cores to them, as they should on a busy machine
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class CommandError(RuntimeError):
@@ -18,7 +22,8 @@ def run(module: str, *arguments: object, quiet: bool = True) -> str:
     """Runs ``python -m MODULE`` and returns what it prints. Raises CommandError if it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     shown = None if not quiet else subprocess.PIPE
-    done = subprocess.run(command, stdout=shown, stderr=shown, text=True, cwd=ROOT)
+    environment = PATIENT | os.environ
+    done = subprocess.run(command, stdout=shown, stderr=shown, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         raise CommandError((done.stderr or f"{module} failed").strip().splitlines()[-1])
     return done.stdout or ""

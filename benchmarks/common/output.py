@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,11 @@ RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 
 
 def command_line(module: str, about: str, result: str | None = None) -> argparse.ArgumentParser:
-    """The parser of ``python -m MODULE``, with ``--out`` where it writes ``benchmarks/results/RESULT``."""
+    """The parser of ``python -m MODULE``, with ``--out`` where it writes ``benchmarks/results/RESULT``.
+
+    From here on SIGTERM ends the command as an exception would, so that it ends what it has started.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.splitlines()[0])
     if result:
         parser.add_argument("--out", type=Path, default=RESULTS / result, help="JSON file (default: the committed one)")

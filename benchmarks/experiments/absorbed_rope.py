@@ -141,7 +141,7 @@ def gpu_times(shape: LayerShape, theta: float, tokens: int = 32768) -> dict[str,
     whole = DecodePlan(decode_tiling(shape, 2, H200))
     attention = TritonAttention(shape, rebuild)
     found: dict[str, list[float]] = {"absorbed": [], "rebuilt": []}
-    plans = {"absorbed": attention.plan(1, torch.bfloat16, cache.device), "rebuilt": whole}
+    plans = {"absorbed": cast(DecodePlan, attention.plan(1, torch.bfloat16, cache.device)), "rebuilt": whole}
     for _, (name, chosen) in product(range(30), plans.items()):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -5,23 +5,21 @@ kernels cut numbers towards zero where they store them; other casts round to the
 through one way of storing, simulated; ``in vLLM`` is what ``benchmarks.quality.table`` measured with vLLM itself.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from benchmarks.common.provenance import ROOT, provenance
-from benchmarks.demo import MODEL
-from benchmarks.quality.held_out import add_options, judge_of
+from benchmarks.common.output import RESULTS, command_line, say, write_result
+from benchmarks.common.output import table as markdown
+from benchmarks.common.shipped import MODEL
+from benchmarks.quality.held_out import add_options, judge_of, load
 from benchmarks.quality.simulated_caches import Fp8, SimulatedCache
-from benchmarks.quality.table import RESULT as QUALITY
 
-RESULT = ROOT / "benchmarks" / "results" / "fp8_cpu.json"
+RESULT, QUALITY = RESULTS / "fp8_cpu.json", RESULTS / "quality_table.json"
 KINDS = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
@@ -84,31 +82,26 @@ def measured_in_vllm() -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]], dense: float) -> str:
     """Markdown: ways of storing down, kinds across; perplexity and, in brackets, KL divergence."""
     found = {(row["way"], row["kind"]): row for row in rows}
-    lines = [f"| stored | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
-    lines.append(f"| dense |{f' {dense:.4f} |' * len(KINDS)}")
+    lines = [["dense", *[f"{dense:.4f}"] * len(KINDS)]]
     for way in dict.fromkeys(row["way"] for row in rows):
         cells = (found[way, kind] for kind in KINDS)
         text = (f"{row['perplexity']:.4f}" + (f" ({row['kl']:.4f})" if "kl" in row else "") for row in cells)
-        lines.append(f"| {way} | {' | '.join(text)} |")
-    return "\n".join(lines)
+        lines.append([way, *text])
+    return markdown(["stored", *KINDS], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments.fp8_cpu", description=__doc__.splitlines()[0]
-    )
-    add_options(parser, RESULT)
-    parser.set_defaults(rows=16)  # those of benchmarks.quality.table
+    parser = command_line("benchmarks.experiments.fp8_cpu", __doc__, RESULT.name)
+    add_options(parser, rows=16)  # those of benchmarks.quality.table
     options = parser.parse_args()
     judge, facts = judge_of(options)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    rows = measured_in_vllm()
+    model, rows = load(MODEL), measured_in_vllm()
     for way, store in WAYS.items():
         for kind, dtype in KINDS.items():
             arm = Stored(dtype, store)
-            rows.append({"kind": kind, "way": way} | judge.score(model, lambda arm=arm: SimulatedCache(arm)))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    options.out.write_text(json.dumps({"rows": rows, **facts, "provenance": provenance()}, indent=1) + "\n")
+            rows.append({"kind": kind, "way": way} | judge.score(model, partial(SimulatedCache, arm)))
+            say(rows[-1])
+    write_result(options.out, {"rows": rows, **facts})
     print(table(rows, facts["dense"]["perplexity"]))
 
 

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.experiments.fp8_cpu import KINDS, RESULT, kept_length, nearest, table, towards_zero
-from benchmarks.quality.table import RESULT as QUALITY
+from benchmarks.experiments.fp8_cpu import KINDS, QUALITY, RESULT, kept_length, nearest, table, towards_zero
 
 TOKENS, HEADS, HEAD_DIM, BLOCK = 70, 2, 32, 32  # three blocks, the last one not full
 
