@@ -24,11 +24,12 @@ def test_half_the_bytes_hold_twice_the_contexts(dense, palu, tmp_path):
     refused = shutil.copytree(half, tmp_path / "refused") / "config.json"
     rope = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
     refused.write_text(json.dumps(json.loads(refused.read_text()) | rope))
-    ended = run(
+    flags = [
         "--model", str(dense("llama")), "--arms", f"dense,refused={refused.parent},half={half}", "--dummy",
         "--contexts", "64", "--output", "192", "--pool-mib", "4", "--block-size", "32", "--dtype", "float32",
         "--repeats", "1", "--out", str(out),
-    )  # fmt: skip
+    ]  # fmt: skip
+    ended = run(*flags)
     assert ended.returncode == 0, ended.stderr[-2000:]
     result = json.loads(out.with_suffix(".json").read_text())
     assert len(result["rows"]) == 2, result["arms"]
