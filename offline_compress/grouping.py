@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from offline_compress.options import DEFAULT_GROUP_SIZE, CompressOptions
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.config import AttentionGeometry
+from palu_vllm.format.kv import KV
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Grouping:
         return cls(size, geometry.num_kv_heads // size, size * geometry.head_dim)
 
 
-def groupings(options: CompressOptions, geometry: AttentionGeometry) -> tuple[Grouping, Grouping, tuple[str, ...]]:
+def groupings(options: CompressOptions, geometry: AttentionGeometry) -> tuple[KV[Grouping], tuple[str, ...]]:
     """Those of K and of V, and sentences about a default that gave way to the model.
 
     Raises CompressionError for sizes that do not divide the KV heads, or neither of which divides the other: a slot of
@@ -35,10 +36,10 @@ def groupings(options: CompressOptions, geometry: AttentionGeometry) -> tuple[Gr
             f"neither of the group sizes {size_k} of K and {size_v} of V divides the other; give --group-size-k and "
             "--group-size-v so that one does."
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if None in wanted and default != DEFAULT_GROUP_SIZE:
         notes = (f"group size {default}, because {DEFAULT_GROUP_SIZE} does not divide {heads} key-value heads",)
-    return Grouping.of(size_k, geometry), Grouping.of(size_v, geometry), notes
+    return KV(Grouping.of(size_k, geometry), Grouping.of(size_v, geometry)), notes
 
 
 def _divisors(heads: int) -> list[int]:

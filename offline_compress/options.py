@@ -7,15 +7,11 @@ from pathlib import Path
 from offline_compress.pair_lists import LayerPairs, read_pairs, read_tiers
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.option_field import check_device, check_fields, option
+from offline_compress.searches import ENERGY_SEARCHES, SEARCHES
 from palu_vllm.format.config import DTYPE_BYTES
 from palu_vllm.format.latent_format import TIER_STEP, UNQUANTIZED, TierFractions, cut_into_scale_groups, cut_into_tiers
 
 OBJECTIVES = ("svd", "whiten", "weighted")
-FISHER_SEARCHES = ("fisher", "fisher_uniform")
-ENERGY_SEARCHES = ("energy", "sensitivity")
-CONDITION_SEARCH = "lorc"
-GREEDY_SEARCH = "matryoshka"
-SEARCHES = ("uniform", *FISHER_SEARCHES, *ENERGY_SEARCHES, CONDITION_SEARCH, GREEDY_SEARCH)
 VALUE_PATHS = ("fused", "factored", "auto")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEFAULT_GROUP_SIZE = 4

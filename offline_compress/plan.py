@@ -8,24 +8,17 @@ import torch
 from transformers import PreTrainedConfig
 
 from offline_compress.grouping import Grouping, groupings
-from offline_compress.model.access import KEY, NORMS, check_shapes, hf_config, projection
+from offline_compress.model.access import check_shapes, hf_config
 from offline_compress.model.source import SourceModel
-from offline_compress.options import (
-    CONDITION_SEARCH,
-    DEFAULT_SEQLEN,
-    ENERGY_SEARCHES,
-    FISHER_SEARCHES,
-    GREEDY_SEARCH,
-    CompressOptions,
-    LayerPairs,
-)
-from offline_compress.plan_checks import check_data, check_sharing
-from offline_compress.ranks.allocation import allocate_ranks, keeps_all
-from offline_compress.ranks.layer_sharing import SHARING_SAMPLES, source_layers
+from offline_compress.options import DEFAULT_SEQLEN, CompressOptions
+from offline_compress.pair_lists import LayerPairs
+from offline_compress.plan_checks import check_sharing
+from offline_compress.rank_steps import keeps_all
 from offline_compress.run.errors import CompressionError
-from offline_compress.run.provenance import tool_version
-from palu_vllm.format.checkpoint import attention_tensors
-from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, PaluConfig, TierConfig
+from offline_compress.searches import BUDGET, UNIFORM
+from offline_compress.shared_layers import source_layers
+from palu_vllm.format.config import AttentionGeometry
+from palu_vllm.format.kv import KV
 from palu_vllm.format.latent_format import (
     UNQUANTIZED,
     LatentFormat,
@@ -35,9 +28,7 @@ from palu_vllm.format.latent_format import (
 )
 
 NO_CALIBRATION = "none"
-WEIGHED_SAMPLES = 8  # whose attention is looked at
-SENSITIVITY_SAMPLES = 4  # that pass through the whole model for every projection
-GREEDY_SAMPLES = 2  # that do so at every step of the greedy search
+PROBED_SAMPLES = 8  # whose attention is looked at
 T = TypeVar("T")
 
 
@@ -51,8 +42,7 @@ class Plan:
     options: CompressOptions
     source: SourceModel
     config: PreTrainedConfig
-    key: Grouping
-    value: Grouping
+    groupings: KV[Grouping]
     seqlen: int
     dtype: str
     device: torch.device
@@ -63,39 +53,42 @@ class Plan:
     def geometry(self) -> AttentionGeometry:
         return self.source.geometry
 
+    @property
+    def num_layers(self) -> int:
+        return self.geometry.num_layers
+
     def sharing(self, pairs: LayerPairs) -> "Plan":
         """The plan where layers read others."""
-        return replace(self, source_layers=source_layers(pairs, self.geometry.num_layers))
+        return replace(self, source_layers=source_layers(pairs, self.num_layers))
 
     @property
     def sources(self) -> tuple[int, ...]:
         """The layer that every layer reads."""
-        return self.source_layers or tuple(range(self.geometry.num_layers))
+        return self.source_layers or tuple(range(self.num_layers))
 
     @property
     def caching_layers(self) -> list[int]:
         """Layers that read themselves: those that have ranks to choose."""
         return sorted(set(self.sources))
 
-    def of_caching(self, of_matrices: Sequence[T]) -> list[T]:
-        """Of K0, V0, K1, V1, ... of all layers those of the layers that have a cache."""
-        return [of_matrices[2 * layer + side] for layer in self.caching_layers for side in range(2)]
+    def of_caching(self, of_layers: Sequence[T]) -> list[T]:
+        """Of what all layers have, what those with a cache have."""
+        return [of_layers[layer] for layer in self.caching_layers]
 
-    def for_all(self, of_caching: Sequence[T]) -> tuple[list[T], list[T]]:
-        """K and V of every layer, which are its source's, from K and V of one caching layer after the other."""
-        places = [self.caching_layers.index(source) for source in self.sources]
-        return [of_caching[2 * place] for place in places], [of_caching[2 * place + 1] for place in places]
+    def for_all(self, of_caching: Sequence[T]) -> list[T]:
+        """What every layer has, which is its source's, from what one caching layer after the other has."""
+        return [of_caching[self.caching_layers.index(source)] for source in self.sources]
 
     @property
-    def full_ranks(self) -> list[int]:
-        """Of K and V of one caching layer after the other."""
-        return [self.key.full_rank, self.value.full_rank] * len(self.caching_layers)
+    def full_ranks(self) -> KV[int]:
+        """Of every layer."""
+        return self.groupings.map(lambda side: side.full_rank)
 
     @property
     def workers(self) -> int:
         """Groups that are decomposed at a time."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return min(self.options.workers or threads, max(self.key.num_groups, self.value.num_groups))
+        return min(self.options.workers or threads, max(side.num_groups for side in self.groupings))
 
     @property
     def budget_bytes(self) -> int | None:
@@ -110,14 +103,19 @@ class Plan:
         """Whether ranks may be below full rank; if not, nothing is decomposed and no data is needed."""
         if self.options.has_budget:
             return True
-        return not keeps_all(self.full_ranks, self.options.rank_ratio)
+        return not keeps_all([*self.full_ranks] * len(self.caching_layers), self.options.rank_ratio)
+
+    @property
+    def search(self) -> str:
+        """The name of what chooses ranks, ``budget`` where bytes are given."""
+        return BUDGET if self.options.has_budget else self.options.search or UNIFORM
 
     @property
     def needs_whitening(self) -> bool:
         return self.truncates and self.options.objective in ("whiten", "weighted")
 
     @property
-    def needs_weights(self) -> bool:
+    def needs_error_metric(self) -> bool:
         return self.truncates and self.options.objective == "weighted"
 
     @property
@@ -129,43 +127,18 @@ class Plan:
     @property
     def reorders(self) -> bool:
         """Whether heads change places: not where all or none share a group."""
-        matters = any(1 < side.size < self.geometry.num_kv_heads for side in (self.key, self.value))
+        matters = any(1 < side.size < self.geometry.num_kv_heads for side in self.groupings)
         return self.truncates and self.options.reorder_heads and matters
-
-    @property
-    def needs_fisher(self) -> bool:
-        return self.truncates and self.options.search in FISHER_SEARCHES
-
-    @property
-    def searches_energy(self) -> bool:
-        return self.truncates and not self.options.has_budget and self.options.search in ENERGY_SEARCHES
-
-    @property
-    def measures_sensitivity(self) -> bool:
-        return self.searches_energy and self.options.search == "sensitivity"
-
-    @property
-    def needs_conditions(self) -> bool:
-        return self.truncates and self.options.search == CONDITION_SEARCH
-
-    @property
-    def searches_greedily(self) -> bool:
-        return self.truncates and self.options.search == GREEDY_SEARCH
-
-    @property
-    def searches_ranks(self) -> bool:
-        """Whether ranks are not known before the model is looked at."""
-        return self.truncates and (self.options.has_budget or self.options.search != "uniform")
 
     @property
     def needs_probes(self) -> bool:
         """Whether the attention of calibration samples is looked at."""
-        return self.needs_weights or self.refits
+        return self.needs_error_metric or self.refits
 
     @property
     def kept_samples(self) -> int:
-        """Samples whose inputs are kept, layer by layer."""
-        return WEIGHED_SAMPLES if self.needs_probes else int(self.searches_clip)
+        """Samples whose inputs are kept at every layer, for what is written."""
+        return PROBED_SAMPLES if self.needs_probes else int(self.searches_clip)
 
     @property
     def searches_clip(self) -> bool:
@@ -175,22 +148,8 @@ class Plan:
         wanted = options.latent_clip_ratio is None and options.calib_data is not None
         return wanted and (quantized or options.has_budget)
 
-    @property
-    def passes_samples(self) -> int:
-        """How many samples go through the layers before they are written; 0: none."""
-        if self.needs_whitening:
-            return self.options.whiten_samples
-        probed = SENSITIVITY_SAMPLES if self.measures_sensitivity else 0
-        return max(self.kept_samples, probed, GREEDY_SAMPLES if self.searches_greedily else 0)
-
-    @property
-    def samples_needed(self) -> int:
-        whitening = self.options.whiten_samples if self.options.has_budget else self.passes_samples
-        fisher = self.options.fisher_samples if self.needs_fisher else 0
-        return max(whitening, fisher, SHARING_SAMPLES if self.options.share_layers else 0)
-
-    def rotates(self, tiers: Iterable[TierFractions]) -> bool:
-        """Whether latents with these tiers are rotated: as asked, by default where they are quantized."""
+    def mixes(self, tiers: Iterable[TierFractions]) -> bool:
+        """Whether latents with these tiers are mixed: as asked, by default where they are quantized."""
         if self.options.hadamard is not None:
             return self.options.hadamard
         return any(bits != UNQUANTIZED for fractions in tiers for _, bits in fractions)
@@ -204,79 +163,20 @@ class Plan:
     def clip_ratios(self) -> list[float] | None:
         """One per layer where the user gave one for all."""
         ratio = self.options.latent_clip_ratio
-        return None if ratio is None else [ratio] * self.geometry.num_layers
-
-    def ranks(self, search: str, importance: list[list[float]]) -> tuple[list[int], list[int]]:
-        """``(rank_k, rank_v)`` per layer from the importance of every group of K0, V0, K1, V1, ..."""
-        ranks = allocate_ranks(search, self.of_caching(importance), self.full_ranks, self.options.rank_ratio)
-        return self.for_all(ranks)
-
-    def uniform_ranks(self) -> tuple[list[int], list[int]]:
-        return self.ranks("uniform", [[1.0]] * (2 * self.geometry.num_layers))
-
-    def palu_config(
-        self,
-        ranks: tuple[Sequence[int], Sequence[int]],
-        calibration: str,
-        tiers: tuple[TierFractions, TierFractions] | None = None,
-    ) -> PaluConfig:
-        """The ``palu_config`` of the output, value path chosen; ``tiers`` of K and V where options do not say them."""
-        tiers_k, tiers_v = tiers or (self.options.fractions_k, self.options.fractions_v)
-        fused = PaluConfig(
-            base_model=self.source.name,
-            base_revision=self.source.revision,
-            group_size_k=self.key.size,
-            group_size_v=self.value.size,
-            rank_k=list(ranks[0]),
-            rank_v=list(ranks[1]),
-            tiers_k=[TierConfig(share=fraction, bits=bits) for fraction, bits in tiers_k],
-            tiers_v=[TierConfig(share=fraction, bits=bits) for fraction, bits in tiers_v],
-            hadamard=self.rotates((tiers_k, tiers_v)),
-            latent_group_size=self.options.latent_group_size,
-            latent_symmetric=self.options.latent_symmetric,
-            clip_k=self.clip_ratios,
-            clip_v=self.clip_ratios,
-            source_layers=None if self.source_layers is None else list(self.source_layers),
-            value_path="fused",
-            attention_bias=projection(0, KEY, "bias") in self.source.tensors,
-            qk_norm=projection(0, NORMS[KEY]) in self.source.tensors,
-            objective=self.options.objective,
-            search="budget" if self.options.has_budget else self.options.search,
-            calibration=calibration,
-            seed=self.options.seed,
-            tool_version=tool_version(),
-        )
-        return fused.model_copy(update={"value_path": self._value_path(fused)})
-
-    def _value_path(self, palu: PaluConfig) -> str:
-        if self.options.value_path != "auto":
-            return self.options.value_path
-        sizes = value_path_bytes(palu, self.geometry, self.dtype)
-        return min(sizes, key=sizes.__getitem__)
-
-
-def value_path_bytes(palu: PaluConfig, geometry: AttentionGeometry, dtype: str) -> dict[str, int]:
-    """Bytes of what follows the value latents (``o_proj.weight`` and ``v_up``) for both value paths, all layers."""
-    sizes = {}
-    for path in ("factored", "fused"):
-        shapes = attention_tensors(palu.model_copy(update={"value_path": path}), geometry)
-        kept = [shape for name, shape in shapes.items() if name.endswith((".o_proj.weight", ".v_up"))]
-        sizes[path] = sum(torch.Size(shape).numel() for shape in kept) * DTYPE_BYTES[dtype]
-    return sizes
+        return None if ratio is None else [ratio] * self.num_layers
 
 
 def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
     """Joins options and model. Raises CompressionError where they do not fit each other."""
     config = hf_config(source.config)
     check_shapes(source, config)
-    key, value, notes = groupings(options, source.geometry)
+    sides, notes = groupings(options, source.geometry)
     dtype = source.dtype if options.dtype == "auto" else options.dtype
     plan = Plan(
         options,
         source,
         config,
-        key,
-        value,
+        sides,
         _seqlen(options.calib_seqlen, config),
         dtype,
         device_of(options.device),
@@ -284,8 +184,7 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
     )
     if options.share_map is not None:
         plan = plan.sharing(options.share_map)
-    check_sharing(options, plan.geometry.num_layers, plan.searches_greedily)
-    check_data(options, plan.samples_needed)
+    check_sharing(options, plan.num_layers)
     return plan
 
 

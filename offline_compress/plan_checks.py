@@ -1,18 +1,11 @@
 """What options ask of each other and of the model, once a plan is made of both."""
 
-from offline_compress.options import GREEDY_SEARCH, CompressOptions
+from offline_compress.options import CompressOptions
 from offline_compress.run.errors import CompressionError
 
 
-def check_sharing(options: CompressOptions, num_layers: int, searches_greedily: bool) -> None:
+def check_sharing(options: CompressOptions, num_layers: int) -> None:
     """Raises CompressionError where layers cannot share a cache as asked."""
-    if not (options.share_layers or options.share_map):
-        return
-    if searches_greedily:
-        raise CompressionError(
-            f"--search {GREEDY_SEARCH} lowers ranks of every layer, and layers that share have none of their own; "
-            "give another --search, or leave --share-layers and --share-map out."
-        )
     if options.share_layers >= num_layers:
         raise CompressionError(
             f"{options.share_layers} of {num_layers} layers cannot share, because the first has none "

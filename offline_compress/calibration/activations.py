@@ -15,7 +15,6 @@ from typing import BinaryIO
 import torch
 
 from offline_compress.model.tensor_file import fill
-from offline_compress.run.stopwatch import part
 
 INPUTS = "layer-inputs-"
 
@@ -28,15 +27,13 @@ class ActivationFile:
         self._bytes = torch.float32.itemsize * shape[0] * shape[1]
 
     def write(self, number: int, sample: torch.Tensor) -> None:
-        with part("activations"):
-            self._file.seek(number * self._bytes)
-            self._file.write(memoryview(sample.float().cpu().contiguous().numpy()).cast("B"))
+        self._file.seek(number * self._bytes)
+        self._file.write(memoryview(sample.float().cpu().contiguous().numpy()).cast("B"))
 
     def read(self, number: int) -> torch.Tensor:
         sample = torch.empty(self._shape, dtype=torch.float32)
-        with part("activations"):
-            self._file.seek(number * self._bytes)
-            fill(sample, self._file)
+        self._file.seek(number * self._bytes)
+        fill(sample, self._file)
         return sample
 
 
@@ -66,8 +63,7 @@ class LayerInputs:
         with self._path(layer).open("wb") as file:
             yield ActivationFile(file, self.shape)
             file.flush()
-            with part("activations"):
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
 
     def keep_only(self, layer: int) -> None:
         """Removes all files but that of ``layer``."""

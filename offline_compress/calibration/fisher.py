@@ -3,7 +3,7 @@
 Paper: ``F = sqrt(mean_n (dL_n / dW)^2)`` per element, averaged over the rows of a group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,7 +16,7 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 def fisher_information(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
-    weights: list[torch.nn.Parameter],
+    weights: Sequence[torch.nn.Parameter],
     samples: torch.Tensor,
     on_sample: Callable[[int], None],
 ) -> list[torch.Tensor]:

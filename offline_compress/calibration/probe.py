@@ -6,8 +6,10 @@ of storing a cache (``budget.py``). ``O`` is replaced by a random projection of 
 which keeps squared lengths on average (Johnson and Lindenstrauss) and costs little; all candidates meet the same one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -28,6 +30,14 @@ def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.
     first, second = x.chunk(2, dim=-1)
     cos, sin = rotary
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Probes(Protocol):
+    """Probes of a layer and the ``inputs [tokens, hidden]`` that they come from, gone through as often as needed."""
+
+    def __iter__(self) -> Iterator[tuple["AttentionProbe", torch.Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,11 @@ class AttentionProbe:
 
     def rotated_key_error(self, rotated: torch.Tensor) -> float:
         """As :meth:`key_error`, for keys that are rotated already."""
-        return self._mean_error(self._added(self._weights(rotated), self.values) - self._exact)
+        return self._mean_error(self._added(self._probabilities(rotated), self.values) - self._exact)
 
     def value_error(self, values: torch.Tensor) -> float:
         """Mean error over tokens with ``values [num_kv_heads, tokens, head_dim]`` in place of the exact ones."""
-        return self._mean_error(self._added(self.weights, values - self.values))
+        return self._mean_error(self._added(self.probabilities, values - self.values))
 
     @cached_property
     def _scaled_queries(self) -> torch.Tensor:
@@ -67,22 +77,22 @@ class AttentionProbe:
         return rotated.unflatten(0, (len(self.keys), -1))
 
     @cached_property
-    def weights(self) -> torch.Tensor:
-        """Attention weights of the dense layer, ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
-        return self._weights(rotate(self.keys, self.rotary))
+    def probabilities(self) -> torch.Tensor:
+        """What the softmax of the dense layer gives, ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
+        return self._probabilities(rotate(self.keys, self.rotary))
 
     @cached_property
     def _exact(self) -> torch.Tensor:
-        return self._added(self.weights, self.values)
+        return self._added(self.probabilities, self.values)
 
-    def _weights(self, rotated: torch.Tensor) -> torch.Tensor:
-        """Attention weights ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
+    def _probabilities(self, rotated: torch.Tensor) -> torch.Tensor:
+        """What the softmax gives, ``[num_kv_heads, queries_per_kv, tokens, tokens]``."""
         scores = self._scaled_queries @ rotated.unsqueeze(1).mT
         return scores.masked_fill_(~self.visible, -torch.inf).softmax(-1)
 
-    def _added(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def _added(self, probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What attention adds to the stream, ``[tokens, sketch]``."""
-        heads = (weights @ values.unsqueeze(1)).flatten(0, 1)
+        heads = (probabilities @ values.unsqueeze(1)).flatten(0, 1)
         return heads.transpose(0, 1).flatten(1) @ self.output.T
 
     def _mean_error(self, difference: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ The activations between two layers lie in files; in memory are one sample and on
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from offline_compress.calibration.activations import LayerInputs, remove_inputs
-from offline_compress.factors.decomposition import damp
-from offline_compress.model.access import LayerRunner, after_attention, kv_input
-from offline_compress.run.errors import CompressionError
+from offline_compress.model.access import WIDENED_ROWS, LayerRunner, after_attention, kv_input, stored_bytes
+from offline_compress.plan import Plan
 from offline_compress.run.memory import release_freed_memory
-from offline_compress.run.stopwatch import part
 
+FLOAT32, FLOAT64 = 4, 8
 CHUNK_TOKENS = 512
 KEPT_TOKENS = 512  # of a sample that is kept
 
@@ -34,16 +33,8 @@ class KeptSample:
 class LayerStatistics:
     """Of one layer's inputs."""
 
-    moment: torch.Tensor  # mean of x x^T, float64 [hidden, hidden]
+    second_moment: torch.Tensor  # mean of x x^T, float64 [hidden, hidden]
     samples: tuple[KeptSample, ...]
-
-
-def damped(layer: int, moment: torch.Tensor) -> torch.Tensor:
-    """``H`` damped in place. Raises CompressionError where ``layer`` has seen nothing that can be used."""
-    try:
-        return damp(moment)
-    except ValueError as error:
-        raise CompressionError(f"layer {layer}: {error}; check the model or use --objective svd.") from error
 
 
 @contextmanager
@@ -52,10 +43,9 @@ def second_moment(module: nn.Module, width: int, device: torch.device) -> Iterat
     total = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def accumulate(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        with part("moment"):
-            for rows in inputs[0].reshape(-1, width).split(CHUNK_TOKENS):
-                wide = rows.double()
-                total.addmm_(wide.T, wide)
+        for rows in inputs[0].reshape(-1, width).split(CHUNK_TOKENS):
+            wide = rows.double()
+            total.addmm_(wide.T, wide)
 
     handle = module.register_forward_pre_hook(accumulate)
     try:
@@ -105,6 +95,28 @@ def layer_statistics(
     remove_inputs(scratch)
 
 
+def kept_tokens(plan: Plan) -> int:
+    """Of a sample that is kept."""
+    return min(plan.seqlen, KEPT_TOKENS)
+
+
+def second_moment_bytes(plan: Plan) -> int:
+    return FLOAT64 * plan.geometry.hidden_size**2
+
+
+def kept_bytes(plan: Plan, samples: int) -> int:
+    """Of ``samples`` that are kept at one layer."""
+    return samples * FLOAT32 * kept_tokens(plan) * plan.geometry.hidden_size
+
+
+def running_bytes(plan: Plan) -> int:
+    """A sample and what a layer makes of it, in float32: whichever of its steps needs most at once."""
+    hidden, inner = plan.geometry.hidden_size, plan.config.intermediate_size
+    attention, gate, down = 9 * hidden, 3 * hidden + 3 * inner, 4 * hidden + inner
+    widened = (FLOAT32 + stored_bytes(plan.source)) * WIDENED_ROWS * inner
+    return max(FLOAT32 * plan.seqlen * max(attention, gate), FLOAT32 * plan.seqlen * down + widened)
+
+
 def _statistics(runner: LayerRunner, layer: int, count: int, inputs: LayerInputs, keep: int) -> LayerStatistics:
     """Runs ``layer`` on ``count`` samples."""
     module, width = runner.load(layer), runner.source.geometry.hidden_size
@@ -115,13 +127,10 @@ def _statistics(runner: LayerRunner, layer: int, count: int, inputs: LayerInputs
         second_moment(kv_input(module), width, runner.device) as total,
     ):
         for number in range(count):
-            with kept_sample(module) if number < keep else nullcontext([]) as one:
-                after.write(number, _run(runner, module, before.read(number)))
-            kept += one
+            one: AbstractContextManager[list[KeptSample]]
+            one = kept_sample(module) if number < keep else nullcontext([])
+            with one as found:
+                after.write(number, runner.run(module, before.read(number)))
+            kept += found
             release_freed_memory()
     return LayerStatistics(total.div_(count * inputs.shape[0]), tuple(kept))
-
-
-def _run(runner: LayerRunner, module: nn.Module, sample: torch.Tensor) -> torch.Tensor:
-    with part("run"):
-        return runner.run(module, sample)

@@ -1,4 +1,4 @@
-"""What a compression gives: estimated before, measured after."""
+"""What a compression gave: the contents of ``palu_report.json``."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,13 @@ from typing import Any
 import torch
 
 from offline_compress.calibration.samples import CalibrationSamples
+from offline_compress.checkpoint.palu_config import value_path_bytes
 from offline_compress.checkpoint.plot import write_plot
 from offline_compress.checkpoint.provenance import provenance
 from offline_compress.checkpoint.written import Written
-from offline_compress.estimate import (
-    activation_bytes,
-    disk_bytes,
-    fisher_memory_bytes,
-    layer_memory_bytes,
-    nested_factor_bytes,
-    sharing_memory_bytes,
-)
-from offline_compress.plan import NO_CALIBRATION, Plan, value_path_bytes
+from offline_compress.plan import Plan
 from offline_compress.run.memory import peak_memory_bytes
+from offline_compress.searches import FISHER_SEARCHES
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.format.layers import layer_shape
 
@@ -46,8 +40,8 @@ def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
         "clip_v": palu.clip_v,
         "group_size_k": palu.group_size_k,
         "group_size_v": palu.group_size_v,
-        "full_rank_k": plan.key.full_rank,
-        "full_rank_v": plan.value.full_rank,
+        "full_rank_k": plan.full_ranks.key,
+        "full_rank_v": plan.full_ranks.value,
         "rank_k": palu.rank_k,
         "rank_v": palu.rank_v,
         "source_layers": palu.source_layers,
@@ -70,7 +64,7 @@ def _kept_ratio(plan: Plan, palu: PaluConfig) -> float:
     """Numbers of latents over numbers of keys and values; equally many of both sides."""
     layers = palu.caching_layers
     rank_k, rank_v = (sum(ranks[layer] for layer in layers) for ranks in (palu.rank_k, palu.rank_v))
-    kept = rank_k / plan.key.full_rank + rank_v / plan.value.full_rank
+    kept = rank_k / plan.full_ranks.key + rank_v / plan.full_ranks.value
     return kept / (2 * plan.geometry.num_layers)
 
 
@@ -78,34 +72,6 @@ def rebuild_work(palu: PaluConfig, geometry: AttentionGeometry) -> int:
     """Multiplications that rebuild the keys of one cached token from latents, all layers."""
     layers = [layer_shape(palu, geometry, layer) for layer in range(geometry.num_layers)]
     return sum(shape.num_kv_heads * shape.head_dim * shape.rank_k for shape in layers if shape.has_k_up)
-
-
-def estimate(plan: Plan, samples: CalibrationSamples | None, baseline: int) -> dict[str, Any]:
-    """What ``--dry-run`` prints. Sizes are exact, but for what a Fisher search or a budget will choose."""
-    label = samples.label if samples else NO_CALIBRATION
-    searched = plan.options.share_layers
-    if searched:  # any layers: all hold equally many bytes here
-        plan = plan.sharing(tuple((plan.geometry.num_layers - each, 0) for each in range(1, searched + 1)))
-    palu = plan.palu_config(plan.uniform_ranks(), label)
-    count = len(samples.tokens[: plan.passes_samples]) if samples else 0
-    layers = layer_memory_bytes(plan, palu, count) + nested_factor_bytes(plan)
-    whole = fisher_memory_bytes(plan) if plan.needs_fisher else 0
-    sharing = sharing_memory_bytes(plan) if searched else 0
-    budget = {"budget_bytes_per_token": plan.budget_bytes} if plan.options.has_budget else {}
-    return (
-        sizes(plan, palu)
-        | budget
-        | ({"source_layers": None} if searched else {})
-        | {
-            "ranks_are_final": not plan.searches_ranks,
-            "predicted_peak_memory_bytes": baseline + max(layers, whole, sharing),
-            "predicted_layer_memory_bytes": layers,
-            "predicted_fisher_memory_bytes": whole,
-            "predicted_sharing_memory_bytes": sharing,
-            "disk_bytes": disk_bytes(plan, palu),
-            "temporary_disk_bytes": activation_bytes(plan, count),
-        }
-    )
 
 
 def final_report(
@@ -122,14 +88,16 @@ def final_report(
     the root of the share of what attention adds that is lost, to first order. Before ``up`` is fitted again.
     ``seconds``, memory and provenance are those of this run; ``layer_seconds`` of whichever run did a layer.
     """
-    palu, outcomes = written.palu, [layer.outcome for layer in written.layers]
+    palu, outcomes, options = written.palu, [layer.outcome for layer in written.layers], plan.options
     count = len(samples.tokens) if samples else 0
+    fisher = options.fisher_samples if palu.search in FISHER_SEARCHES and plan.truncates else 0
+    whitening = options.whiten_samples if plan.needs_whitening else 0
     report = sizes(plan, palu) | {
         "relative_error_k": [outcome.key.error for outcome in outcomes],
         "relative_error_v": [outcome.value.error for outcome in outcomes],
-        "error_measure": ERROR_MEASURES[plan.options.objective],
-        "whiten_samples": min(count, plan.options.whiten_samples) if plan.needs_whitening else 0,
-        "fisher_samples": min(count, plan.options.fisher_samples) if plan.needs_fisher else 0,
+        "error_measure": ERROR_MEASURES[options.objective],
+        "whiten_samples": min(count, whitening),
+        "fisher_samples": min(count, fisher),
         "calib_seqlen": plan.seqlen if samples else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "baseline_memory_bytes": baseline,

@@ -15,7 +15,6 @@ import torch
 
 from offline_compress.model.tensor_file import DTYPE_NAMES, StoredTensor
 from offline_compress.run.errors import CompressionError
-from offline_compress.run.stopwatch import part
 from palu_vllm.format.checkpoint import INDEX, SINGLE
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -104,7 +103,7 @@ class CheckpointWriter:
         """
         path, position, spec = self._places.pop(name)
         written = 0
-        with part("write"), path.open("r+b") as file:
+        with path.open("r+b") as file:
             file.seek(position)
             for chunk in chunks:
                 written += file.write(_as_bytes(chunk, spec))
@@ -122,7 +121,7 @@ class CheckpointWriter:
     def flush(self) -> None:
         """Puts on the disk what has been written so far."""
         for file in self._shards:
-            with part("write"), (self._directory / file).open("rb") as handle:
+            with (self._directory / file).open("rb") as handle:
                 os.fsync(handle.fileno())
 
     def _write_index(self) -> None:

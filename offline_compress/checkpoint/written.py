@@ -3,25 +3,23 @@
 from dataclasses import dataclass
 from typing import Any
 
-from offline_compress.factors.layer import LayerOutcome, Outcome
+from offline_compress.factors.outcome import Outcome
 from palu_vllm.format.config import PaluConfig
+from palu_vllm.format.kv import KV
 
 
 @dataclass(frozen=True)
 class WrittenLayer:
-    """``seconds`` are those of :mod:`offline_compress.run.stopwatch`."""
+    """How exact K and V are, and the seconds that the layer took."""
 
-    outcome: LayerOutcome
-    seconds: dict[str, float]
+    outcome: KV[Outcome]
+    seconds: float
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> "WrittenLayer":
-        """From :meth:`entry`."""
-        return cls(LayerOutcome(*(Outcome(*side) for side in entry["outcome"])), entry["seconds"])
-
-    def entry(self) -> dict[str, Any]:
-        """For a journal."""
-        return {"outcome": self.outcome, "seconds": self.seconds}
+        """From an entry of the journal."""
+        key, value = (Outcome(*side) for side in entry["outcome"])
+        return cls(KV(key, value), entry["seconds"])
 
 
 @dataclass(frozen=True)
@@ -34,5 +32,5 @@ class Written:
     palu: PaluConfig
     layers: list[WrittenLayer]
     chosen: dict[str, Any]
-    search_seconds: list[dict[str, float]]
+    search_seconds: list[float]
     taken_over: dict[str, int]

@@ -1,4 +1,4 @@
-"""Low-rank factors of a projection, one group of heads at a time: pure functions in float64.
+"""Low-rank factors of one group of heads of a projection: pure functions in float64.
 
 Paper (Palu, section 3): ``W_g ~ up_g down_g`` from the truncated SVD ``W_g S = U Sigma V^T`` with ``S S^T = H``, the
 mean of ``x x^T``: ``up = U_r sqrt(Sigma_r)``, ``down = sqrt(Sigma_r) V_r^T S^-1``. The squared error on the data that
@@ -9,16 +9,13 @@ Neither ``S`` nor ``V`` is needed: ``U`` and ``Sigma^2`` are eigenvectors and ei
 size times it, worked on in place. What it misses lies below ``1e-7`` of the largest singular value
 (float64 has 16 digits, squares need twice as many): less than any dtype of weights can say.
 
-Where an error ``e`` of the group's outputs costs ``e^T A e`` (``attention_weights.py``), the same is done to
+Where an error ``e`` of the group's outputs costs ``e^T A e`` (``error_metric.py``), the same is done to
 ``A^1/2 W_g``, and ``up = A^-1/2 U_r sqrt(Sigma_r)``: what is discarded is then the expected cost.
 """
 
 from dataclasses import dataclass
 
 import torch
-
-from offline_compress.run.stopwatch import part
-from offline_compress.run.workers import in_order
 
 RELATIVE_DAMPING = 1e-6
 # rows of a projection that are widened to float64 at a time
@@ -66,43 +63,41 @@ def gram_matrix(weight: torch.Tensor, second_moment: torch.Tensor | None) -> tor
     return gram
 
 
-def symmetric_root(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def symmetric_root(error_metric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``A^1/2`` and ``A^-1/2 [full, full]`` of a positive semidefinite float64 ``A``, damped as :func:`damp` does.
 
     Where ``A`` is zero (nobody reads the group) both are the identity. Raises ValueError where ``A`` is not finite.
     """
-    mean = weights.diagonal().mean()
+    mean = error_metric.diagonal().mean()
     if not torch.isfinite(mean):
         raise ValueError("the attention of this layer is not finite")
     if mean <= 0:
-        return torch.eye(len(weights)).to(weights), torch.eye(len(weights)).to(weights)
-    energy, vectors = torch.linalg.eigh(weights)
+        identity = torch.eye(len(error_metric)).to(error_metric)
+        return identity, identity.clone()
+    energy, vectors = torch.linalg.eigh(error_metric)
     root = (energy.clamp_(min=0) + RELATIVE_DAMPING * mean).sqrt_()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def weighted_gram(
-    weight: torch.Tensor, second_moment: torch.Tensor | None, root: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Lower triangle of ``A^1/2 W H W^T A^1/2 [full, full]``, in the column order of :func:`gram_matrix`."""
-    gram = gram_matrix(weight, second_moment)
+def weighted_gram(gram: torch.Tensor, root: torch.Tensor | None = None) -> torch.Tensor:
+    """Lower triangle of ``A^1/2 W H W^T A^1/2 [full, full]``, a new matrix in the column order of ``gram``."""
     if root is None:
-        return gram
+        return gram.clone()
     whole = gram.tril()
     whole += gram.tril(-1).T
     return (root @ whole @ root).T
 
 
 def decompose_group(
-    weight: torch.Tensor, rank: int, second_moment: torch.Tensor | None, weights: torch.Tensor | None = None
+    weight: torch.Tensor, rank: int, gram: torch.Tensor, error_metric: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(up [full, rank], down [rank, hidden], all squared singular values)`` of one group's ``weight [full, hidden]``.
 
-    ``weight`` has any float dtype, ``second_moment`` is ``H`` or None for plain SVD, ``weights`` is ``A [full, full]``
-    or None for the identity; the results are float64.
+    ``weight`` has any float dtype, ``gram`` is that of :func:`gram_matrix`, ``error_metric`` is ``A [full, full]`` or
+    None for the identity; the results are float64.
     """
-    root, inverse = (None, None) if weights is None else symmetric_root(weights)
-    vectors = weighted_gram(weight, second_moment, root)
+    root, inverse = (None, None) if error_metric is None else symmetric_root(error_metric)
+    vectors = weighted_gram(gram, root)
     energy = vectors.new_empty(len(weight))
     torch.linalg.eigh(vectors, UPLO="L", out=(energy, vectors))
     energy = energy.flip(0).clamp_(min=0)
@@ -118,54 +113,7 @@ def decompose_group(
     return up.mul_(scale), down, energy
 
 
-def decompose(
-    weight: torch.Tensor,
-    num_groups: int,
-    rank: int,
-    second_moment: torch.Tensor | None = None,
-    weights: torch.Tensor | None = None,
-) -> Factors:
-    """Factors of a projection ``weight [num_groups * full, hidden]`` of any float dtype, equal rank in all groups.
-
-    ``weights [num_groups, full, full]`` holds ``A`` of each group.
-    """
-    full, hidden = weight.shape[0] // num_groups, weight.shape[1]
-    downs = torch.empty(num_groups, rank, hidden, dtype=torch.float64, device=weight.device)
-    ups, lost, total = downs.new_empty(num_groups, rank, full), 0.0, 0.0
-    with part("svd"):
-        found = in_order(
-            lambda rows, own: decompose_group(rows, rank, second_moment, own),
-            weight.chunk(num_groups),
-            [None] * num_groups if weights is None else weights,
-        )
-        for group, (up, down, energy) in enumerate(found):
-            downs[group], ups[group] = down, up.T
-            lost, total = lost + energy[rank:].sum().item(), total + energy.sum().item()
-    return Factors(downs.flatten(0, 1), ups, (lost / total) ** 0.5 if total else 0.0)
-
-
-def discarded_energy(
-    weight: torch.Tensor,
-    num_groups: int,
-    second_moment: torch.Tensor | None = None,
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """What :func:`decompose` loses at every rank from 0 to full, squared: ``[full + 1]`` float64."""
-    lost = torch.zeros(weight.shape[0] // num_groups + 1, dtype=torch.float64)
-    with part("svd"):
-        found = in_order(
-            lambda rows, own: group_energy(rows, second_moment, own),
-            weight.chunk(num_groups),
-            [None] * num_groups if weights is None else weights,
-        )
-        for energy in found:
-            lost[:-1] += energy.cumsum(0).flip(0).cpu()
-    return lost
-
-
-def group_energy(
-    weight: torch.Tensor, second_moment: torch.Tensor | None, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def group_energy(gram: torch.Tensor, error_metric: torch.Tensor | None = None) -> torch.Tensor:
     """The squared singular values of :func:`decompose_group`, ascending: ``[full]`` float64."""
-    root = None if weights is None else symmetric_root(weights)[0]
-    return torch.linalg.eigvalsh(weighted_gram(weight, second_moment, root), UPLO="L").clamp_(min=0)
+    root = None if error_metric is None else symmetric_root(error_metric)[0]
+    return torch.linalg.eigvalsh(weighted_gram(gram, root), UPLO="L").clamp_(min=0)

@@ -1,6 +1,6 @@
 """What an error of keys or values costs, to first order, as a quadratic form per KV head or group of heads.
 
-The cost is that of ``attention_probe.py``: the squared change of what attention adds to the residual stream over the
+The cost is that of ``calibration/probe.py``: the squared change of what attention adds to the residual stream over the
 squared length of the stream. Query token m reads token t at distance ``d = m - t`` with weight ``p_mt``; errors of
 different tokens count as uncorrelated, and as independent of who reads them.
 
@@ -48,13 +48,13 @@ def turned_moment(moment: torch.Tensor, reads: torch.Tensor, rotary: tuple[torch
 
 def read_energy(probe: AttentionProbe, kv_head: int, query: int) -> torch.Tensor:
     """``w [tokens, tokens]`` of one query head, divided by the number of tokens."""
-    weights, values = probe.weights[kv_head, query], probe.values[kv_head]
-    head = kv_head * probe.weights.shape[1] + query
+    probabilities, values = probe.probabilities[kv_head, query], probe.values[kv_head]
+    head = kv_head * probe.probabilities.shape[1] + query
     output = probe.output.unflatten(1, (len(probe.queries), -1))[:, head]  # [sketch, head_dim]
     added = values @ output.T
-    mean = weights @ added
+    mean = probabilities @ added
     distance = added.square().sum(-1) + mean.square().sum(-1)[:, None] - 2 * mean @ added.T
-    return weights.square() * distance.clamp_(min=0) / (len(added) * probe.energy[:, None])
+    return probabilities.square() * distance.clamp_(min=0) / (len(added) * probe.energy[:, None])
 
 
 def distances_read(read: torch.Tensor) -> torch.Tensor:
@@ -65,11 +65,14 @@ def distances_read(read: torch.Tensor) -> torch.Tensor:
     return latest_first.as_strided((tokens, tokens), (2 * tokens - 1, 1), tokens - 1).sum(0)
 
 
-def key_weights(probes: Iterable[AttentionProbe]) -> torch.Tensor:
+def key_metric(probes: Iterable[AttentionProbe]) -> torch.Tensor:
     """``A_h`` for every KV head, float64 ``[num_kv_heads, head_dim, head_dim]``, mean over probes of equal length."""
-    count, moments, reads, gains = 0, 0, 0, 0
+    count = 0
+    moments: torch.Tensor = 0
+    reads: torch.Tensor = 0
+    gains: torch.Tensor = 0
     for probe in probes:
-        count, rotary, queries = count + 1, probe.rotary, probe.weights.shape[1]
+        count, rotary, queries = count + 1, probe.rotary, probe.probabilities.shape[1]
         heads = [_read_queries(probe, head) for head in range(len(probe.queries))]
         moments += torch.stack([moment for moment, _ in heads])
         reads += torch.stack([distances for _, distances in heads])
@@ -84,7 +87,7 @@ def key_weights(probes: Iterable[AttentionProbe]) -> torch.Tensor:
 
 def _read_queries(probe: AttentionProbe, head: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Second moment of a head's queries by what they read, ``[head_dim, head_dim]``, and how much at every distance."""
-    read = read_energy(probe, *divmod(head, probe.weights.shape[1])).double()
+    read = read_energy(probe, *divmod(head, probe.probabilities.shape[1])).double()
     queries = probe.queries[head].double()
     return (queries * read.sum(1, keepdim=True)).T @ queries, distances_read(read)
 
@@ -94,12 +97,12 @@ def shared_reading(probes: Iterable[AttentionProbe]) -> torch.Tensor:
     count, overlap = 0, 0
     for probe in probes:
         scale = (len(probe.energy) * probe.energy[:, None]).sqrt()
-        rows = (probe.weights / scale).flatten(2).flatten(0, 1)
+        rows = (probe.probabilities / scale).flatten(2).flatten(0, 1)
         count, overlap = count + 1, overlap + (rows @ rows.T).double()
     return overlap / count
 
 
-def value_weights(overlap: torch.Tensor, output: torch.Tensor, num_kv_heads: int, num_groups: int) -> torch.Tensor:
+def value_metric(overlap: torch.Tensor, output: torch.Tensor, num_kv_heads: int, num_groups: int) -> torch.Tensor:
     """``A [num_groups, group_size * head_dim, group_size * head_dim]`` float64 of every group.
 
     ``overlap`` is ``r``, ``output`` is ``O [hidden, num_heads * head_dim]`` of any float dtype.

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import torch
 
-from offline_compress.run.stopwatch import part
-
 FUSED_ROWS = 128
 
 
@@ -27,11 +25,10 @@ def fuse_output(
     # num_groups x rank x group_size x head_dim
     per_head = value_up.view(num_groups, rank, -1, head_dim)
     for rows in output.split(FUSED_ROWS):
-        with part("fuse"):
-            fused = output.new_empty(len(rows), num_heads * rank, dtype=dtype)
-            for head, columns in enumerate(rows.split(head_dim, dim=1)):
-                group, inside = divmod(head * num_kv_heads // num_heads, num_kv_heads // num_groups)
-                fused[:, head * rank : (head + 1) * rank] = columns.double() @ per_head[group, :, inside].T
+        fused = output.new_empty(len(rows), num_heads * rank, dtype=dtype)
+        for head, columns in enumerate(rows.split(head_dim, dim=1)):
+            group, inside = divmod(head * num_kv_heads // num_heads, num_kv_heads // num_groups)
+            fused[:, head * rank : (head + 1) * rank] = columns.double() @ per_head[group, :, inside].T
         yield fused
 
 

@@ -8,8 +8,8 @@ heads by it too. Where K and V are grouped differently, the larger groups are fo
 them, each by the similarity of its own side.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -54,10 +54,15 @@ def nested_order(coarse: torch.Tensor, large: int, fine: torch.Tensor, small: in
     return order
 
 
-def permuted(rows: torch.Tensor, order: list[int], dim: int = 0) -> torch.Tensor:
+def permuted(rows: torch.Tensor, order: Sequence[int], dim: int = 0) -> torch.Tensor:
     """``rows`` with the ``len(order)`` equal parts of dimension ``dim`` in the order given."""
     parts = rows.chunk(len(order), dim)
     return torch.cat([parts[head] for head in order], dim)
+
+
+def restored(rows: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """``rows`` whose parts lie in ``order``, with each part in its own place again."""
+    return permuted(rows, sorted(range(len(order)), key=order.__getitem__))
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class ReorderedSource(SourceModel):
     order: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, source: SourceModel, order: list[int]) -> "ReorderedSource":
+    def of(cls, source: SourceModel, order: Sequence[int]) -> "ReorderedSource":
         fields: Mapping = {name: getattr(source, name) for name in SourceModel.__dataclass_fields__}
         return cls(**fields, order=tuple(order))
 
@@ -77,27 +82,28 @@ class ReorderedSource(SourceModel):
         if not is_replaced(name) or kind not in (QUERY, KEY, VALUE, OUTPUT):
             return stored
         if kind != OUTPUT:
-            return permuted(stored, list(self.order))
-        return permuted(stored, list(self.order), dim=1) if stored.dim() == 2 else stored
+            return permuted(stored, self.order)
+        return permuted(stored, self.order, dim=1) if stored.dim() == 2 else stored
 
     def chunks(self, name: str) -> Iterator[torch.Tensor]:
         """In one run: rows move."""
         yield self.tensor(name)
 
 
-def ordered_plan(plan: Plan, layer: int, moment: torch.Tensor | None) -> tuple[Plan, list[int]]:
-    """``plan`` with a source that gives the heads of ``layer`` in the order returned; as it is where nothing moves.
+def ordered_source(plan: Plan, order: Sequence[int]) -> SourceModel:
+    """The model with the heads of a layer in ``order``; itself where nothing moves."""
+    return ReorderedSource.of(plan.source, order) if plan.reorders else plan.source
 
-    ``moment`` is the second moment ``H`` of the layer's inputs, None for the identity.
-    """
+
+def layer_order(plan: Plan, layer: int, second_moment: torch.Tensor | None) -> list[int]:
+    """The order of the KV heads of ``layer``; ``second_moment`` is ``H`` of its inputs, None for the identity."""
     heads = plan.geometry.num_kv_heads
     if not plan.reorders:
-        return plan, list(range(heads))
+        return list(range(heads))
     weights = (plan.source.tensor(projection(layer, name)).to(plan.device) for name in (KEY, VALUE))
-    keys, values = (similarity(weight, heads, moment) for weight in weights)
-    if plan.key.size == plan.value.size:
-        order = grouped_order(keys + values, plan.key.size)
-    else:
-        (small, fine), (large, coarse) = sorted(((plan.key.size, keys), (plan.value.size, values)), key=lambda x: x[0])
-        order = nested_order(coarse, large, fine, small)
-    return replace(plan, source=ReorderedSource.of(plan.source, order)), order
+    keys, values = (similarity(weight, heads, second_moment) for weight in weights)
+    sizes = plan.groupings.map(lambda side: side.size)
+    if sizes.key == sizes.value:
+        return grouped_order(keys + values, sizes.key)
+    (small, fine), (large, coarse) = sorted(((sizes.key, keys), (sizes.value, values)), key=lambda side: side[0])
+    return nested_order(coarse, large, fine, small)

@@ -21,6 +21,7 @@ from offline_compress.model.joined_matrices import network
 from offline_compress.model.source import SourceModel
 from offline_compress.run.errors import CompressionError, reason
 from palu_vllm.format.checkpoint import attention_prefix
+from palu_vllm.format.kv import KV
 
 EMBEDDING = "model.embed_tokens.weight"
 KEY, VALUE, OUTPUT, QUERY = "k_proj", "v_proj", "o_proj", "q_proj"
@@ -35,6 +36,23 @@ WIDENED_ROWS = 1024
 def projection(layer: int, name: str, part: str = "weight") -> str:
     """The full tensor name of one attention projection, or of a norm, of the dense model."""
     return f"{attention_prefix(layer)}{name}.{part}"
+
+
+def stored_bytes(source: SourceModel) -> int:
+    """Bytes per number of the projections, as they are stored."""
+    return source.tensors[projection(0, KEY)].dtype.itemsize
+
+
+def dense_bytes(source: SourceModel) -> int:
+    """Of the largest projection of an attention, as stored: of K and V or of the queries and outputs."""
+    geometry = source.geometry
+    rows = max(geometry.num_kv_heads, geometry.num_heads) * geometry.head_dim
+    return stored_bytes(source) * geometry.hidden_size * rows
+
+
+def num_parameters(source: SourceModel) -> int:
+    """Numbers of all tensors."""
+    return sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in source.tensors.values())
 
 
 def is_replaced(name: str) -> bool:
@@ -200,6 +218,7 @@ def whole_model(source: SourceModel, config: PreTrainedConfig, device: torch.dev
     return model.eval()
 
 
-def key_value_weights(model: PreTrainedModel) -> list[nn.Parameter]:
-    """``k_proj`` and ``v_proj`` weights in the order K0, V0, K1, V1, ..."""
-    return [p for layer in model.model.layers for p in (layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight)]
+def key_value_weights(model: PreTrainedModel) -> list[KV[nn.Parameter]]:
+    """``k_proj`` and ``v_proj`` of every layer."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    return [KV(attention.k_proj.weight, attention.v_proj.weight) for attention in attentions]

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from offline_compress.run.stopwatch import part as timed
 from palu_vllm.format.checkpoint import CheckpointError
 
 DTYPE_NAMES = {
@@ -68,7 +67,7 @@ class StoredTensor(NamedTuple):
         """Pieces of ``shape`` from the rows ``starts`` on, one after the other."""
         piece, row = self.dtype.itemsize * math.prod(shape), self.dtype.itemsize * math.prod(self.shape[1:])
         buffer = torch.empty(len(starts) * piece, dtype=torch.uint8)
-        with timed("load"), self.file.open("rb", buffering=0) as file:
+        with self.file.open("rb", buffering=0) as file:
             for start, part in zip(starts, buffer.split(piece) if piece else (), strict=False):
                 file.seek(self.offset + start * row)
                 fill(part, file)

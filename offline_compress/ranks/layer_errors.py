@@ -1,24 +1,29 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
 
-from offline_compress.calibration.probe import AttentionProbe, sketch
-from offline_compress.calibration.statistics import KeptSample, LayerStatistics
-from offline_compress.factors.head_order import ordered_plan
-from offline_compress.factors.objective import Objective, layer_objectives
-from offline_compress.factors.refit import Refit, read_keys, read_values
-from offline_compress.model.access import KEY, NORMS, OUTPUT, QUERY, VALUE, LayerRunner, projection
+from offline_compress.calibration.layer_probes import heads_bytes, probabilities_bytes
+from offline_compress.calibration.probe import AttentionProbe
+from offline_compress.calibration.statistics import kept_tokens
+from offline_compress.factors.all_groups import decomposition_bytes, factor_bytes
+from offline_compress.factors.layer_views import LayerView
+from offline_compress.factors.objective import Objective
+from offline_compress.factors.refit import Read, Refit, read_keys, read_values
+from offline_compress.factors.refit import peak_bytes as refit_bytes
+from offline_compress.grouping import Grouping
+from offline_compress.model.access import KEY, VALUE, dense_bytes
 from offline_compress.plan import Plan
 from offline_compress.ranks.storage_errors import Projected, plain_errors, storage_errors
-from offline_compress.ranks.storage_grid import Grid, SideGrid
-from offline_compress.run.stopwatch import part
+from offline_compress.ranks.storage_grid import Grid, candidate_ranks
+from palu_vllm.format.kv import KV
 
-PROBED_SAMPLES = 2
+COMPARED_SAMPLES = 2  # on which all ways of storing are tried
+FLOAT32, FLOAT64 = 4, 8
 Error = Callable[[torch.Tensor], float]  # of keys or values that are not the exact ones
 
 
@@ -26,52 +31,52 @@ Error = Callable[[torch.Tensor], float]  # of keys or values that are not the ex
 class LayerErrors:
     """``[ranks, tiers]`` for K and for V, and ``[PLAIN_BITS]`` for both in plain bits; means over samples."""
 
-    key: torch.Tensor
-    value: torch.Tensor
+    tables: KV[torch.Tensor]
     plain: torch.Tensor
 
     @classmethod
-    def of(cls, lists: dict[str, list]) -> "LayerErrors":
+    def of(cls, lists: dict[str, Any]) -> "LayerErrors":
         """From :meth:`as_lists`."""
-        return cls(**{name: torch.tensor(values, dtype=torch.float64) for name, values in lists.items()})
+        key, value, plain = (torch.tensor(found, dtype=torch.float64) for found in (*lists["tables"], lists["plain"]))
+        return cls(KV(key, value), plain)
 
-    def as_lists(self) -> dict[str, list]:
-        return {name: values.tolist() for name, values in vars(self).items()}
+    def as_lists(self) -> dict[str, Any]:
+        return {"tables": [table.tolist() for table in self.tables], "plain": self.plain.tolist()}
 
 
 @torch.no_grad()
-def layer_errors(plan: Plan, runner: LayerRunner, grid: Grid, layer: int, statistics: LayerStatistics) -> LayerErrors:
-    """Of layer ``layer``. Overwrites ``statistics.moment``."""
-    plan, _ = ordered_plan(plan, layer, statistics.moment)
-    probes = LayerProbes(plan, runner, layer, statistics.samples)
-    with part("attention"):
-        objectives = layer_objectives(plan, layer, statistics.moment, probes)
-    samples = list(LayerProbes(plan, runner, layer, statistics.samples[:PROBED_SAMPLES]))
-    finished = _before_rotation(plan, layer, KEY)
-    tables = []
-    sides = zip((KEY, VALUE), (grid.key, grid.value), (read_keys, read_values), objectives, strict=True)
-    for name, side, read, objective in sides:
-        weight = _weight(plan, layer, name)
-        refit = Refit(read, probes if plan.refits else ())
-        errors = [partial(_key_error, probe, finished) if name == KEY else probe.value_error for probe, _ in samples]
+def layer_errors(plan: Plan, grids: KV[Grid], view: LayerView) -> LayerErrors:
+    """Of the layer of ``view``."""
+    assert view.probes is not None
+    samples, finished = list(view.probes.first(COMPARED_SAMPLES)), view.probes.finished(KEY)
+    refitted = view.probes if plan.refits else ()
+
+    def table(grid: Grid, name: str, objective: Objective, read: Read, errors: Sequence[Error]) -> torch.Tensor:
         inputs = [rows for _, rows in samples]
-        tables.append(_table(side, weight, objective, refit, list(zip(inputs, errors, strict=True))))
-    return LayerErrors(*tables, torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
+        compared = list(zip(inputs, errors, strict=True))
+        return _table(grid, view.weight(name), objective, Refit(read, refitted), compared)
+
+    key_errors = [partial(_key_error, probe, finished) for probe, _ in samples]
+    value_errors = [probe.value_error for probe, _ in samples]
+    key = table(grids.key, KEY, view.objectives.key, read_keys, key_errors)
+    value = table(grids.value, VALUE, view.objectives.value, read_values, value_errors)
+    return LayerErrors(KV(key, value), torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
 
 
 def _table(
-    side: SideGrid,
+    grid: Grid,
     weight: torch.Tensor,
     objective: Objective,
     refit: Refit,
     samples: Sequence[tuple[torch.Tensor, Error]],
 ) -> torch.Tensor:
     """``[ranks, tiers]`` of one projection, mean over samples of inputs and what their errors are measured by."""
-    factors = objective.factors(weight, side.groups.num_groups, side.groups.full_rank)
-    fitted, storages = refit.at_ranks(factors, weight, side.ranks[:-1]), side.storages()
+    factors = objective.factors(weight, grid.groups.full_rank)
+    fitted, storages = refit.at_ranks(factors, weight, grid.ranks[:-1]), grid.storages()
+    head_dim = grid.groups.full_rank // grid.groups.size
 
     def of_sample(inputs: torch.Tensor, error: Error) -> torch.Tensor:
-        whole = _heads(side.plan, inputs @ weight.float().T)
+        whole = (inputs @ weight.float().T).unflatten(-1, (-1, head_dim)).transpose(0, 1)
         return storage_errors(Projected.of(factors, inputs, whole, fitted), error, storages)
 
     return torch.stack([of_sample(*sample) for sample in samples]).mean(0)
@@ -82,78 +87,20 @@ def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.T
     return probe.key_error(finished(keys))
 
 
-@dataclass(frozen=True)
-class LayerProbes:
-    """Probes of one layer with the ``inputs [tokens, hidden]`` that they were made from, made anew at every pass."""
-
-    plan: Plan
-    runner: LayerRunner
-    layer: int
-    samples: Sequence[KeptSample]
-
-    def __iter__(self) -> Iterator[tuple[AttentionProbe, torch.Tensor]]:
-        for sample in self.samples:
-            yield probe_of(self.plan, self.runner, self.layer, sample), sample.inputs
-
-    def __len__(self) -> int:
-        return len(self.samples)
+def peak_bytes(plan: Plan, samples: int) -> int:
+    """Attention of the compared samples, and what one side needs beside it."""
+    probes = min(samples, COMPARED_SAMPLES) * (2 * heads_bytes(plan) + probabilities_bytes(plan))
+    return probes + max(_side_bytes(plan, side) for side in plan.groupings)
 
 
-def probe_of(plan: Plan, runner: LayerRunner, layer: int, sample: KeptSample) -> AttentionProbe:
-    """The dense layer's attention on a sample. The value bias is left out: it leaves attention as a constant."""
-    tokens = len(sample.inputs)
-
-    def projected(name: str) -> torch.Tensor:
-        heads = _heads(plan, sample.inputs @ _weight(plan, layer, name).float().T)
-        return heads if name == VALUE else _before_rotation(plan, layer, name)(heads)
-
-    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=sample.inputs.device).tril()
-    mask = runner.mask(tokens)
-    positions = torch.arange(tokens, device=sample.inputs.device)[None]
-    return AttentionProbe(
-        queries=projected(QUERY),
-        keys=projected(KEY),
-        values=projected(VALUE),
-        output=sketch(_weight(plan, layer, OUTPUT)),
-        rotary=tuple(table[0] for table in runner.rotary(sample.inputs, positions)),
-        visible=visible if mask is None else mask[0, 0],
-        energy=sample.energy,
-        key_gain=_key_gain(plan, layer, sample.inputs),
-    )
-
-
-def _key_gain(plan: Plan, layer: int, inputs: torch.Tensor) -> torch.Tensor | None:
-    """What the norm of keys multiplies a small error by, ``[num_kv_heads, tokens, head_dim]``; None without norm."""
-    name = projection(layer, NORMS[KEY])
-    if name not in plan.source.tensors:
-        return None
-    heads = _heads(plan, inputs @ _weight(plan, layer, KEY).float().T + _bias(plan, layer, KEY))
-    length = (heads.square().mean(-1, keepdim=True) + plan.config.rms_norm_eps).sqrt()
-    return plan.source.tensor(name).float().to(plan.device) / length
-
-
-def _weight(plan: Plan, layer: int, name: str) -> torch.Tensor:
-    return plan.source.tensor(projection(layer, name)).to(plan.device)
-
-
-def _bias(plan: Plan, layer: int, name: str) -> torch.Tensor:
-    """Float32; zero where the projection has none."""
-    bias = projection(layer, name, "bias")
-    if bias not in plan.source.tensors:
-        return torch.zeros(plan.source.tensors[projection(layer, name)].shape[0], device=plan.device)
-    return plan.source.tensor(bias).float().to(plan.device)
-
-
-def _before_rotation(plan: Plan, layer: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What becomes of projected heads ``[heads, tokens, head_dim]`` before they are rotated: bias, and norm if any."""
-    bias = _heads(plan, _bias(plan, layer, name)[None])
-    stored = plan.source.tensors.get(projection(layer, NORMS[name]))
-    if stored is None:
-        return lambda heads: heads + bias
-    weight, eps = stored.read().float().to(plan.device), plan.config.rms_norm_eps
-    return lambda heads: rms_norm(heads + bias, weight.shape, weight, eps)
-
-
-def _heads(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
-    """``[tokens, heads * head_dim]`` to ``[heads, tokens, head_dim]``."""
-    return rows.unflatten(-1, (-1, plan.geometry.head_dim)).transpose(0, 1)
+def _side_bytes(plan: Plan, side: Grouping) -> int:
+    """Factors of full rank, those fitted for every rank, and one candidate's attention."""
+    tokens, full, groups = kept_tokens(plan), side.full_rank, side.num_groups
+    ranks = candidate_ranks(full)
+    refitting = refit_bytes(plan, side, ranks) if plan.refits else 0
+    fitted = (FLOAT64 + FLOAT32) * groups * full * sum(ranks[:-1]) if plan.refits else 0
+    factors = groups * factor_bytes(plan, side, full)
+    candidate = 2 * probabilities_bytes(plan) + 3 * FLOAT32 * tokens * groups * full
+    dense = dense_bytes(plan.source)
+    decomposing = dense + factors + decomposition_bytes(plan, side, full)
+    return max(decomposing, refitting, dense + factors * 3 // 2 + fitted + candidate)

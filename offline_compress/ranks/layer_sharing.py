@@ -13,10 +13,13 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import DynamicCache, PreTrainedModel
 
-from offline_compress.options import LayerPairs
+from offline_compress.model.access import num_parameters
+from offline_compress.pair_lists import LayerPairs
+from offline_compress.plan import Plan
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import OnEvent, ignore
 
+FLOAT32 = 4
 SHARING_SAMPLES, SHARING_TOKENS = 32, 64  # of the calibration data: samples, and tokens at the beginning of each
 
 
@@ -56,7 +59,8 @@ def search_sharing(
     """
     cache = SharedCache(())
     own = _last_hidden(model, tokens, cache)
-    pairs, similarity = (), 1.0
+    pairs: LayerPairs = ()
+    similarity = 1.0
     for pair in _dissimilar_pairs(cache):
         if len(pairs) == count:
             break
@@ -95,18 +99,10 @@ def _last_hidden(model: PreTrainedModel, tokens: torch.Tensor, cache: DynamicCac
     return model.get_decoder()(tokens, past_key_values=cache).last_hidden_state
 
 
-def source_layers(pairs: LayerPairs, num_layers: int) -> tuple[int, ...]:
-    """The layer that every layer reads. Raises CompressionError for pairs that no model can have."""
-    sources = list(range(num_layers))
-    for layer, source in pairs:
-        if not 0 <= source < layer < num_layers:
-            raise CompressionError(
-                f"layer {layer} cannot read layer {source} of {num_layers}; expected LAYER:SOURCE with an earlier one."
-            )
-        if sources[layer] != layer:
-            raise CompressionError(f"layer {layer} is given two layers to read; give one of them.")
-        sources[layer] = source
-    for layer, source in pairs:
-        if sources[source] != source:
-            raise CompressionError(f"layer {layer} cannot read layer {source}, which reads layer {sources[source]}.")
-    return tuple(sources)
+def peak_bytes(plan: Plan) -> int:
+    """The whole model in float32, keys and values of the samples in all layers, and activations of one layer."""
+    geometry = plan.geometry
+    cached = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim
+    per_token = cached + 12 * geometry.hidden_size + 3 * plan.config.intermediate_size
+    tokens = SHARING_SAMPLES * min(SHARING_TOKENS, plan.seqlen)
+    return FLOAT32 * (num_parameters(plan.source) + tokens * per_token)

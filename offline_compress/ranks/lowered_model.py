@@ -1,4 +1,4 @@
-"""The dense model on some samples, its K and V projections at ranks that fall one by one (``greedy_search.py``).
+"""The dense model on some samples, its K and V projections at ranks that fall one by one (``greedy.py``).
 
 Layers run one after the other, read from disk; the samples before every layer lie in a file, so that a change runs
 again only what is behind it. In memory are the factors of all projections, in float32.
@@ -7,24 +7,17 @@ again only what is behind it. In memory are the factors of all projections, in f
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from offline_compress.calibration.activations import ActivationFile, activation_file, remove_inputs
-from offline_compress.calibration.statistics import KEPT_TOKENS
-from offline_compress.factors.head_order import permuted
-from offline_compress.factors.layer_views import LayerView, layer_views
+from offline_compress.calibration.activations import ActivationFile
+from offline_compress.factors.head_order import restored
+from offline_compress.factors.layer_views import LayerView
+from offline_compress.factors.objective import Objective
 from offline_compress.model.access import KEY, VALUE, LayerRunner, with_projection
-from offline_compress.plan import GREEDY_SAMPLES, Plan
-from offline_compress.ranks.matryoshka import greedy_ranks, report
-from offline_compress.ranks.sensitivity import CHUNK_TOKENS
-from offline_compress.run.journal import Journal
-from offline_compress.run.memory import release_freed_memory
-from offline_compress.run.progress import OnEvent
+from palu_vllm.format.kv import KV, flattened
 
-SIDES = (KEY, VALUE)
+CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -39,17 +32,23 @@ class NestedProjection:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, view: LayerView, layer: int, side: int) -> "NestedProjection":
-        """Of K (0) or V (1) by the objective of ``view``; ``up`` is not fitted again."""
-        groups = (view.plan.key, view.plan.value)[side]
-        factors = view.objectives[side].factors(view.weight(layer, SIDES[side]), groups.num_groups, groups.full_rank)
-        down = factors.down.unflatten(0, (groups.num_groups, -1))
+    def of(cls, view: LayerView, name: str, objective: Objective) -> "NestedProjection":
+        """Of one projection of ``view``; ``up`` is not fitted again."""
+        weight = view.weight(name)
+        factors = objective.factors(weight, len(weight) // objective.num_groups)
+        down = factors.down.unflatten(0, (objective.num_groups, -1))
         return cls(down.float(), factors.up.float(), tuple(view.order))
 
     def at(self, rank: int) -> torch.Tensor:
         """The weight ``[num_kv_heads * head_dim, hidden]`` of the leading ``rank`` latents."""
         rebuilt = (self.up[:, :rank].mT @ self.down[:, :rank]).flatten(0, 1)
-        return permuted(rebuilt, sorted(range(len(self.order)), key=self.order.__getitem__))
+        return restored(rebuilt, self.order)
+
+
+def nested(view: LayerView) -> KV[NestedProjection]:
+    """Both projections of a layer."""
+    key, value = view.objectives
+    return KV(NestedProjection.of(view, KEY, key), NestedProjection.of(view, VALUE, value))
 
 
 class LoweredModel:
@@ -58,12 +57,12 @@ class LoweredModel:
     def __init__(
         self,
         runner: LayerRunner,
-        projections: Sequence[NestedProjection],
+        projections: Sequence[KV[NestedProjection]],
         tokens: torch.Tensor,
         file: ActivationFile,
     ):
-        self._runner, self._projections, self._file = runner, projections, file
-        self._layers, self._samples, self._tokens = len(projections) // 2, len(tokens), tokens.numel()
+        self._runner, self._projections, self._file = runner, flattened(projections), file
+        self._layers, self._samples, self._tokens = len(projections), len(tokens), tokens.numel()
         self._modules = [runner.load(layer) for layer in range(self._layers)]
         self._weights: dict[int, torch.Tensor] = {}  # of projections below full rank
         for sample, row in enumerate(tokens):
@@ -100,7 +99,7 @@ class LoweredModel:
     def _behind(self, layer: int, hidden: torch.Tensor, weights: dict[int, torch.Tensor]) -> torch.Tensor:
         module = self._modules[layer]
         with ExitStack() as stack:
-            for side, name in enumerate(SIDES):
+            for side, name in enumerate((KEY, VALUE)):
                 if (weight := weights.get(2 * layer + side)) is not None:
                     stack.enter_context(with_projection(module, name, weight))
             return self._runner.run(module, hidden)
@@ -118,31 +117,3 @@ class LoweredModel:
 
     def _take(self, place: int, sample: int) -> torch.Tensor:
         return self._file.read(place * self._samples + sample)
-
-
-def search_greedily(plan: Plan, tokens: torch.Tensor, journal: Journal, on_event: OnEvent) -> dict[str, Any]:
-    """``{"ranks": of K0, V0, K1, V1, ..., "search": what the report says}`` from calibration samples
-    ``tokens [samples, seqlen]``.
-
-    The factors are made anew where a run goes on; steps that ``journal`` has are not.
-    """
-    projections = _projections(plan, tokens, journal.directory, on_event)
-    runner = LayerRunner(plan.source, plan.config, plan.device)
-    looked_at = tokens[:GREEDY_SAMPLES, :KEPT_TOKENS]
-    with activation_file(journal.directory, (looked_at.shape[1], plan.geometry.hidden_size)) as file:
-        model = LoweredModel(runner, projections, looked_at, file)
-        ranks, steps = greedy_ranks(model, plan.full_ranks, plan.options.rank_ratio, journal, on_event)
-    return {"ranks": ranks, "search": report(steps)}
-
-
-def _projections(plan: Plan, tokens: torch.Tensor, scratch: Path, on_event: OnEvent) -> list[NestedProjection]:
-    found: list[NestedProjection] = []
-    views = layer_views(plan, tokens, scratch)
-    for layer in range(plan.geometry.num_layers):
-        view = next(views)
-        found += [NestedProjection.of(view, layer, side) for side in range(len(SIDES))]
-        del view
-        release_freed_memory()
-        on_event({"event": "factors", "number": layer, "of": plan.geometry.num_layers})
-    remove_inputs(scratch)
-    return found

@@ -20,22 +20,21 @@ PLAIN_BITS = (8, 4, 3, 2)  # of caches that only quantize, one scale per token a
 
 @dataclass(frozen=True)
 class Storage:
-    """How a latent of one group lies in the cache: its bytes, and the rotation ``[rank, rank]`` before it, if any."""
+    """How a latent of one group lies in the cache: its bytes, and the mixing ``[rank, rank]`` before it, if any."""
 
     form: LatentFormat
-    rotation: torch.Tensor | None = None
-
+    mixing: torch.Tensor | None = None
     searches_clip: bool = False
 
     def read_back(self, latents: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
         """``latents [tokens, groups, rank]`` as they are read again; ``up [groups, rank, full]`` rebuilds from them."""
         if not any(tier.is_quantized for tier in self.form.tiers):
             return latents
-        if self.rotation is None:
+        if self.mixing is None:
             return rounded(latents, self._clipped(latents, up))
-        rotation = self.rotation.to(latents)
-        rotated = latents @ rotation.T
-        return rounded(rotated, self._clipped(rotated, None if up is None else rotation @ up)) @ rotation
+        mixing = self.mixing.to(latents)
+        mixed = latents @ mixing.T
+        return rounded(mixed, self._clipped(mixed, None if up is None else mixing @ up)) @ mixing
 
     def _clipped(self, latents: torch.Tensor, up: torch.Tensor | None) -> LatentFormat:
         if not self.searches_clip:

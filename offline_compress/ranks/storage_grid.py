@@ -7,6 +7,7 @@ import torch
 from offline_compress.grouping import Grouping
 from offline_compress.plan import Plan
 from offline_compress.ranks.storage_errors import Storage
+from palu_vllm.format.kv import KV
 from palu_vllm.format.latent_format import TierFractions, cut_into_tiers
 from palu_vllm.format.mixing import mixing_of_tiers, spreading_matrix
 from palu_vllm.format.shape import rank_step
@@ -27,32 +28,35 @@ TIERS: tuple[TierFractions, ...] = (
 
 
 @dataclass(frozen=True)
-class SideGrid:
-    """Ranks and tiers of K or of V, the same for every layer."""
+class Grid:
+    """Ranks and tiers of K or of V, the same for every layer.
+
+    Keys of full rank are not mixed: they are stored as rotary pairs. Values of full rank are, head by head.
+    """
 
     plan: Plan
     groups: Grouping
     tiers: tuple[TierFractions, ...]
-    rotates_whole: bool
+    mixes_whole: bool
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return candidate_ranks(self.groups.full_rank, rank_step(self.groups.full_rank))
+        return candidate_ranks(self.groups.full_rank)
 
     def storages(self) -> list[list[Storage]]:
         """``[ranks][tiers]``."""
         return [[self._storage(rank, fractions) for fractions in self.tiers] for rank in self.ranks]
 
     def _storage(self, rank: int, fractions: TierFractions) -> Storage:
-        rotation = None
-        if self.plan.rotates([fractions]):
+        mixing = None
+        if self.plan.mixes([fractions]):
             whole = rank == self.groups.full_rank
-            rotation = self._rotation_of_whole() if whole else mixing_of_tiers(cut_into_tiers(rank, fractions))
-        return Storage(self.plan.latent_format(rank, fractions), rotation, self.plan.searches_clip)
+            mixing = self._mixing_of_whole() if whole else mixing_of_tiers(cut_into_tiers(rank, fractions))
+        return Storage(self.plan.latent_format(rank, fractions), mixing, self.plan.searches_clip)
 
-    def _rotation_of_whole(self) -> torch.Tensor | None:
+    def _mixing_of_whole(self) -> torch.Tensor | None:
         head = spreading_matrix(self.plan.geometry.head_dim)
-        return torch.block_diag(*[head] * self.groups.size) if self.rotates_whole else None
+        return torch.block_diag(*[head] * self.groups.size) if self.mixes_whole else None
 
     @property
     def smallest_bytes(self) -> int:
@@ -64,28 +68,16 @@ class SideGrid:
         return self.groups.num_groups * self.plan.latent_format(rank, fractions).bytes
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Keys of full rank are not rotated: they are stored as rotary pairs. Values of full rank are, head by head."""
-
-    key: SideGrid
-    value: SideGrid
-
-    @classmethod
-    def of(cls, plan: Plan) -> "Grid":
-        """All tiers, or only those that were asked for."""
-        options = plan.options
-        tiers_k = (options.fractions_k,) if options.fixes_tiers_k else TIERS
-        tiers_v = (options.fractions_v,) if options.fixes_tiers_v else TIERS
-        return cls(SideGrid(plan, plan.key, tiers_k, False), SideGrid(plan, plan.value, tiers_v, True))
-
-    @property
-    def smallest_bytes(self) -> int:
-        """Of all layers' keys and values of one token."""
-        return len(self.key.plan.caching_layers) * (self.key.smallest_bytes + self.value.smallest_bytes)
+def grids(plan: Plan) -> KV[Grid]:
+    """All tiers, or only those that were asked for."""
+    options = plan.options
+    tiers_k = (options.fractions_k,) if options.fixes_tiers_k else TIERS
+    tiers_v = (options.fractions_v,) if options.fixes_tiers_v else TIERS
+    return KV(Grid(plan, plan.groupings.key, tiers_k, False), Grid(plan, plan.groupings.value, tiers_v, True))
 
 
-def candidate_ranks(full: int, tile: int) -> tuple[int, ...]:
-    """At most ``MOST_RANKS`` multiples of ``tile`` up to full rank, evenly spaced."""
-    step = tile * -(-full // (tile * MOST_RANKS))
+def candidate_ranks(full: int) -> tuple[int, ...]:
+    """At most ``MOST_RANKS`` ranks up to full rank, evenly spaced."""
+    least = rank_step(full)
+    step = least * -(-full // (least * MOST_RANKS))
     return (*range(step, full, step), full)

@@ -6,12 +6,14 @@ Every piece is JSON; Python writes float64 in the fewest digits that give it bac
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offline_compress.run.errors import CompressionError
+from offline_compress.run.memory import release_freed_memory
 
 MADE_FROM = "made_from.json"
 
@@ -47,6 +49,22 @@ class Journal:
     def add_layer(self, layer: int, entry: Any) -> None:
         """From now on ``layer`` is finished."""
         write_at_once(self._layer(layer), entry)
+
+    def over_layers(
+        self, number: int, compute: Callable[[int], dict[str, Any]], told: Callable[[int, dict[str, Any]], None]
+    ) -> list[dict[str, Any]]:
+        """The entries of all layers, with the ``seconds`` that each took: ``compute(layer)`` of those that are missing.
+
+        ``told(layer, entry)`` is called behind each of them, when it is finished.
+        """
+        for layer in range(len(self.layers()), number):
+            began = time.monotonic()
+            entry = compute(layer)
+            entry |= {"seconds": round(time.monotonic() - began, 6)}
+            self.add_layer(layer, entry)
+            release_freed_memory()
+            told(layer, entry)
+        return self.layers()
 
     def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of ``compute()``, or what it was when a run before this one came so far."""

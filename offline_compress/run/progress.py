@@ -3,8 +3,8 @@
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``sharing`` (one per pair of
 layers that is tried; each of these with a ``text``), ``fisher`` (one per sample), ``probe`` (one per layer, where there
 is a budget), ``energy``, ``conditions`` or ``factors`` (one per layer, where ranks follow from them), ``step`` (of the
-greedy search, about as many as it says) and ``layer`` (one per layer, with ranks, relative errors, seconds, those of
-its parts, and resident memory).
+greedy search, about as many as it says) and ``layer`` (one per layer, with ranks, relative errors, seconds and resident
+memory).
 """
 
 import json
@@ -50,7 +50,7 @@ class _Bars:
             self._bars[kind] = tqdm(total=event["of"], desc=kind, unit=kind, file=self._stream)
         bar = self._bars[kind]
         bar.set_postfix(
-            {key: _short(key, value) for key, value in event.items() if key not in ("event", "number", "of", "parts")}
+            {key: _short(key, value) for key, value in event.items() if key not in ("event", "number", "of")}
         )
         bar.update()
 

@@ -14,7 +14,7 @@ from palu_vllm.format.config import AttentionGeometry
 
 def sizes_of(heads: int, **options: int) -> tuple[int, int, tuple[str, ...]]:
     geometry = AttentionGeometry(256, 2, num_heads=heads, num_kv_heads=heads, head_dim=16)
-    key, value, notes = groupings(CompressOptions("M", Path("OUT"), **options), geometry)
+    (key, value), notes = groupings(CompressOptions("M", Path("OUT"), **options), geometry)
     for side in (key, value):
         assert side.num_groups * side.size == heads and side.full_rank == 16 * side.size
     return key.size, value.size, notes

@@ -34,35 +34,35 @@ QUICK = {"calib_samples": 4, "calib_seqlen": 40}
 COMPARED = (SINGLE, "config.json", "README.md", "tokenizer.json")
 # what is interrupted: the n-th call of a function, before or after it
 MOMENTS = [
-    ("whiten", "activations.ActivationFile.write", 3, "before"),
-    ("whiten", "activations.ActivationFile.write", 6, "after"),
-    ("whiten", "writer.CheckpointWriter._reserve", 1, "before"),
-    ("whiten", "writer.CheckpointWriter.write", 8, "before"),
-    ("whiten", "writer.CheckpointWriter.flush", 2, "after"),
-    ("whiten", "journal.write_at_once", 1, "before"),
-    ("whiten", "journal.write_at_once", 3, "before"),
-    ("whiten", "journal.write_at_once", 4, "after"),
-    ("whiten", "pipeline.copy_companions", 1, "after"),
-    ("whiten", "staging._replace", 1, "before"),
-    ("whiten", "staging._replace", 1, "after"),
-    ("svd", "writer.CheckpointWriter.write", 7, "after"),
-    ("energy", "journal.write_at_once", 4, "after"),
-    ("energy", "activations.ActivationFile.write", 9, "before"),
-    ("energy", "energy_search.remove_inputs", 1, "before"),
-    ("energy", "writer.CheckpointWriter.write", 6, "before"),
-    ("sensitivity", "sensitivity.TruncationProbes.add", 2, "after"),
-    ("sensitivity", "writer.CheckpointWriter.write", 9, "before"),
-    ("fisher", "journal.write_at_once", 3, "after"),
-    ("fisher", "writer.CheckpointWriter.write", 6, "before"),
-    ("lorc", "journal.write_at_once", 4, "after"),
-    ("matryoshka", "journal.write_at_once", 5, "after"),
-    ("matryoshka", "writer.CheckpointWriter.write", 9, "before"),
-    ("budget", "journal.write_at_once", 4, "after"),
-    ("budget", "writer.CheckpointWriter.write", 9, "before"),
-    ("clip", "writer.CheckpointWriter.write", 11, "before"),
-    ("share", "journal.write_at_once", 4, "after"),
-    ("share", "writer.CheckpointWriter.write", 9, "before"),
-    ("reorder", "writer.CheckpointWriter.write", 9, "before"),
+    ("whiten", "calibration.activations:ActivationFile.write", 3, "before"),
+    ("whiten", "calibration.activations:ActivationFile.write", 6, "after"),
+    ("whiten", "checkpoint.writer:CheckpointWriter._reserve", 1, "before"),
+    ("whiten", "checkpoint.writer:CheckpointWriter.write", 8, "before"),
+    ("whiten", "checkpoint.writer:CheckpointWriter.flush", 2, "after"),
+    ("whiten", "run.journal:write_at_once", 1, "before"),
+    ("whiten", "run.journal:write_at_once", 3, "before"),
+    ("whiten", "run.journal:write_at_once", 4, "after"),
+    ("whiten", "pipeline:copy_companions", 1, "after"),
+    ("whiten", "run.staging:_replace", 1, "before"),
+    ("whiten", "run.staging:_replace", 1, "after"),
+    ("svd", "checkpoint.writer:CheckpointWriter.write", 7, "after"),
+    ("energy", "run.journal:write_at_once", 4, "after"),
+    ("energy", "calibration.activations:ActivationFile.write", 9, "before"),
+    ("energy", "factors.layer_views:remove_inputs", 1, "before"),
+    ("energy", "checkpoint.writer:CheckpointWriter.write", 6, "before"),
+    ("sensitivity", "ranks.rules.sensitivity:TruncatedStreams.add", 2, "after"),
+    ("sensitivity", "checkpoint.writer:CheckpointWriter.write", 9, "before"),
+    ("fisher", "run.journal:write_at_once", 3, "after"),
+    ("fisher", "checkpoint.writer:CheckpointWriter.write", 6, "before"),
+    ("lorc", "run.journal:write_at_once", 4, "after"),
+    ("matryoshka", "run.journal:write_at_once", 5, "after"),
+    ("matryoshka", "checkpoint.writer:CheckpointWriter.write", 9, "before"),
+    ("budget", "run.journal:write_at_once", 4, "after"),
+    ("budget", "checkpoint.writer:CheckpointWriter.write", 9, "before"),
+    ("clip", "checkpoint.writer:CheckpointWriter.write", 11, "before"),
+    ("share", "run.journal:write_at_once", 4, "after"),
+    ("share", "checkpoint.writer:CheckpointWriter.write", 9, "before"),
+    ("reorder", "checkpoint.writer:CheckpointWriter.write", 9, "before"),
 ]
 
 
@@ -89,7 +89,8 @@ def killing(function: str, call: int, when: str) -> None:
     """From now on the ``call``-th call of a function of the compressor kills this process."""
     import importlib
 
-    module, *names = function.split(".")
+    module, name = function.split(":")
+    names = name.split(".")
     owner = importlib.import_module(f"offline_compress.{module}")
     for name in names[:-1]:
         owner = getattr(owner, name)
@@ -145,7 +146,7 @@ def test_killed_again_and_again(tmp_path, model, text, undisturbed):
     out, options = tmp_path / "out", {"calib_data": text, **WAYS["energy"], **QUICK}
     layers = []
     for _ in range(3):
-        kill_a_run(model, out, "journal.write_at_once", 3, "before", resume=True, **options)
+        kill_a_run(model, out, "run.journal:write_at_once", 3, "before", resume=True, **options)
         layers.append(len(list(work_directory(out).rglob("layer-*.json"))))
     assert layers == sorted(layers) and layers[-1] > layers[0]
     report = compress(model, out, resume=True, **options)
@@ -169,7 +170,7 @@ def test_an_output_that_is_replaced(tmp_path, model, text, undisturbed, when):
     out, options = tmp_path / "out", {"calib_data": text, **WAYS["whiten"], **QUICK, "overwrite": True}
     out.mkdir()
     (out / "old").write_text("old")
-    kill_a_run(model, out, "staging._replace", 1, when, **options)
+    kill_a_run(model, out, "run.staging:_replace", 1, when, **options)
     assert (out / "old").exists() == (when == "before")
     compress(model, out, resume=True, **options)
     assert_same_bytes(undisturbed("whiten"), out)
@@ -180,7 +181,7 @@ def test_an_output_that_is_replaced(tmp_path, model, text, undisturbed, when):
 def killed(tmp_path, own_dense, text) -> tuple[Path, Path, dict]:
     """Model, output and options of a run that was killed behind its first layer."""
     out, options = tmp_path / "out", {"calib_data": text, **WAYS["whiten"], **QUICK}
-    kill_a_run(own_dense, out, "journal.write_at_once", 3, "after", **options)
+    kill_a_run(own_dense, out, "run.journal:write_at_once", 3, "after", **options)
     return own_dense, out, options
 
 

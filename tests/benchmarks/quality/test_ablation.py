@@ -50,7 +50,7 @@ def test_the_row_called_the_default_is_what_the_command_does(tmp_path):
     assert options.objective == WEIGHTED.objective
     plan = make_plan(options, open_source(str(MODEL)))
     assert options.search == WEIGHTED.search
-    assert plan.key.size == plan.value.size == WEIGHTED.group_size
+    assert plan.groupings.key.size == plan.groupings.value.size == WEIGHTED.group_size
     assert plan.refits == WEIGHTED.refit and plan.reorders == WEIGHTED.reorder and options.k_cost == WEIGHTED.k_cost
 
 

@@ -58,7 +58,7 @@ def test_layer_by_layer_equals_the_whole_model(tmp_path, monkeypatch, family, ov
     for found, expected in zip(
         layer_statistics(runner, tokens, tmp_path), from_transformers(model, tokens), strict=True
     ):
-        torch.testing.assert_close(found.moment, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.second_moment, expected, rtol=1e-3, atol=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

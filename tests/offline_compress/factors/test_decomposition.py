@@ -3,16 +3,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline_compress.factors.decomposition import (
-    Factors,
-    damp,
-    decompose,
-    decompose_group,
-    discarded_energy,
-    symmetric_root,
-)
+from offline_compress.factors import all_groups
+from offline_compress.factors.all_groups import discarded_energy, grams_of
+from offline_compress.factors.decomposition import Factors, damp, decompose_group, gram_matrix, symmetric_root
 
 HIDDEN, GROUPS, FULL = 24, 3, 8
+
+
+def decompose(
+    weight: torch.Tensor,
+    groups: int,
+    rank: int,
+    moment: torch.Tensor | None = None,
+    metric: torch.Tensor | None = None,
+) -> Factors:
+    return all_groups.decompose(weight, rank, grams_of(weight, groups, moment), metric)
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,17 +31,17 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return weight, inputs, inputs.T @ inputs / len(inputs)
 
 
-def random_weights(seed: int) -> torch.Tensor:
+def random_metric(seed: int) -> torch.Tensor:
     """``A`` of every group, of very different sizes."""
     generator = torch.Generator().manual_seed(1000 + seed)
     rows = torch.randn(GROUPS, FULL, FULL, generator=generator, dtype=torch.float64) * torch.logspace(-0.5, 0.5, FULL)
     return rows.mT @ rows
 
 
-def cost(weight: torch.Tensor, factors: Factors, moment: torch.Tensor, weights: torch.Tensor) -> float:
+def cost(weight: torch.Tensor, factors: Factors, moment: torch.Tensor, metric: torch.Tensor) -> float:
     """``tr(A dW H dW^T)`` over all groups."""
     lost = (weight - rebuild(factors.down, factors.up)).chunk(GROUPS)
-    return sum((own @ rows @ moment @ rows.T).trace().item() for own, rows in zip(weights, lost, strict=True))
+    return sum((own @ rows @ moment @ rows.T).trace().item() for own, rows in zip(metric, lost, strict=True))
 
 
 def rebuild(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -73,7 +78,7 @@ def test_it_is_the_truncated_svd_of_the_paper(whitened, monkeypatch):
     moment = damp(moment) if whitened else None
     factor = torch.linalg.cholesky(moment) if whitened else torch.eye(HIDDEN).double()
     left, singular, right = torch.linalg.svd(weight[:FULL] @ factor, full_matrices=False)
-    up, down, energy = decompose_group(weight[:FULL], 5, moment)
+    up, down, energy = decompose_group(weight[:FULL], 5, gram_matrix(weight[:FULL], moment))
     torch.testing.assert_close(energy, singular.square())
     torch.testing.assert_close(up.abs(), (left[:, :5] * singular[:5].sqrt()).abs())
     torch.testing.assert_close((down @ factor).abs(), (singular[:5].sqrt()[:, None] * right[:5]).abs())
@@ -107,7 +112,8 @@ def test_groups_do_not_mix():
     weight, _, moment = random_case(3)
     moment = damp(moment)
     together = decompose(weight, GROUPS, 4, moment)
-    up, down, _ = decompose_group(weight[FULL : 2 * FULL], 4, moment)
+    rows = weight[FULL : 2 * FULL]
+    up, down, _ = decompose_group(rows, 4, gram_matrix(rows, moment))
     assert torch.equal(together.down[4:8], down)
     assert torch.equal(together.up[1], up.T)
 
@@ -125,18 +131,18 @@ def test_useless_inputs_are_an_error(moment):
         damp(moment)
 
 
-def test_row_weights_change_nothing_at_full_rank():
+def test_error_metric_change_nothing_at_full_rank():
     weight, _, moment = random_case(0)
-    factors = decompose(weight, GROUPS, FULL, damp(moment), random_weights(0))
+    factors = decompose(weight, GROUPS, FULL, damp(moment), random_metric(0))
     torch.testing.assert_close(rebuild(factors.down, factors.up), weight, rtol=1e-6, atol=1e-7)
 
 
-def test_row_weights_that_are_the_identity_are_none():
+def test_error_metric_that_are_the_identity_are_none():
     weight, _, moment = random_case(7)
     moment, same = damp(moment), torch.eye(FULL).double().expand(GROUPS, -1, -1)
-    with_weights, without = decompose(weight, GROUPS, 5, moment, same), decompose(weight, GROUPS, 5, moment)
+    with_metric, without = decompose(weight, GROUPS, 5, moment, same), decompose(weight, GROUPS, 5, moment)
     expected = rebuild(without.down, without.up)
-    torch.testing.assert_close(rebuild(with_weights.down, with_weights.up), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rebuild(with_metric.down, with_metric.up), expected, atol=1e-5, rtol=1e-5)
     unread = decompose(weight, GROUPS, 5, moment, torch.zeros_like(same))
     torch.testing.assert_close(rebuild(unread.down, unread.up), expected)
 
@@ -145,11 +151,11 @@ def test_row_weights_that_are_the_identity_are_none():
 @given(seed=st.integers(0, 1000), rank=st.integers(1, FULL - 1))
 def test_the_weighted_cost_is_the_discarded_energy_and_the_lowest(seed, rank):
     weight, _, moment = random_case(seed)
-    moment, weights = damp(moment), random_weights(seed)
-    best = decompose(weight, GROUPS, rank, moment, weights)
-    damped = torch.stack([damp(own.clone()) for own in weights])  # as the root of each is
+    moment, metric = damp(moment), random_metric(seed)
+    best = decompose(weight, GROUPS, rank, moment, metric)
+    damped = torch.stack([damp(own.clone()) for own in metric])  # as the root of each is
     found = cost(weight, best, moment, damped)
-    assert discarded_energy(weight, GROUPS, moment, weights)[rank].item() == pytest.approx(found, rel=1e-4)
+    assert discarded_energy(grams_of(weight, GROUPS, moment), metric)[rank].item() == pytest.approx(found, rel=1e-4)
     for other in (decompose(weight, GROUPS, rank), decompose(weight, GROUPS, rank, moment)):
         assert found <= cost(weight, other, moment, damped) * (1 + 1e-6)
 
@@ -157,19 +163,19 @@ def test_the_weighted_cost_is_the_discarded_energy_and_the_lowest(seed, rank):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_discarded_energy_is_that_of_the_factors_at_every_rank(weighted):
     weight, _, moment = random_case(9)
-    moment, weights = damp(moment), random_weights(9) if weighted else None
-    lost = discarded_energy(weight, GROUPS, moment, weights)
+    moment, metric = damp(moment), random_metric(9) if weighted else None
+    lost = discarded_energy(grams_of(weight, GROUPS, moment), metric)
     assert len(lost) == FULL + 1 and lost[-1] == 0
     for rank in range(1, FULL):
-        error = decompose(weight, GROUPS, rank, moment, weights).relative_error
+        error = decompose(weight, GROUPS, rank, moment, metric).relative_error
         assert (lost[rank] / lost[0]).sqrt().item() == pytest.approx(error, rel=1e-6)
     assert torch.all(lost.diff().diff() >= -1e-9 * lost[0])  # convex: the greedy choice of ranks is exact
 
 
 def test_roots_are_roots_and_not_finite_weights_an_error():
-    root, inverse = symmetric_root(random_weights(3)[0])
+    root, inverse = symmetric_root(random_metric(3)[0])
     torch.testing.assert_close(root @ inverse, torch.eye(FULL).double(), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(root @ root, random_weights(3)[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(root @ root, random_metric(3)[0], rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="not finite"):
         symmetric_root(torch.full((4, 4), torch.nan).double())
 

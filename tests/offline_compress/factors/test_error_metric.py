@@ -8,11 +8,11 @@ import torch
 from offline_compress.calibration.probe import AttentionProbe, rotate
 from offline_compress.factors.error_metric import (
     distances_read,
-    key_weights,
+    key_metric,
     read_energy,
     shared_reading,
     turned_moment,
-    value_weights,
+    value_metric,
 )
 from tests.offline_compress.calibration.test_probe import (
     HEAD_DIM,
@@ -27,9 +27,9 @@ from tests.offline_compress.calibration.test_probe import (
 HEADS = KV_HEADS * QUERIES_PER_KV
 
 
-def quadratic(weights: torch.Tensor, errors: torch.Tensor) -> float:
+def quadratic(metric: torch.Tensor, errors: torch.Tensor) -> float:
     """``e^T A e`` summed over the rows of ``errors [tokens, width]``."""
-    return torch.einsum("ti,ij,tj->", errors.double(), weights, errors.double()).item()
+    return torch.einsum("ti,ij,tj->", errors.double(), metric, errors.double()).item()
 
 
 def turned(x: torch.Tensor, positions: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_read_energy_is_what_a_changed_score_does(token):
     probe = make_probe()
     for head in range(HEADS):
         kv_head, query = divmod(head, QUERIES_PER_KV)
-        scores = probe.weights[kv_head, query].double().log()
+        scores = probe.probabilities[kv_head, query].double().log()
         changed = scores.clone()
         changed[:, token] += 1e-4
         change = (changed.softmax(-1) - scores.softmax(-1)) @ probe.values[kv_head].double()
@@ -91,10 +91,10 @@ def uniform_probe() -> AttentionProbe:
     return AttentionProbe(**(vars(probe) | {"queries": queries}))
 
 
-def test_key_weights_are_the_sum_where_queries_and_distances_are_independent():
+def test_the_key_metric_is_the_sum_where_queries_and_distances_are_independent():
     """All queries alike: averaging them apart from the distances loses nothing."""
     probe = uniform_probe()
-    found = key_weights([probe])
+    found = key_metric([probe])
     for kv_head in range(KV_HEADS):
         expected = torch.zeros(HEAD_DIM, HEAD_DIM, dtype=torch.float64)
         for query in range(QUERIES_PER_KV):
@@ -106,19 +106,19 @@ def test_key_weights_are_the_sum_where_queries_and_distances_are_independent():
         torch.testing.assert_close(found[kv_head], expected, rtol=1e-4, atol=1e-9)
 
 
-def test_key_weights_predict_the_error_of_small_random_changes():
+def test_the_key_metric_predicts_the_error_of_small_random_changes():
     probe = make_probe()
-    weights, total, predicted = key_weights([probe]), 0.0, 0.0
+    metric, total, predicted = key_metric([probe]), 0.0, 0.0
     for seed in range(40):
         error = 1e-2 * normal(KV_HEADS, TOKENS, HEAD_DIM, seed=100 + seed)
         total += probe.key_error(probe.keys + error)
-        predicted += sum(quadratic(weights[head], error[head]) for head in range(KV_HEADS)) / TOKENS
+        predicted += sum(quadratic(metric[head], error[head]) for head in range(KV_HEADS)) / TOKENS
     assert predicted == pytest.approx(total, rel=0.25)
 
 
-def test_value_weights_are_the_error_of_independent_changes():
+def test_the_value_metric_is_the_error_of_independent_changes():
     probe = make_probe()
-    whole = value_weights(shared_reading([probe]), probe.output, KV_HEADS, 1)[0]
+    whole = value_metric(shared_reading([probe]), probe.output, KV_HEADS, 1)[0]
     exact = attention(probe, probe.keys, probe.values)
     total, predicted = 0.0, 0.0
     for seed in range(200):
@@ -131,8 +131,8 @@ def test_value_weights_are_the_error_of_independent_changes():
 
 def test_groups_are_blocks_of_the_whole_layer():
     overlap, output = shared_reading([make_probe()]), make_probe().output
-    whole = value_weights(overlap, output, KV_HEADS, 1)[0]
-    for head, block in enumerate(value_weights(overlap, output, KV_HEADS, KV_HEADS)):
+    whole = value_metric(overlap, output, KV_HEADS, 1)[0]
+    for head, block in enumerate(value_metric(overlap, output, KV_HEADS, KV_HEADS)):
         columns = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
         torch.testing.assert_close(block, whole[columns, columns])
 
@@ -140,7 +140,7 @@ def test_groups_are_blocks_of_the_whole_layer():
 def test_means_over_probes():
     one, other = make_probe(), make_probe(window=4)
     torch.testing.assert_close(shared_reading([one, other]), (shared_reading([one]) + shared_reading([other])) / 2)
-    torch.testing.assert_close(key_weights([one, one]), key_weights([one]))
+    torch.testing.assert_close(key_metric([one, one]), key_metric([one]))
 
 
 def test_a_norm_between_projection_and_rotation_multiplies_errors():
@@ -148,11 +148,11 @@ def test_a_norm_between_projection_and_rotation_multiplies_errors():
     probe = make_probe()
     gain = (1 + normal(KV_HEADS, TOKENS, HEAD_DIM, seed=50).square()) / 2
     normed = replace(probe, key_gain=gain)
-    weights, finished = key_weights([normed]), key_weights([probe])
+    metric, finished = key_metric([normed]), key_metric([probe])
     total, predicted = 0.0, 0.0
     for seed in range(40):
         error = normal(KV_HEADS, TOKENS, HEAD_DIM, seed=500 + seed)
         total += sum(quadratic(finished[head], (gain * error)[head]) for head in range(KV_HEADS))
-        predicted += sum(quadratic(weights[head], error[head]) for head in range(KV_HEADS))
+        predicted += sum(quadratic(metric[head], error[head]) for head in range(KV_HEADS))
     assert predicted == pytest.approx(total, rel=0.1)
-    torch.testing.assert_close(key_weights([replace(probe, key_gain=torch.ones_like(gain))]), finished)
+    torch.testing.assert_close(key_metric([replace(probe, key_gain=torch.ones_like(gain))]), finished)

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from benchmarks.common.shipped import CALIBRATION, MODEL
+from offline_compress.calibration.layer_probes import LayerProbes
 from offline_compress.calibration.samples import load_samples
 from offline_compress.calibration.statistics import layer_statistics
 from offline_compress.factors.decomposition import Factors
-from offline_compress.factors.objective import LayerObjectives, Objective, layer_objectives
+from offline_compress.factors.objective import Objective, layer_grams, layer_objectives
 from offline_compress.factors.refit import Refit, read_values
 from offline_compress.model.access import KEY, VALUE, LayerRunner, projection
 from offline_compress.model.source import open_source
 from offline_compress.options import CompressOptions
 from offline_compress.plan import Plan, make_plan
-from offline_compress.ranks.layer_errors import LayerProbes
+from palu_vllm.format.kv import KV
 
 LAYER, RANK, NAMES = 1, 32, ("svd", "whiten", "weighted")
 
@@ -28,16 +29,21 @@ def plan_of(objective: str) -> Plan:
 
 
 @cache
-def studied() -> tuple[dict[str, LayerObjectives], LayerProbes]:
-    """All objectives of one layer, and probes of the samples that they come from."""
+def studied() -> tuple[dict[str, KV[Objective]], LayerProbes, torch.Tensor]:
+    """All objectives of one layer of one group, probes of the samples that they come from, and their second moment."""
     plan = plan_of("weighted")
     runner = LayerRunner(plan.source, plan.config, plan.device)
     tokens = load_samples(str(CALIBRATION), MODEL, plan.config.vocab_size, 4, 160, 0).tokens
     with TemporaryDirectory() as scratch:
         passes = layer_statistics(runner, tokens, Path(scratch), keep=4)
         statistics = [next(passes) for _ in range(LAYER + 1)][LAYER]
-    probes = LayerProbes(plan, runner, LAYER, statistics.samples)
-    return {name: layer_objectives(plan_of(name), LAYER, statistics.moment.clone(), probes) for name in NAMES}, probes
+    probes, moment = LayerProbes(plan.source, runner, LAYER, statistics.samples), statistics.second_moment
+
+    def objectives(plan: Plan) -> KV[Objective]:
+        grams = layer_grams(plan, LAYER, moment.clone(), weight_of)
+        return layer_objectives(plan, LAYER, grams, probes, weight_of)
+
+    return {name: objectives(plan_of(name)) for name in NAMES}, probes, moment
 
 
 def weight_of(name: str) -> torch.Tensor:
@@ -47,14 +53,14 @@ def weight_of(name: str) -> torch.Tensor:
 def factors_of(name: str, objective: str) -> Factors:
     """One group of all heads at ``RANK``."""
     of_layer = studied()[0][objective]
-    return (of_layer.key if name == KEY else of_layer.value).factors(weight_of(name), 1, RANK)
+    return (of_layer.key if name == KEY else of_layer.value).factors(weight_of(name), RANK)
 
 
 def lost(name: str, factors: Factors, objective: Objective) -> float:
     """``tr(A dW H dW^T)``."""
     difference = weight_of(name).double() - factors.up[0].T @ factors.down
-    right = difference if objective.moment is None else difference @ objective.moment
-    left = difference if objective.weights is None else objective.weights[0] @ difference
+    right = difference if objective.grams is None else difference @ studied()[2]
+    left = difference if objective.error_metric is None else objective.error_metric[0] @ difference
     return (left * right).sum().item()
 
 
@@ -75,7 +81,7 @@ def test_each_loses_least_of_what_it_claims_to_keep(name, claimed):
     measure = of_layer.key if name == KEY else of_layer.value
     costs = {other: lost(name, factors_of(name, other), measure) for other in NAMES}
     assert costs[claimed] == min(costs.values())
-    assert measure.discarded_energy(weight_of(name), 1)[RANK].item() == pytest.approx(costs[claimed], rel=2e-2)
+    assert measure.discarded_energy(weight_of(name))[RANK].item() == pytest.approx(costs[claimed], rel=2e-2)
 
 
 @pytest.mark.parametrize("name", [KEY, VALUE])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from offline_compress.calibration.probe import AttentionProbe
-from offline_compress.factors.decomposition import Factors, decompose
+from offline_compress.factors.all_groups import decompose, grams_of
+from offline_compress.factors.decomposition import Factors
 from offline_compress.factors.refit import Refit, fitted, read_keys, read_values
 from tests.offline_compress.calibration.test_probe import HEAD_DIM, KV_HEADS, TOKENS, make_probe, normal
 
@@ -38,7 +39,7 @@ def lost(read, factors: Factors) -> float:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_nothing_changes_at_full_rank(read, groups):
     probe, inputs, weight = case()
-    factors = decompose(weight, groups, min(KV_HEADS * HEAD_DIM // groups, HIDDEN))
+    factors = decompose(weight, min(KV_HEADS * HEAD_DIM // groups, HIDDEN), grams_of(weight, groups))
     again = Refit(read, [(probe, inputs)])(factors, weight)
     torch.testing.assert_close(again.up, factors.up, rtol=1e-3, atol=1e-4)
     assert torch.equal(again.down, factors.down)
@@ -48,7 +49,7 @@ def test_nothing_changes_at_full_rank(read, groups):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_what_is_read_is_lost_less(read, groups):
     probe, inputs, weight = case()
-    factors = decompose(weight, groups, 3)
+    factors = decompose(weight, 3, grams_of(weight, groups))
     again = Refit(read, [(probe, inputs)])(factors, weight)
     assert lost(read, again) < 0.9 * lost(read, factors)
     nudged = replace(again, up=again.up + 0.05 * normal(*again.up.shape, seed=30))
@@ -58,14 +59,14 @@ def test_what_is_read_is_lost_less(read, groups):
 def test_value_errors_of_attention_get_smaller():
     probe, inputs, weight = case()
     probe = replace(probe, output=torch.eye(len(probe.queries) * HEAD_DIM))  # outputs of heads weigh alike
-    factors = decompose(weight, 1, 4)
+    factors = decompose(weight, 4, grams_of(weight, 1))
     again = Refit(read_values, [(probe, inputs)])(factors, weight)
     before, after = (probe.value_error(rebuilt(one, inputs).float()) for one in (factors, again))
     assert after < 0.9 * before
 
 
 def test_without_probes_nothing_changes():
-    factors = decompose(case()[2], 2, 3)
+    factors = decompose(case()[2], 3, grams_of(case()[2], 2))
     assert Refit(read_keys)(factors, case()[2]).up is factors.up
 
 

@@ -15,8 +15,9 @@ from offline_compress.factors.head_order import grouped_order, permuted, similar
 from offline_compress.model.access import KEY, OUTPUT, QUERY, VALUE, projection
 from offline_compress.model.source import open_source
 from offline_compress.options import CompressOptions
-from offline_compress.ranks.layer_sharing import search_sharing, source_layers
+from offline_compress.ranks.layer_sharing import search_sharing
 from offline_compress.run.errors import CompressionError
+from offline_compress.shared_layers import source_layers
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, check_shapes, iterate_tensors, read_config
 from tests.support.shared_layers import dense_of, harness_logits
 from tests.support.tiny_models import build_even

@@ -8,9 +8,10 @@ from offline_compress import compress
 from offline_compress.calibration.activations import activation_file
 from offline_compress.model.access import KEY, VALUE, LayerRunner, hf_config, projection
 from offline_compress.model.source import open_source
+from offline_compress.ranks.greedy import lower_rank
 from offline_compress.ranks.lowered_model import LoweredModel, NestedProjection
-from offline_compress.ranks.matryoshka import lower_rank
 from palu_vllm.format.checkpoint import iterate_tensors
+from palu_vllm.format.kv import paired
 
 SIDES = (KEY, VALUE)
 MATRICES = [(layer, name) for layer in range(2) for name in SIDES]
@@ -48,7 +49,7 @@ def test_losses_are_those_of_the_whole_model(tmp_path, dense, family):
     tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
     source = open_source(str(dense(family)))
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))
-    projections = [nested(source.tensor(projection(*each))) for each in MATRICES]
+    projections = paired([nested(source.tensor(projection(*each))) for each in MATRICES])
     lowered: dict[int, int] = {}
     with activation_file(tmp_path, (24, 64)) as file:
         found = LoweredModel(runner, projections, tokens, file)
@@ -74,10 +75,10 @@ def test_the_first_step_is_that_of_trying_all(tmp_path, dense, text):
 
 def calibration_tokens(model, text) -> torch.Tensor:
     from offline_compress.calibration.samples import load_samples
-    from offline_compress.plan import GREEDY_SAMPLES
+    from offline_compress.ranks.rules.matryoshka import SAMPLES
 
-    samples = load_samples(text, model, 300, GREEDY_SAMPLES, QUICK["calib_seqlen"], 42)
-    return samples.tokens[:GREEDY_SAMPLES]
+    samples = load_samples(text, model, 300, SAMPLES, QUICK["calib_seqlen"], 42)
+    return samples.tokens[:SAMPLES]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offline_compress.factors.decomposition import decompose
+from offline_compress.factors.all_groups import decompose, grams_of
 from offline_compress.ranks.storage_errors import Projected, Storage, storage_errors
 from palu_vllm.format.latent_format import LatentFormat, Tier
 from palu_vllm.format.mixing import mixing_of_tiers
@@ -22,7 +22,7 @@ def projected() -> Projected:
     torch.manual_seed(0)
     weight, inputs = torch.randn(HEADS * HEAD_DIM, HIDDEN), torch.randn(TOKENS, HIDDEN)
     whole = (inputs @ weight.T).unflatten(-1, (HEADS, HEAD_DIM)).transpose(0, 1)
-    return Projected.of(decompose(weight, GROUPS, FULL), inputs, whole)
+    return Projected.of(decompose(weight, FULL, grams_of(weight, GROUPS)), inputs, whole)
 
 
 def distance(projected: Projected, one: Storage) -> float:
@@ -32,7 +32,7 @@ def distance(projected: Projected, one: Storage) -> float:
 def test_any_rank_is_a_prefix_of_the_factors_of_full_rank(projected):
     torch.manual_seed(0)
     weight, inputs = torch.randn(HEADS * HEAD_DIM, HIDDEN), torch.randn(TOKENS, HIDDEN)
-    factors = decompose(weight, GROUPS, 16)
+    factors = decompose(weight, 16, grams_of(weight, GROUPS))
     latents = (inputs.double() @ factors.down.T).unflatten(-1, (GROUPS, 16))
     expected = torch.einsum("tgr,grf->tgf", latents, factors.up).reshape(TOKENS, HEADS, HEAD_DIM).transpose(0, 1)
     torch.testing.assert_close(projected.stored(16, storage(16, 16)).double(), expected, rtol=1e-4, atol=1e-4)

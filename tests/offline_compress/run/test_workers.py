@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from offline_compress import compress
-from offline_compress.factors.decomposition import damp, decompose, discarded_energy
+from offline_compress.factors.all_groups import decompose, discarded_energy, grams_of
+from offline_compress.factors.decomposition import damp
 from offline_compress.run.workers import in_order, one_thread, working
 from palu_vllm.format.checkpoint import SINGLE
 
@@ -52,13 +53,14 @@ def test_every_worker_computes_on_one_thread_and_the_rest_as_before(number):
 def test_the_same_bits_for_any_number_of_workers_and_threads(weighted):
     weight, inputs = torch.randn(4 * 160, 200), torch.randn(300, 200).double()
     moment, rows = damp(inputs.T @ inputs), torch.randn(4, 160, 160).double()
-    weights = rows.mT @ rows if weighted else None
+    metric = rows.mT @ rows if weighted else None
     found = []
     for number, threads in ((1, 1), (1, 2), (2, 2), (4, 1), (9, 2)):
         torch.set_num_threads(threads)
         with working(number):
-            factors = decompose(weight, 4, 70, moment, weights)
-            found.append((factors.down, factors.up, discarded_energy(weight, 4, moment, weights)))
+            grams = grams_of(weight, 4, moment)
+            factors = decompose(weight, 70, grams, metric)
+            found.append((factors.down, factors.up, discarded_energy(grams, metric)))
     assert all(torch.equal(*pair) for other in found for pair in zip(found[0], other, strict=True))
 
 

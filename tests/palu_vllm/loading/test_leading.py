@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from offline_compress.ranks.allocation import allocate_ranks
+from offline_compress.ranks.allocation import allocate_ranks, by_matrix
 from palu_vllm.format.checkpoint import expected_tensors, iterate_tensors, read_config
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.loading.checked import checked
@@ -102,7 +102,7 @@ def test_the_checkpoints_own_ratio_changes_nothing(sizes, seed):
 @pytest.mark.parametrize("ratio", [0.15, 0.2, 0.27, 0.35, 0.43, 0.5])
 def test_equal_ranks_become_those_of_the_uniform_search(ratio):
     def uniform(wanted: float) -> PaluConfig:
-        ranks = allocate_ranks("uniform", [[1.0]] * 8, [128] * 8, wanted)
+        ranks = allocate_ranks(by_matrix, [[1.0]] * 8, [128] * 8, wanted)
         return config(ranks[0::2], ranks[1::2])
 
     assert served(uniform(0.5), ratio) == uniform(ratio)

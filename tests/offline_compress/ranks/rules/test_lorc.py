@@ -11,11 +11,12 @@ from benchmarks.methods.projected.lorc import progressive_ranks
 from offline_compress import compress
 from offline_compress.model.access import KEY, VALUE, projection
 from offline_compress.model.source import open_source
-from offline_compress.ranks.allocation import allocate_ranks
-from offline_compress.ranks.lorc import LEAST_SHARE, RESOLVED, condition_number, importance_of, progressive_weights
+from offline_compress.ranks.allocation import allocate_ranks, by_matrix
+from offline_compress.ranks.rules.lorc import LEAST_SHARE, RESOLVED, condition_number, progressive_weights
+from palu_vllm.format.kv import KV
 from tests.support.tiny_models import build_even
 
-CONDITIONS = st.lists(st.tuples(st.floats(1, 1e6), st.floats(1, 1e6)), min_size=1, max_size=12)
+CONDITIONS = st.lists(st.builds(KV, st.floats(1, 1e6), st.floats(1, 1e6)), min_size=1, max_size=12)
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (24, 24)])
@@ -46,9 +47,9 @@ def test_weights_are_those_of_the_formula(conditions):
 def test_deeper_layers_get_no_more(conditions):
     weights = progressive_weights(conditions)
     assert weights == sorted(weights, reverse=True)
-    ranks = allocate_ranks("lorc", importance_of(conditions), [128] * 2 * len(conditions), 0.5)
+    ranks = allocate_ranks(by_matrix, [[weight] for weight in weights for _ in "kv"], [128] * 2 * len(conditions), 0.5)
     assert sum(ranks) == 64 * len(ranks)
-    assert all(a >= b - 16 for a, b in zip(ranks[0::2], ranks[2::2], strict=False)), "to a tile"
+    assert all(a >= b - 16 for a, b in zip(ranks[0::2], ranks[2::2], strict=False)), "to a step"
 
 
 @given(CONDITIONS)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline_compress.ranks.budget import Curve, choices, widen
+from offline_compress.ranks.storage_budget import Curve, choices, widen
+from palu_vllm.format.kv import KV
 
 thousandths = st.integers(0, 10_000).map(lambda number: number / 1000)  # their differences per byte never underflow
 
@@ -76,8 +77,8 @@ def test_tiers_are_chosen_together_with_ranks():
     few, many = ((1.0, 2),), ((1.0, 8),)
     keys = {few: [Curve((1, 2), (1, 2), (5.0, 4.0))], many: [Curve((1, 2), (4, 8), (2.0, 0.0))]}
     values = {few: [Curve((1, 2), (1, 2), (1.0, 0.9))], many: [Curve((1, 2), (4, 8), (0.9, 0.8))]}
-    best, *others = choices(keys, values, 9)
-    assert (best.tiers_k, best.tiers_v, best.rank_k, best.rank_v) == (many, few, (2,), (1,))
+    best, *others = choices(KV(keys, values), 9)
+    assert (best.tiers, best.ranks) == (KV(many, few), (KV(2, 1),))
     assert (best.bytes_per_token, best.predicted_error) == (9, pytest.approx(1.0))
     assert [other.predicted_error for other in others] == sorted(other.predicted_error for other in others)
-    assert len(others) == 3 and choices(keys, values, 1) == []
+    assert len(others) == 3 and choices(KV(keys, values), 1) == []

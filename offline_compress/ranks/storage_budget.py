@@ -10,7 +10,9 @@ to single steps that still fit.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from palu_vllm.format.kv import KV
 from palu_vllm.format.latent_format import TierFractions
 
 
@@ -45,12 +47,21 @@ class Curve:
 class Choice:
     """One way of storing the whole cache."""
 
-    tiers_k: TierFractions
-    tiers_v: TierFractions
-    rank_k: tuple[int, ...]
-    rank_v: tuple[int, ...]
+    tiers: KV[TierFractions]
+    ranks: tuple[KV[int], ...]  # of every layer
     bytes_per_token: int
     predicted_error: float
+
+    def report(self) -> dict[str, Any]:
+        """For ``palu_report.json``, as JSON will read it back."""
+        return {
+            "tiers_k": [list(tier) for tier in self.tiers.key],
+            "tiers_v": [list(tier) for tier in self.tiers.value],
+            "rank_k": [layer.key for layer in self.ranks],
+            "rank_v": [layer.value for layer in self.ranks],
+            "bytes_per_token": self.bytes_per_token,
+            "predicted_error": self.predicted_error,
+        }
 
 
 def widen(curves: Sequence[Curve], budget: int) -> list[int] | None:
@@ -87,19 +98,17 @@ def _best_step(curves: Sequence[Curve], chosen: Sequence[int], left: int) -> tup
     return min(steps)[1:] if steps else None
 
 
-def choices(
-    curves_k: dict[TierFractions, Sequence[Curve]], curves_v: dict[TierFractions, Sequence[Curve]], budget: int
-) -> list[Choice]:
+def choices(curves: KV[dict[TierFractions, Sequence[Curve]]], budget: int) -> list[Choice]:
     """The best choice for each pair of tiers that fits into ``budget`` bytes per token, best of all first."""
     found = []
-    for (tiers_k, of_k), (tiers_v, of_v) in itertools.product(curves_k.items(), curves_v.items()):
-        curves = [*of_k, *of_v]
-        chosen = widen(curves, budget)
+    for (tiers_k, of_k), (tiers_v, of_v) in itertools.product(curves.key.items(), curves.value.items()):
+        both = [*of_k, *of_v]
+        chosen = widen(both, budget)
         if chosen is None:
             continue
-        ranks = [curve.ranks[i] for curve, i in zip(curves, chosen, strict=True)]
-        size = sum(curve.bytes[i] for curve, i in zip(curves, chosen, strict=True))
-        error = sum(curve.errors[i] for curve, i in zip(curves, chosen, strict=True))
-        layers = len(of_k)
-        found.append(Choice(tiers_k, tiers_v, tuple(ranks[:layers]), tuple(ranks[layers:]), size, error))
+        ranks = [curve.ranks[i] for curve, i in zip(both, chosen, strict=True)]
+        size = sum(curve.bytes[i] for curve, i in zip(both, chosen, strict=True))
+        error = sum(curve.errors[i] for curve, i in zip(both, chosen, strict=True))
+        of_layers = zip(ranks[: len(of_k)], ranks[len(of_k) :], strict=True)
+        found.append(Choice(KV(tiers_k, tiers_v), tuple(KV(*layer) for layer in of_layers), size, error))
     return sorted(found, key=lambda choice: (choice.predicted_error, choice.bytes_per_token))

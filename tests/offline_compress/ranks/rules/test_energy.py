@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline_compress import compress
-from offline_compress.options import SEARCHES, CompressOptions
-from offline_compress.ranks.allocation import budget
-from offline_compress.ranks.energy import ranks_by_energy
+from offline_compress.options import CompressOptions
+from offline_compress.rank_steps import budget
+from offline_compress.ranks.rules.energy import ranks_by_energy
 from offline_compress.run.errors import CompressionError
+from offline_compress.searches import SEARCHES
 
 QUICK = {"calib_samples": 6, "calib_seqlen": 48, "rank_ratio": 0.5}
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from offline_compress import compress
 from offline_compress.calibration.samples import load_samples
 from offline_compress.calibration.statistics import KEPT_TOKENS
-from offline_compress.ranks.storage_choice import PROBED_SAMPLES
+from offline_compress.ranks.layer_errors import COMPARED_SAMPLES
 from offline_compress.ranks.storage_grid import candidate_ranks
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import read_config
@@ -57,7 +57,7 @@ def test_the_budget_is_kept_and_the_error_is_as_predicted(tmp_path, text, dense,
     budget = report["dense_bytes_per_token"] / target
     assert report["bytes_per_token"] == palu.bytes_per_token(geometry, "float32") <= budget
     assert report["bytes_per_token"] > 0.8 * budget
-    tokens = load_samples(text, dense(family), geometry and 300, 4, 40, 42).tokens[:PROBED_SAMPLES, :KEPT_TOKENS]
+    tokens = load_samples(text, dense(family), geometry and 300, 4, 40, 42).tokens[:COMPARED_SAMPLES, :KEPT_TOKENS]
     predicted = report["budget"]["predicted_error"]
     assert measured_error(dense(family), out, tokens) == pytest.approx(predicted, rel=0.03)
     assert json.loads((out / "palu_report.json").read_text()) == report
@@ -103,6 +103,6 @@ def test_budgets_that_cannot_be(tmp_path, text, dense, options, sentence):
 
 
 def test_ranks_that_are_tried():
-    assert candidate_ranks(64, 16) == (16, 32, 48, 64)
-    assert candidate_ranks(512, 16) == tuple(range(32, 513, 32))
-    assert candidate_ranks(400, 16)[-1] == 400 and len(candidate_ranks(400, 16)) <= 16
+    assert candidate_ranks(64) == (16, 32, 48, 64)
+    assert candidate_ranks(512) == tuple(range(32, 513, 32))
+    assert candidate_ranks(400)[-1] == 400 and len(candidate_ranks(400)) <= 16

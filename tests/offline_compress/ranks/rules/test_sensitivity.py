@@ -1,4 +1,4 @@
-"""Probes: one truncated projection each, carried through the real layers."""
+"""Streams: one truncated projection each, carried through the real layers."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from offline_compress.calibration.activations import activation_file
 from offline_compress.model.access import KEY, VALUE, LayerRunner, hf_config, projection
 from offline_compress.model.source import open_source
-from offline_compress.ranks.sensitivity import TruncationProbes, sensitivities
+from offline_compress.ranks.rules.sensitivity import TruncatedStreams, sensitivity
+from palu_vllm.format.kv import KV, flattened
 
 SIDES = (KEY, VALUE)
 
@@ -26,19 +27,19 @@ def divergence(model: torch.nn.Module, tokens: torch.Tensor, layer: int, name: s
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_divergences_are_those_of_the_whole_model(tmp_path, monkeypatch, dense, family):
-    monkeypatch.setattr("offline_compress.ranks.sensitivity.CHUNK_TOKENS", 7)
+    monkeypatch.setattr("offline_compress.ranks.rules.sensitivity.CHUNK_TOKENS", 7)
     model = AutoModelForCausalLM.from_pretrained(dense(family), dtype=torch.float32)
     tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
     source = open_source(str(dense(family)))
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))
     expected = []
     with activation_file(tmp_path, (24, 64)) as file:
-        probes = TruncationProbes(runner, tokens, file)
+        streams = TruncatedStreams(runner, tokens, file)
         for layer in range(2):
             others = [0.5 * source.tensor(projection(layer, name)) for name in SIDES]
-            probes.add(layer, *others)
+            streams.add(layer, KV(*others))
             expected += [divergence(model, tokens, layer, *each) for each in zip(SIDES, others, strict=True)]
-        found = probes.divergences()
+        found = flattened(streams.divergences())
     assert min(expected) > 0
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-6)
 
@@ -47,11 +48,12 @@ def test_nothing_changed_is_no_divergence(tmp_path, dense):
     source = open_source(str(dense("llama")))
     runner = LayerRunner(source, hf_config(source.config), torch.device("cpu"))
     with activation_file(tmp_path, (9, 64)) as file:
-        probes = TruncationProbes(runner, torch.arange(9)[None], file)
+        streams = TruncatedStreams(runner, torch.arange(9)[None], file)
         for layer in range(2):
-            probes.add(layer, *(source.tensor(projection(layer, name)) for name in SIDES))
-        assert probes.divergences() == pytest.approx([0.0] * 4, abs=1e-6)
+            streams.add(layer, KV(*(source.tensor(projection(layer, name)) for name in SIDES)))
+        assert flattened(streams.divergences()) == pytest.approx([0.0] * 4, abs=1e-6)
 
 
 def test_sensitivity_is_divergence_per_energy():
-    assert sensitivities([0.5, 0.2, 0.1], [2.0, 0.1, 0.0]) == pytest.approx([0.25, 2.0, 1.0])
+    found = [sensitivity(*each) for each in ((0.5, 2.0), (0.2, 0.1), (0.1, 0.0))]
+    assert found == pytest.approx([0.25, 2.0, 1.0])

@@ -1,9 +1,9 @@
-"""MatryoshkaKV's rule (Lin et al., 2024, arXiv 2410.14731): ``--search matryoshka``.
+"""Ranks that fall step by step: the algorithm of MatryoshkaKV (Lin et al., 2024, arXiv 2410.14731).
 
 All projections begin with full rank. In every step the one is lowered by which the model's next-token distribution on
 calibration samples moves least away from the dense model's, in nats per number of the cache that it gives back; until
-the budget is met. A step is an eighth of the full rank, in multiples of the tile; of the last one as much is taken as
-the budget asks for, so that fewer ranks are always a part of more.
+the budget is met. A step is an eighth of the full rank, in multiples of the smallest; of the last one as much is
+taken as the budget asks for, so that fewer ranks are always a part of more.
 
 The first step measures all projections. Later ones take what a projection would have added when it was last measured
 as the least that it adds now, and measure only those that could be the best (Minoux, 1978): the same choice wherever
@@ -14,9 +14,11 @@ this compressor are measured by.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
-from offline_compress.ranks.allocation import budget, largest_remainder, units_and_steps
+from offline_compress.rank_steps import budget, units_and_costs
+from offline_compress.ranks.allocation import largest_remainder
 from offline_compress.run.journal import Journal
 from offline_compress.run.progress import OnEvent, ignore
 from palu_vllm.format.shape import rank_step
@@ -25,7 +27,9 @@ STEPS_PER_RANK = 8
 
 
 class Step(TypedDict):
-    """``matrix`` of K0, V0, K1, V1, ... may be lowered to ``rank``; the model then is at ``loss``.
+    """``matrix``, counted over K and V of one layer after the other, may be lowered to ``rank``.
+
+    The model then is at ``loss``.
 
     ``added`` is what the next step of every matrix adds to the loss per number of the cache, as it was last measured;
     None where it has not been since its own rank changed.
@@ -38,7 +42,7 @@ class Step(TypedDict):
 
 
 class LowerableModel(Protocol):
-    """A model whose projections K0, V0, K1, V1, ... have ranks that only fall."""
+    """A model whose projections, K and V of one layer after the other, have ranks that only fall."""
 
     def loss(self, matrix: int, rank: int) -> float:
         """With one projection lower than it is: how far from the dense model."""
@@ -48,10 +52,10 @@ class LowerableModel(Protocol):
 
 
 def lower_rank(rank: int, full: int) -> int:
-    """The rank behind a step down, at least a tile."""
-    tile = rank_step(full)
-    step = max(tile, full // STEPS_PER_RANK // tile * tile)
-    return max(rank - step, tile)
+    """The rank behind a step down, at least the smallest."""
+    least = rank_step(full)
+    step = max(least, full // STEPS_PER_RANK // least * least)
+    return max(rank - step, least)
 
 
 def best_step(
@@ -66,17 +70,23 @@ def best_step(
     """
     lower = [lower_rank(rank, full) for rank, full in zip(ranks, full_ranks, strict=True)]
     matrices = [matrix for matrix, rank in enumerate(ranks) if lower[matrix] < rank]
-    known, losses = list(added), {}
+    known: list[float | None] = list(added)
+    losses: dict[int, float] = {}
 
     def measure(matrix: int) -> None:
         losses[matrix] = model.loss(matrix, lower[matrix])
         share = (ranks[matrix] - lower[matrix]) / full_ranks[matrix]
         known[matrix] = (losses[matrix] - loss) / share
 
+    def cost(matrix: int) -> float:
+        found = known[matrix]
+        assert found is not None
+        return found
+
     for matrix in matrices:
         if known[matrix] is None:
             measure(matrix)
-    while (best := min(matrices, key=known.__getitem__)) not in losses:
+    while (best := min(matrices, key=cost)) not in losses:
         measure(best)
     known[best] = None
     return Step(matrix=best, rank=lower[best], loss=losses[best], added=known)
@@ -89,20 +99,20 @@ def greedy_ranks(
 
     Goes on behind the last step in ``journal``.
     """
-    units, costs = units_and_steps(full_ranks)
+    units, costs = units_and_costs(full_ranks)
     allowed = budget(full_ranks, ratio)
-    ranks, steps = list(full_ranks), []
+    ranks = list(full_ranks)
+    steps: list[Step] = []
     excess = units * len(ranks) - allowed
     expected = math.ceil(excess * STEPS_PER_RANK / units)  # of full size
     while excess > 0:
-        found = (steps[-1]["loss"], steps[-1]["added"]) if steps else (0.0, [None] * len(ranks))
-        step = journal.remembered(
-            f"step-{len(steps):05d}", lambda found=found: best_step(model, ranks, full_ranks, *found)
-        )
+        loss, added = (steps[-1]["loss"], steps[-1]["added"]) if steps else (0.0, [None] * len(ranks))
+        best = partial(best_step, model, ranks, full_ranks, loss, added)
+        step: Step = journal.remembered(f"step-{len(steps):05d}", best)
         matrix = step["matrix"]
-        tile, cost = rank_step(full_ranks[matrix]), costs[matrix]
-        tiles = min((ranks[matrix] - step["rank"]) // tile, math.ceil(excess / cost))
-        ranks[matrix], excess = ranks[matrix] - tiles * tile, excess - tiles * cost
+        least, cost = rank_step(full_ranks[matrix]), costs[matrix]
+        taken = min((ranks[matrix] - step["rank"]) // least, math.ceil(excess / cost))
+        ranks[matrix], excess = ranks[matrix] - taken * least, excess - taken * cost
         on_event({"event": "step", "number": len(steps), "of": expected, "loss": step["loss"]})
         steps.append(step)
         if excess > 0:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline_compress.ranks.allocation import budget, units_and_steps
-from offline_compress.ranks.energy import ranks_by_energy
-from offline_compress.ranks.matryoshka import STEPS_PER_RANK, best_step, greedy_ranks, lower_rank
+from offline_compress.rank_steps import budget, units_and_costs
+from offline_compress.ranks.greedy import STEPS_PER_RANK, best_step, greedy_ranks, lower_rank
+from offline_compress.ranks.rules.energy import ranks_by_energy
 from offline_compress.run.journal import Journal, open_journal
 from palu_vllm.format.shape import rank_step
 
@@ -63,9 +63,9 @@ def found(fulls: list[int], ratio: float, seed: int = 0) -> list[int]:
 @settings(max_examples=50, deadline=None)
 @given(FULLS, st.integers(1, 6), st.floats(0.01, 1), st.integers(0, 99))
 def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(full, count, ratio, seed):
-    ranks, tile = found([full] * count, ratio, seed), rank_step(full)
-    assert all(rank % tile == 0 and tile <= rank <= full for rank in ranks)
-    assert sum(ranks) == tile * budget([full] * count, ratio)
+    ranks, step = found([full] * count, ratio, seed), rank_step(full)
+    assert all(rank % step == 0 and step <= rank <= full for rank in ranks)
+    assert sum(ranks) == step * budget([full] * count, ratio)
 
 
 @settings(max_examples=50, deadline=None)
@@ -73,7 +73,7 @@ def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(full, count,
 def test_groups_apart_share_the_cache_exactly(sizes, layers, ratio, seed):
     fulls = [16 * size for size in sizes] * layers
     ranks = found(fulls, ratio, seed)
-    units, costs = units_and_steps(fulls)
+    units, costs = units_and_costs(fulls)
     kept = sum(rank * units // full for rank, full in zip(ranks, fulls, strict=True))
     finest = [rank == full for rank, full, cost in zip(ranks, fulls, costs, strict=True) if cost == min(costs)]
     assert kept <= budget(fulls, ratio) < kept + (max(costs) if all(finest) else min(costs))
@@ -90,7 +90,7 @@ def test_fewer_ranks_are_a_part_of_more_ranks(ratios, full, seed):
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.1, 1), st.integers(0, 99))
 def test_losses_that_add_up_and_grow_lead_to_the_least(ratio, seed):
-    """Where a step is one tile, that is what the energy search finds from the other end."""
+    """Where a step is the smallest, that is what the energy search finds from the other end."""
     model = adding_model([128] * 4, seed)
     energies = [torch.tensor([sum(spectrum[rank:]) for rank in range(129)]).double() for spectrum in model.spectra]
     assert found([128] * 4, ratio, seed) == ranks_by_energy(energies, [128] * 4, ratio)
@@ -124,7 +124,7 @@ def test_the_first_step_is_the_least_of_all():
 
 
 @pytest.mark.parametrize(("full", "step"), [(16, 16), (64, 16), (256, 32), (512, 64), (24, 8), (320, 32)])
-def test_a_step_is_an_eighth_in_tiles(full, step):
+def test_a_step_is_an_eighth_in_whole_steps(full, step):
     assert full - lower_rank(full, full) == (step if full > step else 0)
     assert lower_rank(rank_step(full), full) == rank_step(full)
     assert step == max(rank_step(full), full // STEPS_PER_RANK // rank_step(full) * rank_step(full))

@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 
-from offline_compress.factors.decomposition import group_energy
-from offline_compress.model.access import KEY, VALUE, projection
+from offline_compress.factors.decomposition import BLOCK_ROWS, gram_matrix, group_energy
+from offline_compress.model.access import KEY, VALUE, dense_bytes, projection
 from offline_compress.plan import Plan
+from offline_compress.ranks.allocation import by_matrix, ranks_by_importance
+from offline_compress.ranks.rule import Calibration, Chosen, Rule
 from offline_compress.run.journal import Journal
-from offline_compress.run.memory import release_freed_memory
 from offline_compress.run.progress import OnEvent
-from offline_compress.run.stopwatch import lap, part
 from offline_compress.run.workers import one_thread
+from palu_vllm.format.kv import KV
 
+FLOAT64 = 8
 LEAST_SHARE = 0.5  # d_min / d_max
 RESOLVED = 1e-7  # of the largest singular value: below it squares in float64 say nothing (decomposition.py)
 
@@ -35,12 +37,12 @@ def condition_number(weight: torch.Tensor) -> float:
 
     1 where the weight is zero.
     """
-    values = group_energy(weight, None).sqrt()
+    values = group_energy(gram_matrix(weight, None)).sqrt()
     largest, smallest = values[-1].item(), values[-min(weight.shape)].item()
     return largest / max(smallest, RESOLVED * largest) if largest else 1.0
 
 
-def progressive_weights(conditions: Sequence[Sequence[float]]) -> list[float]:
+def progressive_weights(conditions: Sequence[KV[float]]) -> list[float]:
     """``d_l / d_max`` of every layer from the condition numbers of its K and V."""
     logs = [math.fsum(math.log(each) for each in pair) for pair in conditions]
     behind = list(accumulate(reversed(logs)))[::-1]
@@ -48,32 +50,38 @@ def progressive_weights(conditions: Sequence[Sequence[float]]) -> list[float]:
     return [1 - (1 - LEAST_SHARE) * (max(behind) - own) / spread if spread else 1.0 for own in behind]
 
 
-def importance_of(conditions: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Of K0, V0, K1, V1, ..., for ``allocate_ranks``: one number each."""
-    return [[weight] for weight in progressive_weights(conditions) for _ in (KEY, VALUE)]
+class Lorc(Rule):
+    """One layer's projections are in memory at a time."""
 
+    def peak_bytes(self, plan: Plan, samples: int) -> int:
+        """A projection, the Gram matrix of all its heads and what LAPACK adds."""
+        width = plan.geometry.num_kv_heads * plan.geometry.head_dim
+        rows = FLOAT64 * min(BLOCK_ROWS, width) * plan.geometry.hidden_size
+        return dense_bytes(plan.source) + 3 * FLOAT64 * width**2 + 2 * rows
 
-def measured_conditions(plan: Plan, journal: Journal, on_event: OnEvent) -> list[list[float]]:
-    """``[[of K, of V], ...]`` of every layer; goes on behind the last one in ``journal``."""
-    finished = [entry["conditions"] for entry in journal.layers()]
-    for layer in range(len(finished), plan.geometry.num_layers):
-        finished.append([_of_projection(plan, layer, name) for name in (KEY, VALUE)])
-        journal.add_layer(layer, {"conditions": finished[-1], "seconds": lap()})
-        release_freed_memory()
-        on_event({"event": "conditions", "number": layer, "of": plan.geometry.num_layers})
-    return finished
+    def choose(self, plan: Plan, data: Calibration, journal: Journal, tell: OnEvent) -> Chosen:
+        def measured(layer: int) -> dict[str, Any]:
+            return {"conditions": [_of_projection(plan, layer, name) for name in (KEY, VALUE)]}
+
+        def told(layer: int, _: dict[str, Any]) -> None:
+            tell({"event": "conditions", "number": layer, "of": plan.num_layers})
+
+        entries = journal.over_layers(plan.num_layers, measured, told)
+        conditions = [KV(*entry["conditions"]) for entry in entries]
+        weights = progressive_weights(conditions)
+        importance = [KV([weight], [weight]) for weight in weights]
+        found = {
+            "condition_number_k": [layer.key for layer in conditions],
+            "condition_number_v": [layer.value for layer in conditions],
+            "share_of_d_max": weights,
+        }
+        return Chosen(ranks_by_importance(plan, importance, by_matrix), {"rank_search": found})
 
 
 def _of_projection(plan: Plan, layer: int, name: str) -> float:
     weight = plan.source.tensor(projection(layer, name)).to(plan.device)
-    with part("svd"), one_thread():
+    with one_thread():
         return condition_number(weight)
 
 
-def condition_report(conditions: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """For ``palu_report.json``."""
-    return {
-        "condition_number_k": [key for key, _ in conditions],
-        "condition_number_v": [value for _, value in conditions],
-        "share_of_d_max": progressive_weights(conditions),
-    }
+RULE = Lorc()
