@@ -11,14 +11,14 @@ def check_sharing(options: CompressOptions, num_layers: int) -> None:
             f"{options.share_layers} of {num_layers} layers cannot share, because the first has none "
             "before it; give fewer --share-layers."
         )
-    if options.share_layers and options.calib_data is None:
-        raise CompressionError("--share-layers needs text to try layers on; add --calib-data, or give a --share-map.")
 
 
 def check_data(options: CompressOptions, samples_needed: int) -> None:
     """Raises CompressionError where calibration data is needed and not given."""
     if options.calib_data is not None:
         return
+    if options.share_layers:
+        raise CompressionError("--share-layers needs text to try layers on; add --calib-data, or give a --share-map.")
     if options.has_budget:
         raise CompressionError("a budget needs calibration data to choose ranks and bits on; add --calib-data.")
     if samples_needed:
