@@ -54,7 +54,7 @@ def command(directory: Path, *arguments: str) -> str:
 
 def test_the_command_has_it(tmp_path, dense):
     copied_package(tmp_path)
-    assert "depth" in command(tmp_path, "--help").split("--search")[1].split("}")[0]
+    assert "depth" in command(tmp_path, "--help").split("--search_method")[1].split("}")[0]
     options = ["--search=depth", "--objective=svd", "--rank-ratio=0.5"]
     dry = json.loads(command(tmp_path, str(dense("llama")), "out", *options, "--dry-run"))
     assert not dry["ranks_are_final"] and dry["predicted_layer_memory_bytes"] > 0
