@@ -153,9 +153,8 @@ def _check(source: SourceModel, on_event: OnEvent) -> bool:
 def _shared(plan: Plan, run: Run) -> tuple[Plan, dict[str, Any]]:
     """The plan with the layers that share, searched where they were not given, and what the report says of it."""
     options, samples = plan.options, run.samples
-    if not options.share_layers:
+    if not options.share_layers or samples is None:
         return plan, {}
-    assert samples is not None
 
     def search() -> dict[str, Any]:
         model = whole_model(plan.source, plan.config, plan.device)

@@ -70,7 +70,7 @@ def best_step(
     """
     lower = [lower_rank(rank, full) for rank, full in zip(ranks, full_ranks, strict=True)]
     matrices = [matrix for matrix, rank in enumerate(ranks) if lower[matrix] < rank]
-    known: list[float | None] = list(added)
+    known = {matrix: cost for matrix, cost in enumerate(added) if cost is not None}
     losses: dict[int, float] = {}
 
     def measure(matrix: int) -> None:
@@ -78,18 +78,13 @@ def best_step(
         share = (ranks[matrix] - lower[matrix]) / full_ranks[matrix]
         known[matrix] = (losses[matrix] - loss) / share
 
-    def cost(matrix: int) -> float:
-        found = known[matrix]
-        assert found is not None
-        return found
-
     for matrix in matrices:
-        if known[matrix] is None:
+        if matrix not in known:
             measure(matrix)
-    while (best := min(matrices, key=cost)) not in losses:
+    while (best := min(matrices, key=known.__getitem__)) not in losses:
         measure(best)
-    known[best] = None
-    return Step(matrix=best, rank=lower[best], loss=losses[best], added=known)
+    del known[best]
+    return Step(matrix=best, rank=lower[best], loss=losses[best], added=[known.get(each) for each in range(len(ranks))])
 
 
 def greedy_ranks(

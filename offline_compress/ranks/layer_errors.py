@@ -46,8 +46,9 @@ class LayerErrors:
 
 @torch.no_grad()
 def layer_errors(plan: Plan, grids: KV[Grid], view: LayerView) -> LayerErrors:
-    """Of the layer of ``view``."""
-    assert view.probes is not None
+    """Of the layer of ``view``. Raises ValueError where no samples were kept."""
+    if view.probes is None:
+        raise ValueError("errors are measured on samples, and none were kept")
     samples, finished = list(view.probes.first(COMPARED_SAMPLES)), view.probes.finished(KEY)
     refitted = view.probes if plan.refits else ()
 

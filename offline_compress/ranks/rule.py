@@ -35,6 +35,12 @@ class Calibration(NamedTuple):
     tokens: torch.Tensor | None
     views: LayerViews
 
+    def first(self, count: int) -> torch.Tensor:
+        """At most ``count`` samples. Raises ValueError where there are none, which a rule's ``needs`` prevents."""
+        if self.tokens is None:
+            raise ValueError("the rule looks at samples that it did not ask for")
+        return self.tokens[:count]
+
 
 @dataclass(frozen=True)
 class Chosen:

@@ -42,8 +42,7 @@ class Budget(Rule):
 
     def choose(self, plan: Plan, data: Calibration, journal: Journal, tell: OnEvent) -> Chosen:
         """Raises CompressionError where nothing fits into the budget."""
-        tried, budget = grids(plan), plan.budget_bytes
-        assert budget is not None
+        tried, budget = grids(plan), plan.budget_bytes or 0
         smallest = len(plan.caching_layers) * (tried.key.smallest_bytes + tried.value.smallest_bytes)
         if smallest > budget:
             raise CompressionError(

@@ -39,8 +39,7 @@ class Fisher(Rule):
         return FLOAT32 * (num_parameters(plan.source) + 2 * matrices + plan.seqlen * per_token)
 
     def choose(self, plan: Plan, data: Calibration, journal: Journal, tell: OnEvent) -> Chosen:
-        assert data.tokens is not None
-        tokens = data.tokens[: plan.options.fisher_samples]
+        tokens = data.first(plan.options.fisher_samples)
         importance = journal.remembered("fisher", lambda: _importance(plan, tokens, tell))
         return Chosen(ranks_by_importance(plan, [KV(*layer) for layer in importance], self._sharing))
 

@@ -62,10 +62,9 @@ def _lowered(plan: Plan, data: Calibration, journal: Journal, tell: OnEvent) -> 
 
     Factors are made anew where a run goes on; steps that ``journal`` has are not.
     """
-    assert data.tokens is not None
     projections = _projections(plan, data.views, tell)
     runner = LayerRunner(plan.source, plan.config, plan.device)
-    looked_at = data.tokens[:SAMPLES, :KEPT_TOKENS]
+    looked_at = data.first(SAMPLES)[:, :KEPT_TOKENS]
     with activation_file(journal.directory, (looked_at.shape[1], plan.geometry.hidden_size)) as file:
         model = LoweredModel(runner, projections, looked_at, file)
         full_ranks = flattened([plan.full_ranks] * plan.num_layers)

@@ -104,11 +104,10 @@ class Sensitivity(Energy):
 
 def _measured(plan: Plan, data: Calibration, journal: Journal, tell: OnEvent) -> dict[str, list]:
     """Energies and sensitivities of K and V of every layer; begins again where a run was killed."""
-    assert data.tokens is not None
     ranks, energies, views = uniform_ranks(plan), [], data.views.behind(0)
-    runner = LayerRunner(plan.source, plan.config, plan.device)
-    with activation_file(journal.directory, (data.tokens.shape[1], plan.geometry.hidden_size)) as file:
-        streams = TruncatedStreams(runner, data.tokens[:SAMPLES], file)
+    runner, tokens = LayerRunner(plan.source, plan.config, plan.device), data.first(SAMPLES)
+    with activation_file(journal.directory, (tokens.shape[1], plan.geometry.hidden_size)) as file:
+        streams = TruncatedStreams(runner, tokens, file)
         for layer in range(plan.num_layers):
             view = next(views)
             streams.add(layer, truncated(view, ranks[layer]))
