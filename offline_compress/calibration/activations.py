@@ -4,13 +4,13 @@ Plain reads and writes instead of a memory map: pages of a map count as resident
 as the system cares to keep, and the peak could not be promised.
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -22,7 +22,7 @@ INPUTS = "layer-inputs-"
 class ActivationFile:
     """Equally large float32 samples ``[tokens, hidden]`` in an open file, by their number."""
 
-    def __init__(self, file: BinaryIO, shape: tuple[int, int]):
+    def __init__(self, file: io.BufferedReader | io.BufferedRandom, shape: tuple[int, int]):
         self._file, self._shape = file, shape
         self._bytes = torch.float32.itemsize * shape[0] * shape[1]
 
@@ -60,7 +60,7 @@ class LayerInputs:
     @contextmanager
     def writing(self, layer: int) -> Iterator[ActivationFile]:
         """New ones for ``layer``, on the disk when the block ends."""
-        with self._path(layer).open("wb") as file:
+        with self._path(layer).open("w+b") as file:
             yield ActivationFile(file, self.shape)
             file.flush()
             os.fsync(file.fileno())

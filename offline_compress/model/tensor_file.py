@@ -75,7 +75,7 @@ class StoredTensor(NamedTuple):
         return values.view(len(starts) * shape[0], *shape[1:]) if shape else values[0]
 
 
-def fill(part: torch.Tensor, file: io.FileIO) -> None:
+def fill(part: torch.Tensor, file: io.FileIO | io.BufferedReader | io.BufferedRandom) -> None:
     """Reads the bytes of ``part``, contiguous and on the CPU. Raises CheckpointError if the file ends before."""
     view = memoryview(part.view(-1).view(torch.uint8).numpy())
     while view:
