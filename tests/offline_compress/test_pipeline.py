@@ -215,5 +215,7 @@ def test_events_tell_ranks_errors_seconds_and_memory(tmp_path, text, dense):
     assert [event["rank_k"] for event in layers] == report["rank_k"]
     assert [event["relative_error_v"] for event in layers] == report["relative_error_v"]
     assert all({"seconds", "resident_bytes"} <= event.keys() for event in layers)
+    assert [event["seconds"] for event in layers] == report["layer_seconds"]
+    assert 0 < sum(report["layer_seconds"]) < report["seconds"] + 0.01
     assert len([event for event in events if event["event"] == "fisher"]) == 6
     assert json.loads(json.dumps(events)) == events

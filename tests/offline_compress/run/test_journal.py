@@ -35,6 +35,17 @@ def test_what_is_remembered_is_computed_once(tmp_path):
     assert open_journal(tmp_path / "state", RUN).remembered("value", lambda: 1 / 0) == [0.1, 2]
 
 
+def test_layers_that_are_missing_are_computed_and_timed(tmp_path):
+    journal, told = open_journal(tmp_path / "state", RUN), []
+    journal.add_layer(0, {"twice": 0, "seconds": 0.5})
+    entries = journal.over_layers(
+        3, lambda layer: {"twice": 2 * layer}, lambda layer, entry: told.append((layer, entry))
+    )
+    assert [entry["twice"] for entry in entries] == [0, 2, 4]
+    assert entries[0]["seconds"] == 0.5 and all(entry["seconds"] >= 0 for entry in entries[1:])
+    assert told == [(1, entries[1]), (2, entries[2])]
+
+
 def test_a_file_that_was_not_finished_does_not_count(tmp_path):
     journal = open_journal(tmp_path / "state", RUN)
     with pytest.raises(TypeError):
