@@ -86,6 +86,7 @@ def _sizes(directory: Path) -> str:
     return (
         f"{stored / 2**20:,.1f} MiB of weights; {latent:,} bytes of KV cache per token in {dtype} "
         f"instead of {dense:,} ({dense / latent:.2f}x the tokens)"
+        + (f"; in 16 bits, vLLM's default, {palu.bytes_per_token(geometry, 'bfloat16'):,}" * (dtype == "float32"))
     )
 
 

@@ -9,7 +9,8 @@ from palu_vllm.format.checkpoint import check_shapes, expected_tensors
 from palu_vllm.format.config import rope_type
 from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.startup.connectors import separate_files
-from palu_vllm.startup.refusals import REFUSALS, dense_model_with_palu, on_cpu
+from palu_vllm.startup.notices import notices
+from palu_vllm.startup.refusals import REFUSALS, dense_model_with_palu
 from palu_vllm.startup.served import ServedConfig, served_config, serves_palu
 
 logger = init_logger("vllm.palu")
@@ -33,11 +34,8 @@ def check(vllm_config: VllmConfig) -> None:
     for refusal in REFUSALS:
         _raise_where(refusal(vllm_config, served))
     separate_files(vllm_config, served)
-    if vllm_config.lora_config is not None and on_cpu(vllm_config):
-        logger.warning_once(
-            "vLLM on a CPU applies an adapter to requests without one that share a batch with it "
-            "(vLLM pull request 48421); give every request an adapter, or serve the plain model apart."
-        )
+    for notice in notices(vllm_config, served):
+        logger.warning_once(notice)
 
 
 def _raise_where(sentence: str | None) -> None:
