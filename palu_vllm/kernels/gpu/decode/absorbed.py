@@ -107,22 +107,10 @@ def add_absorbed(
     u = tl.zeros([latent.shape[1], COLUMNS], latent.dtype)
     for head in tl.range(GROUP_SIZE, disable_licm=True):
         to_first, to_second = moved_query(
-            query_ptr,
-            stride_query_token,
-            stride_query_head,
-            query_len,
-            head,
-            position,
-            cos_sin_ptr,
-            coefficients_ptr,
-            QUERIES_PER_KV,
-            HEAD_DIM,
-            ROTARY_DIM,
-            FAST,
-            TILE_SLOW,
-            TERMS,
-            ROWS_PER_KV,
-        )
+            query_ptr, stride_query_token, stride_query_head, query_len, head, position, cos_sin_ptr, coefficients_ptr,
+            QUERIES_PER_KV=QUERIES_PER_KV, HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, FAST=FAST, TILE_SLOW=TILE_SLOW,
+            TERMS=TERMS, ROWS_PER_KV=ROWS_PER_KV,
+        )  # fmt: skip
         # [TILE_RANK, TILE_SLOW]
         rank_ptrs = up_ptr + head * HEAD_DIM + rank[:, None] * stride_k_up_rank
         up_first = tl.load(rank_ptrs + first_column[None, :], mask=mask, other=0.0).to(latent.dtype)
@@ -164,22 +152,10 @@ def absorbed_bias(
     added = tl.zeros([COLUMNS], tl.float32)
     for head in tl.range(GROUP_SIZE, disable_licm=True):
         to_first, to_second = moved_query(
-            query_ptr,
-            stride_query_token,
-            stride_query_head,
-            query_len,
-            head,
-            position,
-            cos_sin_ptr,
-            coefficients_ptr,
-            QUERIES_PER_KV,
-            HEAD_DIM,
-            ROTARY_DIM,
-            FAST,
-            TILE_SLOW,
-            TERMS,
-            ROWS_PER_KV,
-        )
+            query_ptr, stride_query_token, stride_query_head, query_len, head, position, cos_sin_ptr, coefficients_ptr,
+            QUERIES_PER_KV=QUERIES_PER_KV, HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, FAST=FAST, TILE_SLOW=TILE_SLOW,
+            TERMS=TERMS, ROWS_PER_KV=ROWS_PER_KV,
+        )  # fmt: skip
         head_ptr = bias_ptr + head * HEAD_DIM
         first = tl.load(head_ptr + first_column, mask=pair < HALF, other=0.0).to(tl.float32)
         second = tl.load(head_ptr + second_column, mask=pair < HALF, other=0.0).to(tl.float32)
@@ -227,48 +203,18 @@ def absorbed_scores(
         if rank_start > 0:
             latent = load_latent(slot_ptrs, valid, rank_start, latent.dtype, RANK_K, TILE_RANK, FORMAT_K)
         products = add_absorbed(
-            products,
-            latent,
-            rank_start,
-            up_ptr,
-            stride_k_up_rank,
-            query_ptr,
-            stride_query_token,
-            stride_query_head,
-            query_len,
-            position,
-            cos_sin_ptr,
-            coefficients_ptr,
-            GROUP_SIZE,
-            QUERIES_PER_KV,
-            HEAD_DIM,
-            ROTARY_DIM,
-            RANK_K,
-            FAST,
-            TILE_SLOW,
-            TERMS,
-            ROWS_PER_KV,
-        )
+            products, latent, rank_start, up_ptr, stride_k_up_rank, query_ptr, stride_query_token, stride_query_head,
+            query_len, position, cos_sin_ptr, coefficients_ptr, GROUP_SIZE=GROUP_SIZE, QUERIES_PER_KV=QUERIES_PER_KV,
+            HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, RANK_K=RANK_K, FAST=FAST, TILE_SLOW=TILE_SLOW, TERMS=TERMS,
+            ROWS_PER_KV=ROWS_PER_KV,
+        )  # fmt: skip
     if bias_ptr is not None:
         products += absorbed_bias(
-            bias_ptr,
-            query_ptr,
-            stride_query_token,
-            stride_query_head,
-            query_len,
-            position,
-            cos_sin_ptr,
-            coefficients_ptr,
-            GROUP_SIZE,
-            QUERIES_PER_KV,
-            HEAD_DIM,
-            ROTARY_DIM,
-            FAST,
-            TILE_SLOW,
-            TERMS,
-            ROWS_PER_KV,
-            COLUMNS,
-        )[None, :]
+            bias_ptr, query_ptr, stride_query_token, stride_query_head, query_len, position, cos_sin_ptr,
+            coefficients_ptr, GROUP_SIZE=GROUP_SIZE, QUERIES_PER_KV=QUERIES_PER_KV, HEAD_DIM=HEAD_DIM,
+            ROTARY_DIM=ROTARY_DIM, FAST=FAST, TILE_SLOW=TILE_SLOW, TERMS=TERMS, ROWS_PER_KV=ROWS_PER_KV,
+            COLUMNS=COLUMNS,
+        )[None, :]  # fmt: skip
     term = tl.arange(0, TERMS)
     # [TILE_TOKENS, TERMS]
     basis = tl.load(basis_ptr + term[None, :] * TILE_TOKENS + tl.arange(0, TILE_TOKENS)[:, None])

@@ -151,17 +151,24 @@ def decode_split_kernel(
             latent = load_latent(slot_ptrs, valid, 0, dtype, RANK_K, TILE_RANK, FORMAT_K)
         # [TILE_TOKENS, TILE_ROWS]
         scores = rebuilt_scores(
-            latent, query_tiles, slot_ptrs, met_at + tl.arange(0, TILE_TOKENS), valid, head_of_row, k_up_ptr,
-            stride_k_up_group, stride_k_up_rank, k_bias_ptr, k_norm_ptr, k_norm_eps, cos_sin_ptr, first_kv_head,
-            GROUP_SIZE_K, KV_HEADS, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, TILE_RANK, TILE_HALF,
+            latent=latent, query_tiles=query_tiles, slot_ptrs=slot_ptrs, tokens=met_at + tl.arange(0, TILE_TOKENS),
+            valid=valid, head_of_row=head_of_row, k_up_ptr=k_up_ptr, stride_k_up_group=stride_k_up_group,
+            stride_k_up_rank=stride_k_up_rank, k_bias_ptr=k_bias_ptr, k_norm_ptr=k_norm_ptr, k_norm_eps=k_norm_eps,
+            cos_sin_ptr=cos_sin_ptr, first_kv_head=first_kv_head, GROUP_SIZE_K=GROUP_SIZE_K, KV_HEADS=KV_HEADS,
+            HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, RANK_K=RANK_K, FORMAT_K=FORMAT_K, TILE_RANK=TILE_RANK,
+            TILE_HALF=TILE_HALF,
         )  # fmt: skip
         if coefficients_ptr is not None:
             key_group = first_kv_head // GROUP_SIZE_K
             up_ptr = k_up_ptr + key_group * stride_k_up_group + first_kv_head % GROUP_SIZE_K * HEAD_DIM
             scores += absorbed_scores(
-                latent, slot_ptrs, valid, up_ptr, stride_k_up_rank, bias_ptr, part_query_ptr, stride_query_token,
-                stride_query_head, query_len, met_at, cos_sin_ptr, basis_ptr, coefficients_ptr, KV_HEADS,
-                QUERIES_PER_KV, HEAD_DIM, ROTARY_DIM, RANK_K, FORMAT_K, FAST, TILE_SLOW, TERMS, ROWS_PER_KV, TILE_ROWS,
+                latent=latent, slot_ptrs=slot_ptrs, valid=valid, up_ptr=up_ptr, stride_k_up_rank=stride_k_up_rank,
+                bias_ptr=bias_ptr, query_ptr=part_query_ptr, stride_query_token=stride_query_token,
+                stride_query_head=stride_query_head, query_len=query_len, position=met_at, cos_sin_ptr=cos_sin_ptr,
+                basis_ptr=basis_ptr, coefficients_ptr=coefficients_ptr, GROUP_SIZE=KV_HEADS,
+                QUERIES_PER_KV=QUERIES_PER_KV, HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, RANK_K=RANK_K,
+                FORMAT_K=FORMAT_K, FAST=FAST, TILE_SLOW=TILE_SLOW, TERMS=TERMS, ROWS_PER_KV=ROWS_PER_KV,
+                TILE_ROWS=TILE_ROWS,
             )  # fmt: skip
         visible = visible_to(position, tokens, valid, SLIDING_WINDOW, NUM_SINKS, QUERIES)
         scores = tl.where(visible, scores * scale_log2, float("-inf"))

@@ -62,24 +62,11 @@ def rebuilt_scores(
         cos, sin = load_cos_sin(cos_sin_ptr, tokens, valid, ROTARY_DIM, TILE_HALF, index * TILE_HALF)
         for head in tl.range(KV_HEADS, disable_licm=True):
             key_first, key_second = rebuild_key(
-                latent,
-                slot_ptrs,
-                valid,
-                k_up_ptr,
-                stride_k_up_group,
-                stride_k_up_rank,
-                k_bias_ptr,
-                first_kv_head + head,
-                GROUP_SIZE_K,
-                HEAD_DIM,
-                ROTARY_DIM,
-                RANK_K,
-                FORMAT_K,
-                tokens.shape[0],
-                TILE_RANK,
-                TILE_HALF,
-                index * TILE_HALF,
-            )
+                latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr,
+                first_kv_head + head, GROUP_SIZE_K=GROUP_SIZE_K, HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM,
+                RANK_K=RANK_K, FORMAT_K=FORMAT_K, TILE_TOKENS=tokens.shape[0], TILE_RANK=TILE_RANK, TILE_HALF=TILE_HALF,
+                half_start=index * TILE_HALF,
+            )  # fmt: skip
             is_own = (head_of_row == head)[None, :]
             if k_norm_ptr is not None:
                 key_first, key_second, of_tile = weigh_key(

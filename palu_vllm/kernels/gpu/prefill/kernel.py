@@ -198,12 +198,16 @@ def prefill_kernel(
             distance = tl.maximum(position + 1 - NUM_SINKS - SLIDING_WINDOW, 0)
             before_sinks = turned_back(queries, query_ptrs, row_valid, distance, cos_sin_ptr, ROTARY_DIM)
         accumulated, running_max, running_sum = attend_to(
-            accumulated, running_max, running_sum, sinks_start, sinks_stop, to_row, -first, before_sinks.to(dtype),
-            position, scale_log2, key_head_ptr, value_group_ptr, columns, HEAD_DIM, RANK_V, 0, NUM_SINKS, TILE_TOKENS,
+            accumulated=accumulated, running_max=running_max, running_sum=running_sum, start=sinks_start,
+            stop=sinks_stop, to_row=to_row, to_position=-first, queries=before_sinks.to(dtype), position=position,
+            scale_log2=scale_log2, key_ptr=key_head_ptr, value_ptr=value_group_ptr, columns=columns, HEAD_DIM=HEAD_DIM,
+            RANK_V=RANK_V, SLIDING_WINDOW=0, NUM_SINKS=NUM_SINKS, TILE_TOKENS=TILE_TOKENS,
         )  # fmt: skip
     accumulated, running_max, running_sum = attend_to(
-        accumulated, running_max, running_sum, pass_start, pass_stop, to_row, 0, queries.to(dtype), position,
-        scale_log2, key_head_ptr, value_group_ptr, columns, HEAD_DIM, RANK_V, SLIDING_WINDOW, 0, TILE_TOKENS,
+        accumulated=accumulated, running_max=running_max, running_sum=running_sum, start=pass_start, stop=pass_stop,
+        to_row=to_row, to_position=0, queries=queries.to(dtype), position=position, scale_log2=scale_log2,
+        key_ptr=key_head_ptr, value_ptr=value_group_ptr, columns=columns, HEAD_DIM=HEAD_DIM, RANK_V=RANK_V,
+        SLIDING_WINDOW=SLIDING_WINDOW, NUM_SINKS=0, TILE_TOKENS=TILE_TOKENS,
     )  # fmt: skip
 
     if carried_ptr is not None:

@@ -81,23 +81,10 @@ def rebuild_keys_kernel(
     latent = load_latent(slot_ptrs, valid, 0, key_ptr.dtype.element_ty, RANK_K, TILE_RANK, FORMAT_K)
     # [TILE_CONTEXT, TILE_HALF]
     first, second = rebuild_key(
-        latent,
-        slot_ptrs,
-        valid,
-        k_up_ptr,
-        stride_k_up_group,
-        stride_k_up_rank,
-        k_bias_ptr,
-        kv_head,
-        GROUP_SIZE_K,
-        HEAD_DIM,
-        ROTARY_DIM,
-        RANK_K,
-        FORMAT_K,
-        TILE_CONTEXT,
-        TILE_RANK,
-        TILE_HALF,
-    )
+        latent, slot_ptrs, valid, k_up_ptr, stride_k_up_group, stride_k_up_rank, k_bias_ptr, kv_head,
+        GROUP_SIZE_K=GROUP_SIZE_K, HEAD_DIM=HEAD_DIM, ROTARY_DIM=ROTARY_DIM, RANK_K=RANK_K, FORMAT_K=FORMAT_K,
+        TILE_TOKENS=TILE_CONTEXT, TILE_RANK=TILE_RANK, TILE_HALF=TILE_HALF,
+    )  # fmt: skip
     if k_norm_ptr is not None:
         first, second, squares = weigh_key(first, second, k_norm_ptr, HEAD_DIM, ROTARY_DIM)
         inverse = tl.rsqrt(squares / HEAD_DIM + k_norm_eps)[:, None]

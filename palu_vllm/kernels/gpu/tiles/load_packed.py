@@ -23,20 +23,10 @@ def load_numbers(part_ptrs, valid, columns, wanted, dtype, FORMAT: tl.constexpr)
         numbers = tl.zeros([part_ptrs.shape[0], columns.shape[0]], dtype)
         for index in tl.static_range(1, len(FORMAT)):
             numbers = load_tiers(
-                numbers,
-                part_ptrs,
-                valid,
-                columns,
-                wanted,
-                FORMAT[index][0],
-                FORMAT[index][1],
-                FORMAT[index][2],
-                FORMAT[index][3],
-                FORMAT[index][4],
-                FORMAT[index][5],
-                FORMAT[0][3],
-                FORMAT[0][4],
-            )
+                numbers, part_ptrs, valid, columns, wanted, FIRST=FORMAT[index][0], SIZE=FORMAT[index][1],
+                COUNT=FORMAT[index][2], BITS=FORMAT[index][3], HEADER=FORMAT[index][4], PAYLOAD=FORMAT[index][5],
+                NUMBER_TYPE=FORMAT[0][3], SYMMETRIC=FORMAT[0][4],
+            )  # fmt: skip
     return numbers
 
 
