@@ -123,6 +123,7 @@ def store_and_attend(layer: Layer, query_len: int, device: Device, requests: int
 
 def calls_of(layer: Layer, device: Device) -> list[Call]:
     """Every kernel of a prefill and of decoding one and four queries per request, each specialisation once."""
-    steps = ({"query_len": 1}, {"query_len": 4}, {"query_len": 64}, {"query_len": 1, "requests": 1, "factored": True})
+    steps: list[dict[str, Any]] = [{"query_len": queries} for queries in (1, 4, 64)]
+    steps.append({"query_len": 1, "requests": 1, "factored": True})
     calls = [call for step in steps for call in launched(partial(store_and_attend, layer, device=device, **step))]
     return list({repr((call[0].__name__, specialised(*call))): call for call in calls}.values())

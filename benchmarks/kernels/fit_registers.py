@@ -64,13 +64,13 @@ def tiles_of(kind: str, call: Call) -> Tiles:
     return replace(tiles, rank=given["TILE_RANK"], pairs=pairs, values=given["TILE_VALUES"])
 
 
-def candidates(kind: str, tiles: Tiles) -> Iterator[Tiles]:
+def candidates(tiles: Tiles) -> Iterator[Tiles]:
     """Other tiles, those that cost least first: steps of fewer tokens read ``k_up`` more often and come last, then what
     differs least from the formulas'.
     """
     steps = product((tiles.tokens, tiles.tokens // 2), ALLOWED["num_stages"][:3])
     found = [replace(tiles, tokens=tokens, num_stages=stages) for tokens, stages in steps]
-    if kind == "decode":
+    if tiles.rank and tiles.pairs and tiles.values:  # of decoding
         ranks = [tiles.rank >> halvings for halvings in range(4)]
         values = (tiles.values, 2 * tiles.values, tiles.values // 2)
         sizes = list(product(ranks, (tiles.pairs, tiles.pairs // 2), values))
@@ -100,9 +100,9 @@ def fitted(job: Job) -> dict[str, Any]:
     device = replace(CHIPS[job.arch], tuned=())
     stack, winner, tried = stack_of(job, device), None, []
     if stack:
-        for tiles in candidates(job.kind, tiles_of(job.kind, job.call(device))):
+        for tiles in candidates(tiles_of(job.kind, job.call(device))):
             left = stack_of(job, replace(device, tuned=((job.key, tiles),)))
-            tried.append(tiles.stored() | {"stack": left})
+            tried.append({**tiles.stored(), "stack": left})
             if left == 0:
                 winner = tiles.stored()
                 break

@@ -23,15 +23,15 @@ class Layer:
     def with_latents(self, key_latents: int = 1, value_latents: int = 1) -> "Layer":
         """The same layer with that many latents of K and of V in a slot; ranks are those of one of them."""
         size = self.shape.group_size
-        sizes = {"group_size_k": size // key_latents, "group_size_v": size // value_latents}
-        return replace(self, shape=replace(self.shape, **sizes))
+        shape = replace(self.shape, group_size_k=size // key_latents, group_size_v=size // value_latents)
+        return replace(self, shape=shape)
 
     def with_window(self, sliding_window: int) -> "Layer":
         return replace(self, shape=replace(self.shape, sliding_window=sliding_window))
 
     def with_sinks(self, num_sinks: int, sliding_window: int, shift_sinks: bool) -> "Layer":
-        sinks = {"num_sinks": num_sinks, "sliding_window": sliding_window, "shift_sinks": shift_sinks}
-        return replace(self, shape=replace(self.shape, **sinks))
+        shape = replace(self.shape, num_sinks=num_sinks, sliding_window=sliding_window, shift_sinks=shift_sinks)
+        return replace(self, shape=shape)
 
     def with_rotary_dim(self, rotary_dim: int) -> "Layer":
         return replace(self, shape=replace(self.shape, rotary_dim=rotary_dim))
@@ -44,12 +44,14 @@ class Layer:
         value = LatentFormat(cut_into_tiers(self.shape.rank_v, fractions_v), dtype)
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
-    def grouped(self, group_size: int, symmetric: bool = False, clip: float = 1.0) -> "Layer":
-        """The same packed layer with its tiers cut into groups."""
-        parts = (self.shape.slot.key, self.shape.slot.value)
+    def in_scale_groups(self, size: int, symmetric: bool = False, clip: float = 1.0) -> "Layer":
+        """The same layer with its tiers cut into scale groups. Raises ValueError where it is not packed."""
+        slot = self.shape.slot
+        if slot is None:
+            raise ValueError("got a layer that is not packed, expected one with tiers to cut")
         key, value = (
-            replace(part, tiers=cut_into_scale_groups(part.tiers, group_size), symmetric=symmetric, clip=clip)
-            for part in parts
+            replace(form, tiers=cut_into_scale_groups(form.tiers, size), symmetric=symmetric, clip=clip)
+            for form in (slot.key, slot.value)
         )
         return replace(self, shape=replace(self.shape, slot=SlotFormat(key, value)))
 
@@ -125,7 +127,7 @@ SERVED_PACKED_LAYERS = {f"{name}_4_bits": layer.in_bits(4) for name, layer in RE
     ),
 }
 SERVED_PACKED_LAYERS |= {
-    f"{name}_groups{'_symmetric' * symmetric}": SERVED_PACKED_LAYERS[name].grouped(32, symmetric)
+    f"{name}_groups{'_symmetric' * symmetric}": SERVED_PACKED_LAYERS[name].in_scale_groups(32, symmetric)
     for name in list(SERVED_PACKED_LAYERS)
     if name.endswith(("_4_bits", "tiers"))
     for symmetric in (False, True)

@@ -50,7 +50,7 @@ def absorption_of(layer: Layer, tolerance: float = ABSORPTION_TOLERANCE) -> Abso
     if layer.has_key_norm:
         return None
     plan = plan_absorption(layer.frequencies(), layer.shape.queries_per_kv, ABSORPTION_TILES, tolerance)
-    return plan and Absorbing.of(plan)
+    return None if plan is None else Absorbing.of(plan)
 
 
 def tiles_of(layer: Layer, gpu: Gpu) -> tuple[Tiling, Tiling]:
@@ -115,7 +115,8 @@ def layer_of(
 ) -> Layer:
     """The layer of these options; one sentence for sizes that contradict each other."""
     try:
-        return models[options.shape].layer(*options.ranks, options.group_size)
+        rank_k, rank_v = options.ranks
+        return models[options.shape].layer(rank_k, rank_v, options.group_size)
     except ValueError as error:
         parser.error(str(error))
 

@@ -136,7 +136,7 @@ def checked_error(arm: Arm, case: Case) -> float | None:
 
 def share_of_bound(works: list[Work], gpu: Gpu | None, seconds: float) -> float | None:
     """The bound of the best plan over the time taken; None for a GPU whose rates are not known."""
-    return gpu and min(work.bound(gpu)[1] for work in works) / seconds
+    return None if gpu is None else min(work.bound(gpu)[1] for work in works) / seconds
 
 
 def parser_of(experiment: Experiment, smoke: bool) -> argparse.ArgumentParser:

@@ -40,8 +40,8 @@ class Palu(Arm):
         return self.shape.rank_v
 
     def store(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        latents = (part.unflatten(-1, (self.shape.num_groups, -1)) for part in (first, second))
-        self.attention.store(*latents, self.cache, self.slots)
+        key, value = (latents.unflatten(-1, (self.shape.num_groups, -1)) for latents in (first, second))
+        self.attention.store(key, value, self.cache, self.slots)
 
     def attend(self, query: torch.Tensor) -> torch.Tensor:
         self.attention.attend(query, self.cache, self.case.paged, self.out)

@@ -85,10 +85,10 @@ def fastest(
             continue
         if (out.float() - expected.float()).norm() <= arm.tolerance * expected.float().norm():
             times[tiles] = taken
-    best = min(times, key=times.get, default=None)
-    worth = best is not None and times[best] < WORTH * usual
+    best = min(times, key=times.__getitem__, default=None)
+    winner = best.stored() if best is not None and times[best] < WORTH * usual else None
     rows = [tiles.stored() | {"seconds": taken} for tiles, taken in times.items()]
-    return {"key": key, "formulas": usual, "candidates": rows, "winner": best.stored() if worth else None}
+    return {"key": key, "formulas": usual, "candidates": rows, "winner": winner}
 
 
 def tune(options: argparse.Namespace, case: Case, timer: Any) -> list[dict[str, Any]]:

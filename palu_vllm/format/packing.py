@@ -87,12 +87,12 @@ def clip_argument(form: LatentFormat) -> float:
 
 
 class Piece(NamedTuple):
-    """``count`` neighbouring tiers that are equal: their numbers of the latent, the bytes of their scales and minima,
-    and those of their payloads.
+    """``tiers`` equal tiers side by side, each like ``tier``: their numbers of the latent, the bytes of their scales
+    and minima, and those of their payloads.
     """
 
     tier: Tier
-    count: int
+    tiers: int
     numbers: slice
     header: slice
     payload: slice

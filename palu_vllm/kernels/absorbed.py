@@ -139,6 +139,8 @@ def absorbed_scores(
     from ``start`` on, at most ``tile_tokens`` of them; returns float32 ``[num_heads, tokens]``. Needs ``rebuild.k_up``
     and no ``rebuild.k_norm``.
     """
+    if rebuild.k_up is None:
+        raise ValueError("got no k_up; keys that are cached whole have nothing to absorb")
     fast, tokens = absorption.fast, len(latent_k)
     rotation = rotations(rebuild.cos_sin[start : start + tokens], shape.head_dim)
     # complex [num_kv_heads, queries_per_kv, pairs] and [num_groups_k, rank_k, group_size_k, pairs]

@@ -71,12 +71,11 @@ def store_latents(
     tokens = torch.nonzero(slot_mapping >= 0).flatten()
     slots = slot_mapping[tokens]
     block_size = cache.shape[2]
-    parts = latent_k[tokens], latent_v[tokens]
+    latents = [latent_k[tokens], latent_v[tokens]]
     if slot is not None:
-        sides = zip(parts, (slot.key, slot.value), strict=True)
-        parts = [pack(part.unflatten(-1, (-1, form.rank)), form).flatten(-2) for part, form in sides]
-    latents = torch.cat(parts, dim=-1)
-    cache[slots // block_size, :, slots % block_size] = latents.to(cache.dtype)
+        sides = zip(latents, (slot.key, slot.value), strict=True)
+        latents = [pack(latent.unflatten(-1, (-1, form.rank)), form).flatten(-2) for latent, form in sides]
+    cache[slots // block_size, :, slots % block_size] = torch.cat(latents, dim=-1).to(cache.dtype)
 
 
 def gather_latents(
@@ -122,7 +121,7 @@ def met_at(query_position: int, positions: torch.Tensor, shape: LayerShape) -> t
     Those stand right before the window, so that the distances of what a query sees are those within a cache of
     ``cached_tokens`` (StreamingLLM, arXiv 2309.17453, section 3.2).
     """
-    if not shape.shift_sinks:
+    if shape.cached_tokens is None or not shape.shift_sinks:
         return positions
     return positions + max(0, query_position + 1 - shape.cached_tokens) * (positions < shape.num_sinks)
 

@@ -44,17 +44,17 @@ PACKED_LAYERS = {
     "2_bits_uncompressed": LAYERS["uncompressed"].packed([(ALL, 2)], [(ALL, 2)]),
     "keys_16_values_4_bits": LAYERS["sliding_window"].packed([(ALL, 16)], [(ALL, 4)]),
     "tiers": LAYERS["group_of_eight"].packed([(0.25, 8), (0.75, 3)], [(0.25, 16), (0.25, 4), (0.5, 2)]),
-    "symmetric_3_bits": LAYERS["per_head_odd_ranks"].packed([(ALL, 3)], [(ALL, 3)]).grouped(0, symmetric=True),
-    "groups_4_bits": LAYERS["seven_queries_per_kv_bias"].packed([(ALL, 4)], [(ALL, 4)]).grouped(32, clip=0.8),
+    "symmetric_3_bits": LAYERS["per_head_odd_ranks"].packed([(ALL, 3)], [(ALL, 3)]).in_scale_groups(0, symmetric=True),
+    "groups_4_bits": LAYERS["seven_queries_per_kv_bias"].packed([(ALL, 4)], [(ALL, 4)]).in_scale_groups(32, clip=0.8),
     "groups_of_tiers": LAYERS["two_groups_bias_head_dim_80"]
     .packed([(0.5, 8), (0.5, 3)], [(0.25, 16), (0.75, 3)])
-    .grouped(16),
+    .in_scale_groups(16),
     "two_keys_per_slot_tiers": LAYERS["two_keys_per_slot"].packed([(0.5, 8), (0.5, 3)], [(0.5, 16), (0.5, 2)]),
     "two_values_per_slot_groups": LAYERS["two_values_per_slot_bias"]
     .packed([(ALL, 3)], [(ALL, 4)])
-    .grouped(16, clip=0.9),
+    .in_scale_groups(16, clip=0.9),
     "key_norm_4_bits": LAYERS["key_norm"].packed([(ALL, 4)], [(ALL, 4)]),
     "groups_symmetric_uncompressed": LAYERS["uncompressed_bias_head_dim_80"]
     .packed([(ALL, 2)], [(ALL, 4)])
-    .grouped(48, symmetric=True, clip=0.9),
+    .in_scale_groups(48, symmetric=True, clip=0.9),
 }

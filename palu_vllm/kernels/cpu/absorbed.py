@@ -22,12 +22,12 @@ def plan(frequencies: torch.Tensor, queries_per_kv: int, tile_tokens: int) -> Ab
 class AbsorbedScores:
     """Scores of one layer. Constants are prepared once; of ``k_up`` there is a copy in the layout of its products."""
 
-    def __init__(self, source: KeySource, absorption: Absorption) -> None:
+    def __init__(self, source: KeySource, up: torch.Tensor, absorption: Absorption) -> None:
         self.shape, self.source, self.absorption = source.shape, source, absorption
         fast = self.fast = 2 * absorption.fast  # numbers of a key that are rebuilt
         self.conjugated = absorption.coefficients.conj().resolve_conj().unsqueeze(1)  # [terms, 1, slow pairs]
-        up = source.k_up  # [num_groups_k, group_size_k, rank_k, head_dim]
-        # of shape [num_groups_k, rank_k, group_size_k * fast] and [num_groups_k, group_size_k, slow, rank_k]
+        # up [num_groups_k, group_size_k, rank_k, head_dim] as [num_groups_k, rank_k, group_size_k * fast] and
+        # [num_groups_k, group_size_k, slow, rank_k]
         self.fast_up = up[..., :fast].transpose(1, 2).flatten(2).contiguous()
         self.slow_up = up[..., fast:].transpose(2, 3).contiguous()
 
@@ -37,7 +37,7 @@ class AbsorbedScores:
         if source.k_up is None or source.k_norm is not None:
             return None
         absorption = plan(source.frequencies, source.shape.queries_per_kv, tile_tokens)
-        return absorption and cls(source, absorption)
+        return None if absorption is None else cls(source, source.k_up, absorption)
 
     def scores(self, paired: torch.Tensor, tiles: Tiles, latent_k: torch.Tensor) -> torch.Tensor:
         """``[num_groups_k, tiles, heads of a group, tile_tokens]``, nothing hidden yet.

@@ -104,7 +104,7 @@ def packed_format(form: LatentFormat) -> tuple:
     understands from 3.6 on: tuples of tuples, no deeper, and no strings, which it takes for attributes.
     """
     tiers = tuple(
-        (piece.numbers.start, piece.tier.size, piece.count, piece.tier.bits, piece.header.start, piece.payload.start)
+        (piece.numbers.start, piece.tier.size, piece.tiers, piece.tier.bits, piece.header.start, piece.payload.start)
         for piece in pieces(form)
     )
     header_used = sum(form.tier_header_bytes(tier) for tier in form.tiers)

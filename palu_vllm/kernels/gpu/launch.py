@@ -100,16 +100,16 @@ class TritonAttention:
         if batch.seq_lens.shape[0] == 0:
             return
         plan = self.plan(batch.max_query_len, dtype, cache.device)
-        if self.v_up is None or (plan is not None and self.reduce_multiplies(batch, plan)):
+        if self.v_up is None or (plan is not None and self.reduce_multiplies(batch, plan, self.v_up)):
             self.run(query, cache, batch, out, plan, dtype.itemsize, self.v_up)
             return
         latents = self.latent_out(out)
         self.run(query, cache, batch, latents, plan, dtype.itemsize)
         write_values(latents, self.v_up, out, batch.query_start_loc, self.shape)
 
-    def reduce_multiplies(self, batch: PagedBatch, plan: DecodePlan) -> bool:
+    def reduce_multiplies(self, batch: PagedBatch, plan: DecodePlan, v_up: torch.Tensor) -> bool:
         rows = batch.seq_lens.shape[0] * plan.tiling.queries
-        return reduce_multiplies(self.shape, rows, self.v_up.element_size())
+        return reduce_multiplies(self.shape, rows, v_up.element_size())
 
     def latent_out(self, out: torch.Tensor) -> torch.Tensor:
         """Scratch for ``[tokens, num_heads, rank_v]`` of the dtype of ``out``."""

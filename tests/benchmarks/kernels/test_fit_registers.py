@@ -20,7 +20,7 @@ STORED = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("sm_*.
 
 @pytest.mark.parametrize("kind", TILES)
 def test_candidates_can_be_stored_and_begin_with_small_changes(kind):
-    found = list(candidates(kind, TILES[kind]))
+    found = list(candidates(TILES[kind]))
     assert TILES[kind] not in found and len(set(found)) == len(found) > 4
     assert all(checked(Path("x"), "key", tiles.stored()) == tiles for tiles in found)
     tokens = [tiles.tokens for tiles in found]
@@ -30,7 +30,7 @@ def test_candidates_can_be_stored_and_begin_with_small_changes(kind):
 
 
 def test_nothing_is_smaller_than_a_product_of_tensor_cores():
-    found = list(candidates("decode", Tiles(16, 1, 8, rank=16, pairs=16, values=16)))
+    found = list(candidates(Tiles(16, 1, 8, rank=16, pairs=16, values=16)))
     assert found and all(min(x.tokens, x.rank, x.pairs, x.values) == 16 for x in found)
 
 

@@ -129,7 +129,7 @@ def decode_plan(shape: LayerShape, rebuild: KeyRebuild, queries: int, dtype: tor
         plan = DecodePlan(tiling)
         if absorbs:
             plan = plan_absorbed_tiles(known_frequencies(cos_sin, shape.head_dim), shape, tiling, dtype, device)
-        if plan.basis is not None:
+        if plan.basis is not None and plan.coefficients is not None:
             plan = DecodePlan(plan.tiling, plan.basis.to(cos_sin.device), plan.coefficients.to(cos_sin.device))
         known[key] = plan
     return known[key]

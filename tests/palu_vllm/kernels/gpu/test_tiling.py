@@ -67,14 +67,14 @@ TWO_TIERS, THREE_TIERS = [(0.25, 8), (0.75, 4)], [(0.25, 8), (0.25, 4), (0.5, 2)
 )
 def test_the_more_unpacking_holds_the_smaller_are_its_tiles(tiers, group_size, tile):
     packed = SERVED_LAYERS["llama_3_8b_256_256"].packed(tiers, tiers, "bfloat16")
-    layer = packed.grouped(group_size) if group_size else packed
+    layer = packed.in_scale_groups(group_size) if group_size else packed
     tiling = decode_tiling(layer.shape, 2, H200)
     assert (tiling.tokens, tiling.rank) == tile
     assert tiling.num_stages == 1 or tiling.rank == layer.shape.rank_k
 
 
 def test_a_single_tile_of_ranks_is_cut_only_for_many_rows():
-    few, many = (SERVED_LAYERS[name].packed([(1.0, 4)], [(1.0, 4)], "bfloat16").grouped(32).shape
+    few, many = (SERVED_LAYERS[name].packed([(1.0, 4)], [(1.0, 4)], "bfloat16").in_scale_groups(32).shape
                  for name in ("llama_3_8b_128_384", "qwen_2_7b_128_384"))  # fmt: skip
     assert few.rank_k == many.rank_k
     assert decode_tiling(few, 2, H200).rank == few.rank_k
