@@ -4,6 +4,7 @@ Those of prefill are in ``prefill_plan``.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from palu_vllm.format.latent_format import SlotFormat
 from palu_vllm.format.shape import LayerShape
@@ -15,14 +16,33 @@ ROWS_OF_ONE_QUERY = 32  # heads of one program: products of more take registers 
 ROWS_OF_SEVERAL_QUERIES = 16  # likewise, of several queries, each with a mask of its own
 DECODE_PAIRS = 32  # rebuilt together: keys, cosines and sines of more would not fit into registers beside the rest
 NORMALISED_PAIRS = 16  # likewise, where weights and sums of squares of a key norm are there too
-NORMALISED_RANK = 64  # likewise, of packed keys for several queries
-SMALL_VALUES = 64  # of one product: they pass through registers, and more would not fit there
-RANK_OF_MANY_ROWS = 128  # likewise, beside the scores of more than 16 rows
-TOKENS_IN_REGISTERS = 64  # likewise, where operands pass through registers too
-PACKED_RANK = 128  # likewise, where keys have several tiers, which are all held until they are joined
-CROWDED_TOKENS, CROWDED_RANK = 64, 64  # likewise, where packed latents meet many rows or come in three tiers or more
-GROUPED_TOKENS, GROUPED_RANK = 64, 32  # likewise, where every number is loaded with a scale of its own
-GROUPED_TIERS_TOKENS, GROUPED_TIERS_RANK = 32, 16  # likewise, where such numbers come in three tiers or more
+
+
+class Most(NamedTuple):
+    """The largest tile of decoding in one situation. What crowds the registers makes it smaller."""
+
+    tokens: int = LARGE_TILE
+    rank: int = LARGE_TILE
+    values: int = LARGE_TILE
+    num_stages: int = 2
+
+
+# Measured is what ``benchmarks.kernels.check`` counts: bytes of registers on the stack of kernels that are compiled
+# ahead of time. With these tiles none of the recommended shapes has any. No row has been timed on a chip.
+MOST = {
+    # situation: most                                       compiled for        because
+    "16-bit numbers": Most(128),                          # sm_90               tensor cores
+    "float32": Most(32, 32),                              # sm_90               products are unrolled
+    "many rows": Most(rank=128),                          # sm_90               scores of more than 16 rows
+    "operands in registers": Most(64),                    # sm_80, sm_89        no operands from shared memory
+    "any values": Most(values=64),                        # sm_90               they pass through registers
+    "one packed tier": Most(),                            # sm_90               nothing is joined
+    "several packed tiers": Most(rank=128),               # sm_90               all are held until they are joined
+    "crowded packed latents": Most(64, 64),               # sm_90               many rows, or three tiers or more
+    "scale groups": Most(64, 32, num_stages=1),           # sm_90               a scale per number
+    "scale groups in many tiers": Most(32, 16, num_stages=1),  # sm_90          both
+    "normalised packed keys of several queries": Most(rank=64),  # sm_80        norm and masks beside them
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,7 +151,7 @@ def decode_tiling(
     values = accumulated_numbers(shape.slot, rows, queries) // rows
     tiling = fitting_tiling(shape, rows, values, num_stages, element_size, device)
     if has_key_norm and queries > 1 and shape.slot is not None:
-        tiling = replace(tiling, rank=min(tiling.rank, NORMALISED_RANK))
+        tiling = replace(tiling, rank=min(tiling.rank, MOST["normalised packed keys of several queries"].rank))
     pairs = NORMALISED_PAIRS if has_key_norm else DECODE_PAIRS
     tiling = replace(tiling, half_tiles=half_tiles(tiling.half, pairs), queries=queries, parts=parts)
     return tiling.tuned(device.tiles(tuned_key("decode", shape, element_size, queries, has_key_norm)))
@@ -185,9 +205,12 @@ def fitting_tiling(
 
     Tiles of float32 stay small: it has no tensor cores, so that products are unrolled into scalar instructions.
     """
-    tokens, rank = (128, LARGE_TILE if rows == SMALLEST_TILE else RANK_OF_MANY_ROWS) if element_size <= 2 else (32, 32)
+    most = MOST["16-bit numbers" if element_size <= 2 else "float32"]
+    tokens, rank = most.tokens, most.rank
+    if rows > SMALLEST_TILE:
+        rank = min(rank, MOST["many rows"].rank)
     if not device.shared_operands:
-        tokens = min(tokens, TOKENS_IN_REGISTERS)
+        tokens = min(tokens, MOST["operands in registers"].tokens)
     tiling = Tiling(
         tokens=tokens,
         rank=min(padded(shape.rank_k), rank),
@@ -207,38 +230,40 @@ def in_small_products(tiling: Tiling, rank_v: int, slot: SlotFormat | None) -> T
     if slot is not None:
         tiling = with_packed_latents(tiling, slot)
     programs = ceil_div(rank_v, tiling.values)
-    values = min(tiling.values, SMALL_VALUES)
+    values = min(tiling.values, MOST["any values"].values)
     return replace(tiling, values=values, value_tiles=ceil_div(ceil_div(rank_v, programs), values))
 
 
 def with_packed_latents(tiling: Tiling, slot: SlotFormat) -> Tiling:
-    """Tiles that leave unpacking its registers. Only a single tile of ranks is loaded ahead."""
-    tokens, rank = packed_tile(slot, tiling.rows > SMALLEST_TILE, tiling.rank > PACKED_RANK)
+    """Tiles that leave unpacking its registers. Only a single tile of ranks is loaded ahead.
+
+    Ranks are cut only where they are many or meet many rows, because what lies past the first tile of ranks is unpacked
+    again for every head.
+    """
+    situation = packed_situation(slot, tiling.rows > SMALLEST_TILE)
+    most, many_ranks = MOST[situation], tiling.rank > MOST["several packed tiers"].rank
+    is_cut = tiling.rows > SMALLEST_TILE or many_ranks or situation == "scale groups in many tiers"
+    rank = most.rank if is_cut else LARGE_TILE
     return replace(
         tiling,
-        tokens=min(tiling.tokens, tokens),
+        tokens=min(tiling.tokens, most.tokens),
         rank=min(tiling.rank, rank),
-        num_stages=1 if rank < tiling.rank or slot.has_scale_groups else tiling.num_stages,
+        num_stages=1 if rank < tiling.rank else min(tiling.num_stages, most.num_stages),
     )
 
 
-def packed_tile(slot: SlotFormat, many_rows: bool, many_ranks: bool) -> tuple[int, int]:
-    """The most tokens and ranks that are unpacked together. Ranks are cut only where they are many or meet many rows,
-    because what lies past the first tile of ranks is unpacked again for every head.
-    """
+def packed_situation(slot: SlotFormat, many_rows: bool) -> str:
+    """The row of ``MOST`` for packed latents."""
     many_tiers = tier_count(slot) > 2
-    if slot.has_scale_groups and many_tiers:
-        return GROUPED_TIERS_TOKENS, GROUPED_TIERS_RANK
-    tokens, rank = LARGE_TILE, PACKED_RANK if len(slot.key.runs) > 1 else LARGE_TILE
     if slot.has_scale_groups:
-        tokens, rank = GROUPED_TOKENS, GROUPED_RANK
-    elif many_rows or many_tiers:
-        tokens, rank = CROWDED_TOKENS, CROWDED_RANK
-    return tokens, rank if many_rows or many_ranks else LARGE_TILE
+        return "scale groups in many tiers" if many_tiers else "scale groups"
+    if many_rows or many_tiers:
+        return "crowded packed latents"
+    return "several packed tiers" if len(slot.key.runs) > 1 else "one packed tier"
 
 
 def decode_splits(shape: LayerShape, tiling: Tiling, requests: int, max_seq_len: int, device: Device) -> int:
-    """Into how many parts the context is split, so that one wave of programs fills the device.
+    """How many splits a context has, so that one wave of programs fills the device.
 
     Depends on no tensor's contents, so that a captured graph can be replayed for shorter contexts.
     """

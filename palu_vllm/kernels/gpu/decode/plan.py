@@ -20,7 +20,7 @@ from palu_vllm.kernels.absorbed import (
     pairs_to_rebuild,
 )
 from palu_vllm.kernels.gpu.tiling import (
-    PACKED_RANK,
+    MOST,
     SMALLEST_TILE,
     Device,
     Tiling,
@@ -87,7 +87,7 @@ def absorbing(
     tiling = replace(
         tiling, half=fast, half_tiles=half_tiles(fast, tiling.pairs), slow=padded(len(frequencies) - fast), terms=terms
     )
-    if shape.slot is not None and tiling.rank > PACKED_RANK:
+    if shape.slot is not None and tiling.rank > MOST["several packed tiers"].rank:
         tiling = replace(tiling, num_stages=1)  # loading k_up ahead takes registers that unpacking needs
     return DecodePlan(tiling, chebyshev(tiling.tokens, terms).float(), parts.float().contiguous())
 

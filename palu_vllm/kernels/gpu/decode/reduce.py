@@ -1,4 +1,4 @@
-"""Joins the parts into which decoding has split a context, and says what the parts are."""
+"""Joins the splits of a context, and says what the splits are."""
 
 import triton
 import triton.language as tl
