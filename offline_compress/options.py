@@ -130,12 +130,20 @@ class CompressOptions:
         default=None,
         metavar="C",
     )
-    calib_data: str | None = _calibration(
-        "text file, .jsonl or .parquet with a field text, or hub dataset id[:configuration[:split]]; never the "
-        "text you evaluate on",
+    calib_data: str | tuple[str, ...] | None = _calibration(
+        "text, .jsonl, .json, .csv or .parquet file (.gz and .zst of these too) or hub dataset "
+        "id[:configuration[:split]]; several are mixed, each with its fraction of the samples, like a.jsonl=0.7 "
+        "b.txt=0.3; never the text you evaluate on",
         "--calib_dataset",
         default=None,
         metavar="FILE_OR_ID",
+        several=True,
+    )
+    calib_field: str | None = _calibration(
+        "the field or column with text, or with chats, which the model's own template renders (default: text, "
+        "content or messages)",
+        default=None,
+        metavar="NAME",
     )
     whiten_samples: int = _calibration(
         "most samples for the whitening", "--n_whiten_calib_samples", least=1, default=256, metavar="N"

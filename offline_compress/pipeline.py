@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from offline_compress.calibration.mixture import files_of
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
 from offline_compress.checkpoint.carried import carried
 from offline_compress.checkpoint.companions import copy_companions
@@ -61,7 +62,7 @@ def run(options: CompressOptions, on_event: OnEvent = ignore) -> dict[str, Any]:
     source = open_source(options.model)
     plan = make_plan(options, source)
     rule = _rule(plan)
-    inputs = [source.directory] + ([Path(options.calib_data)] if options.calib_data else [])
+    inputs = [source.directory, *files_of(options.calib_data)]
     check_target(options.out, inputs, options.overwrite or options.resume)
     for note in plan.notes:
         on_event({"event": "note", "text": note})
@@ -116,7 +117,13 @@ def _samples(plan: Plan, rule: Rule, on_event: OnEvent) -> CalibrationSamples | 
     if not wanted or options.calib_data is None:
         return None
     samples = load_samples(
-        options.calib_data, plan.source.directory, plan.config.vocab_size, wanted, plan.seqlen, options.seed
+        options.calib_data,
+        plan.source.directory,
+        plan.config.vocab_size,
+        wanted,
+        plan.seqlen,
+        options.seed,
+        options.calib_field,
     )
     on_event({"event": "calibration", "text": samples.label, "wanted": wanted})
     return samples

@@ -1,14 +1,15 @@
 """Calibration samples: equally long rows of real tokens, packed, never padded."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from offline_compress.calibration.text import read_documents
+from offline_compress.calibration.mixture import Ingredient, counts, ingredients
+from offline_compress.calibration.text import Chat, Document, read_documents
 from offline_compress.run.errors import CompressionError, reason
 from palu_vllm.format.checkpoint import read_json
 
@@ -72,25 +73,80 @@ def cut_samples(stream: list[int], prefix: list[int], count: int, seqlen: int, s
     return torch.cat([torch.tensor(prefix, dtype=torch.int64).expand(len(rows), -1), rows], dim=1)
 
 
-def load_samples(data: str, directory: Path, vocab_size: int, count: int, seqlen: int, seed: int) -> CalibrationSamples:
-    """Samples of a file or dataset in the tokens of the model in ``directory``.
+def load_samples(
+    data: str | Sequence[str],
+    directory: Path,
+    vocab_size: int,
+    count: int,
+    seqlen: int,
+    seed: int,
+    field: str | None = None,
+) -> CalibrationSamples:
+    """Samples of files or datasets in the tokens of the model in ``directory``, each with its fraction of them.
 
     Every sample begins with the tokens that the tokenizer puts before a text (BOS for Llama), as served prompts do.
-    Raises CompressionError if the text is too short or its tokens are not the model's.
+    Raises: CompressionError if the text is too short or its tokens are not the model's.
     """
-    tokenizer = load_tokenizer(directory)
-    documents = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in read_documents(data))
+    tokenizer, mixed = load_tokenizer(directory), ingredients(data)
+    parts = [_samples_of(each.data, tokenizer, count, seqlen, seed, field) for each in mixed]
+    tokens = _mixed(parts, [each.fraction for each in mixed], count, seed)
+    if int(tokens.max()) >= vocab_size:
+        raise CompressionError(
+            f"the tokenizer in {directory} gives token {int(tokens.max())}, the model has {vocab_size}; "
+            "give a model directory whose tokenizer belongs to it."
+        )
+    return CalibrationSamples(_name(mixed), tokens)
+
+
+def _samples_of(
+    data: str, tokenizer: PreTrainedTokenizerBase, count: int, seqlen: int, seed: int, field: str | None
+) -> torch.Tensor:
+    """Up to ``count`` samples of one file or dataset."""
+    documents = (_tokens(each, tokenizer, data) for each in read_documents(data, field))
     prefix = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream = pack(documents, separator, READ_AHEAD * count * seqlen)
-    if stream and max(stream) >= vocab_size:
-        raise CompressionError(
-            f"the tokenizer in {directory} gives token {max(stream)}, the model has {vocab_size}; "
-            "give a model directory whose tokenizer belongs to it."
-        )
     try:
-        tokens = cut_samples(stream, prefix, count, seqlen, seed)
+        return cut_samples(stream, prefix, count, seqlen, seed)
     except ValueError as error:
         raise CompressionError(f"{data} has {error} tokens; give more text or shorter samples.") from error
-    name = Path(data).name if Path(data).expanduser().is_file() else data
-    return CalibrationSamples(name, tokens)
+
+
+def _tokens(document: Document, tokenizer: PreTrainedTokenizerBase, data: str) -> list[int]:
+    """A chat through the model's template, which writes special tokens itself."""
+    text = _rendered(document, tokenizer, data) if isinstance(document, Chat) else document
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _rendered(chat: Chat, tokenizer: PreTrainedTokenizerBase, data: str) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise CompressionError(f"{data} has chats, and the model has no chat template; give plain text.")
+    try:
+        return tokenizer.apply_chat_template(chat.messages, tools=chat.tools, tokenize=False)
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CompressionError(
+            f"{data} has a chat that the model's chat template refuses ({reason(error)}); correct the file."
+        ) from error
+
+
+def _mixed(parts: list[torch.Tensor], fractions: list[float], count: int, seed: int) -> torch.Tensor:
+    """The samples of all, in an order by ``seed`` where there are several."""
+    if len(parts) == 1:
+        return parts[0]
+    wanted = counts(fractions, [len(part) for part in parts], count)
+    if 0 in wanted:
+        raise CompressionError(
+            f"{count} samples of mixed calibration data leave none for one of them; give more samples or more text."
+        )
+    rows = torch.cat([part[:number] for part, number in zip(parts, wanted, strict=True)])
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
+def _name(mixed: list[Ingredient]) -> str:
+    """The names of files without their folders, with fractions where there are several."""
+    names = [Path(data).name if Path(data).expanduser().is_file() else data for data, _ in mixed]
+    if len(mixed) == 1:
+        return names[0]
+    return " + ".join(f"{name} ({each.fraction:.3g})" for name, each in zip(names, mixed, strict=True))

@@ -1,85 +1,83 @@
-"""Documents from a text, jsonl or parquet file or from a hub dataset, read as they are needed."""
+"""Documents of a file or a hub dataset, read as they are needed: texts, or chats for the model's own template."""
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from offline_compress.calibration.records import Placed, Record, read_records
 from offline_compress.run.errors import CompressionError, reason
 
-TEXT_FIELD = "text"
-PIECE_CHARACTERS = 1 << 16
+FIELDS = ("text", "content", "messages")
 HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?(:[^/]+){0,2}"
 # the names that the reference implementation gives to hub datasets
 KNOWN_DATASETS = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1", "c4": "allenai/c4:en"}
 
 
-def read_documents(data: str) -> Iterator[str]:
-    """The documents of a file (.jsonl and .parquet: field ``text``; others: UTF-8 text) or a hub dataset.
+class Chat(NamedTuple):
+    """A conversation, and the tools that it may call."""
 
-    A text file is cut at line ends into documents of about 64 Ki characters. A hub dataset is
-    ``id[:configuration[:split]]``. Raises CompressionError for data that cannot be read.
+    messages: list[Mapping[str, Any]]
+    tools: list[Any] | None
+
+
+Document = str | Chat
+
+
+def read_documents(data: str, field: str | None = None) -> Iterator[Document]:
+    """Yields what a file or a hub dataset ``id[:configuration[:split]]`` has in ``field``, else in one of ``FIELDS``.
+
+    What is empty or white space is passed over. Raises: CompressionError for data that cannot be read.
     """
     path = Path(data).expanduser()
-    if not path.exists():
-        if not re.fullmatch(HUB_ID, data):
-            raise CompressionError(f"calibration data {data} is not a file, nor can it be the id of a hub dataset.")
-        return _hub_documents(data)
-    if not path.is_file():
-        raise CompressionError(f"calibration data {data} is a directory; give a text, jsonl or parquet file.")
-    readers = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
-    return _readable(path, readers.get(path.suffix, _text_documents)(path))
+    if path.is_dir():
+        raise CompressionError(f"calibration data {data} is a directory; give a text, jsonl, csv or parquet file.")
+    if path.exists():
+        return _documents(read_records(path), field)
+    if not re.fullmatch(HUB_ID, data):
+        raise CompressionError(f"calibration data {data} is not a file, nor can it be the id of a hub dataset.")
+    return _documents(_hub_records(data), field)
 
 
-def _readable(path: Path, documents: Iterator[str]) -> Iterator[str]:
-    try:
-        yield from documents
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompressionError(f"calibration data {path} cannot be read ({error}); give a UTF-8 text file.") from error
+def _documents(records: Iterator[Placed], field: str | None) -> Iterator[Document]:
+    for place, record in records:
+        found = _document(record, field, place)
+        if isinstance(found, Chat) or found.strip():
+            yield found
 
 
-def _text_documents(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        while lines := file.readlines(PIECE_CHARACTERS):
-            yield "".join(lines)
-
-
-def _jsonl_documents(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[TEXT_FIELD]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise CompressionError(
-                    f"line {number} of {path} is not a JSON object with the field {TEXT_FIELD!r}; correct the file."
-                ) from error
-            if not isinstance(text, str):
-                raise CompressionError(
-                    f"line {number} of {path} has a {TEXT_FIELD!r} that is not a string; correct the file."
-                )
-            yield text
-
-
-def _parquet_documents(path: Path) -> Iterator[str]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
+def _document(record: Record, field: str | None, place: str) -> Document:
+    if isinstance(record, str):
+        return _checked(record, place)
+    names = FIELDS if field is None else (field,)
+    name = next((name for name in names if name in record), None)
+    if name is None:
         raise CompressionError(
-            f"{path} needs pyarrow, which is not installed; pip install pyarrow or give jsonl."
-        ) from error
-    try:
-        file = parquet.ParquetFile(path)
-        if TEXT_FIELD not in file.schema_arrow.names:
-            raise CompressionError(f"{path} has no column {TEXT_FIELD!r}; it has {', '.join(file.schema_arrow.names)}.")
-        for batch in file.iter_batches(columns=[TEXT_FIELD]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
-    except ArrowException as error:
-        raise CompressionError(f"{path} is not a readable parquet file ({error}); give another file.") from error
+            f"{place} has no field {' or '.join(map(repr, names))}; it has {', '.join(map(str, record)) or 'none'}, "
+            "name one with --calib-field."
+        )
+    value = record[name]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _checked(value, place)
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) and "role" in each for each in value):
+        return Chat([{key: part for key, part in each.items() if part is not None} for each in value],
+                    record.get("tools") or None)  # fmt: skip
+    raise CompressionError(
+        f"{place} has a {name!r} that is not a string but {type(value).__name__}; name another with --calib-field."
+    )
 
 
-def _hub_documents(data: str) -> Iterator[str]:
+def _checked(text: str, place: str) -> str:
+    if "\0" in text:
+        raise CompressionError(f"{place} has NUL bytes, so it is no text; give a UTF-8 text file.")
+    if re.search("[\ud800-\udfff]", text):
+        raise CompressionError(f"{place} has half of a character (a lone surrogate); correct the file.")
+    return text
+
+
+def _hub_records(data: str) -> Iterator[Placed]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -90,9 +88,10 @@ def _hub_documents(data: str) -> Iterator[str]:
     name, configuration, split, *_ = (*KNOWN_DATASETS.get(data, data).split(":"), None, None)
     try:
         rows = load_dataset(name, configuration, split=split or "train", streaming=True)
-        for row in rows:
-            if row.get(TEXT_FIELD):
-                yield row[TEXT_FIELD]
+        for number, row in enumerate(rows, 1):
+            yield f"row {number} of {data}", row
+    except CompressionError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise CompressionError(
             f"calibration data {data} is not a file, and the hub gives no such dataset ({reason(error)}); "

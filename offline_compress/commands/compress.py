@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
         "Write a checkpoint whose KV cache holds low-rank latents (Palu).",
         EPILOG,
     )
-    made.add_argument("paths", nargs="+", metavar="PATH", help="MODEL OUT, or only OUT when --model_id is given")
+    made.add_argument("paths", nargs="*", metavar="PATH", help="MODEL OUT, or only OUT when --model_id is given")
     made.add_argument("--model_id", metavar="MODEL", help="model directory or hub id, instead of MODEL")
     sections = add_options(made, CompressOptions)
     sections[CALIBRATION].add_argument(
@@ -54,7 +54,10 @@ def parse_options(argv: Sequence[str] | None) -> CompressOptions:
     """Raises SystemExit(2) for arguments that argparse refuses, CompressionError for values that make no sense."""
     made = parser()
     given = vars(made.parse_intermixed_args(argv))
-    paths = [*([given.pop("model_id")] if "model_id" in given else []), *given.pop("paths")]
+    paths = [*([given.pop("model_id")] if "model_id" in given else []), *given.pop("paths", [])]
+    if "calib_data" in given:
+        given["calib_data"], rest = _data_and_paths(given["calib_data"], 2 - len(paths))
+        paths += rest
     if len(paths) != 2:
         made.error(f"got {len(paths)} paths ({', '.join(paths)}); expected MODEL OUT, or --model_id MODEL and OUT")
     if "rank_ratio" in given and given.keys() & {"target_compression", "bytes_per_token"}:
@@ -63,6 +66,13 @@ def parse_options(argv: Sequence[str] | None) -> CompressOptions:
         both = given.pop("calib_samples")
         given = {"whiten_samples": both, "fisher_samples": both} | given
     return CompressOptions(model=paths[0], out=Path(paths[1]), **given)
+
+
+def _data_and_paths(words: list[str], missing: int) -> tuple[tuple[str, ...] | str, list[str]]:
+    """Parts the words behind ``--calib-data``: as many paths as are missing stand at their end."""
+    behind = max(1, len(words) - max(0, missing))
+    data = tuple(words[:behind])
+    return data if len(data) > 1 else data[0], words[behind:]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

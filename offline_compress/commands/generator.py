@@ -64,6 +64,8 @@ def _add_option(group: argparse._ActionsContainer, field: dataclasses.Field, ask
     if bool in get_args(hint):
         group.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
         return
+    if asked.several:
+        settings |= {"nargs": "+", "action": "extend"}
     settings |= {"metavar": asked.metavar, "choices": asked.choices, "type": _reader(asked, hint)}
     group.add_argument(*names, required=field.default is dataclasses.MISSING, **settings)
 

@@ -20,11 +20,15 @@ class FinetuneOptions:
 
     checkpoint: Path = option("a directory that palu-compress wrote", positional=True, metavar="OUT")
     data: str = option(
-        "text file, .jsonl or .parquet with a field text, or hub dataset id; never the text you evaluate on",
+        "text, .jsonl, .json, .csv or .parquet file (.gz and .zst of these too) or hub dataset id; never the text you "
+        "evaluate on",
         metavar="FILE_OR_ID",
     )
     out: Path | None = option("a new directory (default: OUT is replaced)", default=None, metavar="DIR")
     _: KW_ONLY
+    data_field: str | None = option(
+        "the field or column with text or with chats (default: text, content or messages)", default=None, metavar="NAME"
+    )
     steps: int | None = option("of training (default: one pass over the samples)", default=None, least=0, metavar="N")
     samples: int = option("most samples of the data", default=8000, least=1, metavar="N")
     seqlen: int | None = option("tokens per sample (default: 1024, or the context)", default=None, least=2, metavar="N")

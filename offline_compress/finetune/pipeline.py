@@ -62,7 +62,8 @@ def _samples(options: FinetuneOptions, config: dict[str, Any]) -> CalibrationSam
         raise CompressionError(f"samples of {options.seqlen} tokens exceed the model's context of {context}.")
     count = options.samples if options.steps is None else min(options.samples, options.steps * options.batch_size)
     seqlen = options.seqlen or min(DEFAULT_SEQLEN, context)
-    return load_samples(options.data, options.checkpoint, config["vocab_size"], max(1, count), seqlen, options.seed)
+    vocabulary, field = config["vocab_size"], options.data_field
+    return load_samples(options.data, options.checkpoint, vocabulary, max(1, count), seqlen, options.seed, field)
 
 
 def _trained(

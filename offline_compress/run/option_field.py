@@ -16,7 +16,8 @@ class Asked:
     """What a command line says of one field, beyond its own name, type and default.
 
     ``names`` mean the same as ``--name-of-the-field``, and so do ``retired`` ones, with a notice. ``read`` makes the
-    value from a word where the field's type cannot. ``positional`` fields are asked for by place.
+    value from a word where the field's type cannot. ``positional`` fields are asked for by place, ``several``
+    words make a tuple.
     """
 
     help: str
@@ -28,6 +29,7 @@ class Asked:
     read: Callable[[str], Any] | None = None
     retired: tuple[str, ...] = ()
     positional: bool = False
+    several: bool = False
 
 
 def option(help: str, *names: str, default: Any = MISSING, **asked: Any) -> Any:

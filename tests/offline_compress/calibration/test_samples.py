@@ -94,7 +94,7 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path, tokenizer_directory):
         load_tokenizer(broken)
 
 
-@pytest.mark.parametrize("line", ["{", '{"content": "a"}', '{"text": 3}', "[]", '"text"'])
+@pytest.mark.parametrize("line", ["{", '{"other": "a"}', '{"text": 3}', "[]", '"text"'])
 def test_jsonl_lines_that_are_wrong(tmp_path, line):
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "good"}\n' + line + "\n")
