@@ -6,6 +6,7 @@ processes, asks both through the openai client, and prints them side by side.
 
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -112,7 +113,7 @@ def demonstrate(out: Path, rank_ratio: float) -> dict[str, dict[str, str]]:
         print(f"Compressing it to {rank_ratio:.0%} of its KV rank", flush=True)
         compress(out, "--rank-ratio", rank_ratio, "--calib-samples", SAMPLES, quiet=False)
         flags = ["--attention-backend", "palu", *FLAGS]
-        print(f"Serving the compressed model: vllm serve {out} {' '.join(flags)}", flush=True)
+        print(f"Serving the compressed model: vllm serve {shlex.quote(str(out))} {' '.join(flags)}", flush=True)
         with starting(out, flags, environment=environment) as palu:
             wait_until_healthy(dense)
             wait_until_healthy(palu)

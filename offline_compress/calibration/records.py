@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from offline_compress.run.errors import CompressionError, reason
 
@@ -34,7 +34,7 @@ def read_records(path: Path) -> Iterator[Placed]:
 def _opened(path: Path) -> IO[bytes]:
     packed = path.suffix.lower()
     if packed == ".gz":
-        return gzip.open(path)
+        return cast(IO[bytes], gzip.open(path))
     if packed != ".zst":
         return path.open("rb")
     try:
@@ -49,7 +49,7 @@ def _opened(path: Path) -> IO[bytes]:
 class _Zstandard(io.RawIOBase):
     """A stream whose damage is an OSError, like that of the other kinds."""
 
-    def __init__(self, stream: IO[bytes], damage: type[Exception]):
+    def __init__(self, stream: Any, damage: type[Exception]):
         self._stream, self._damage = stream, damage
 
     def readable(self) -> bool:

@@ -23,13 +23,13 @@ TEXTS = {
     "nothing": "",
     "one space": " ",
 }
-QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
-ANSWER = {"role": "assistant", "content": "It rains.  Still."}
-CALL = {"role": "assistant", "content": "", "tool_calls": [
+QUESTION: dict[str, Any] = {"role": "user", "content": "What is the weather in Paris?"}
+ANSWER: dict[str, Any] = {"role": "assistant", "content": "It rains.  Still."}
+CALL: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [
     {"id": "call12345", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
 ]}  # fmt: skip
-RESULT = {"role": "tool", "tool_call_id": "call12345", "name": "weather", "content": '{"sky": "rain"}'}
-CONVERSATIONS = {
+RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call12345", "name": "weather", "content": '{"sky": "rain"}'}
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "a question": [QUESTION],
     "a system prompt": [{"role": "system", "content": "Be brief.\n"}, QUESTION, ANSWER, QUESTION],
     "a tool call": [QUESTION, CALL, RESULT, ANSWER, QUESTION],
@@ -111,7 +111,7 @@ def _rendered(tokenizer: Any, name: str | None, messages: list[dict[str, Any]], 
     from jinja2 import TemplateError
 
     messages = json.loads(json.dumps(messages))  # templates may change what they are given
-    settings = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
+    settings: dict[str, Any] = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     if name is not None:
         settings["chat_template"] = name
     try:

@@ -2,10 +2,11 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from offline_compress.commands.command import run_command
+from offline_compress.commands.command import run_command, serve_command
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import CheckpointError
 
@@ -53,3 +54,8 @@ def test_success():
     done = []
     assert run_command("tool", lambda: done.append(1), "nothing happened.") == 0
     assert done == [1]
+
+
+def test_a_path_with_spaces_is_quoted_for_the_shell():
+    assert serve_command(Path("ou t ü")) == "vllm serve 'ou t ü' --attention-backend palu"
+    assert serve_command(Path("out")) == "vllm serve out --attention-backend palu"
