@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from palu_vllm.server import agreement
+from palu_vllm.server import doctor as doctor_module
 from palu_vllm.server.doctor import CHECKS as RUNS
 from palu_vllm.server.doctor import main
 from tests.support.processes import forked
 from tests.support.serving import outside
+from tests.support.tokenizers import write_tokenizer
 
 DOCTOR = Path(sys.executable).with_name("palu-doctor")
 CHECKS = ["vLLM", "plugin", "kernels", "configuration", "tensors", "values", "sizes", "greedy tokens"]
@@ -83,3 +85,13 @@ def test_quantized_layers_are_not_compared(palu, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "any"}}))
     assert RUNS["greedy tokens"](copy).startswith("not compared")
+
+
+@pytest.mark.parametrize(("kind", "ok"), [("GPT-2", True), ("cl100k", False)])
+def test_tokens_are_compared_with_those_of_the_model(tmp_path, monkeypatch, kind, ok):
+    monkeypatch.setattr(doctor_module, "CHECKS", {})
+    out = write_tokenizer(tmp_path / "out", "GPT-2", {"model_type": "palu_llama"})
+    base = write_tokenizer(tmp_path / "base", kind, {"model_type": "llama"})
+    (finding,) = doctor_module.examine(out, lambda check: None, base)
+    assert (finding.check, finding.ok) == ("tokenizer", ok)
+    assert finding.detail.startswith("12 texts and 6 renderings" if ok else "English is ")
