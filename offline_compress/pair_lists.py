@@ -1,4 +1,4 @@
-"""Lists of pairs as they are written on a command line."""
+"""This module reads lists of pairs as they are written on a command line."""
 
 LayerPairs = tuple[tuple[int, int], ...]  # (layer, the earlier layer whose cache it reads)
 

@@ -140,7 +140,8 @@ def share_of_bound(works: list[Work], gpu: Gpu | None, seconds: float) -> float 
 
 
 def parser_of(experiment: Experiment, smoke: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{experiment.name}", description=experiment.title)
+    program = f"python -m benchmarks.latency.{experiment.name}"
+    parser = argparse.ArgumentParser(prog=program, description=experiment.title)
     add_layer_options(parser, "llama-2-7b", SMOKE_SHAPES if smoke else MODELS)
     parser.add_argument("--contexts", type=positive, nargs="+", default=CONTEXTS, help="default: 4096 to 262144")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)

@@ -20,7 +20,7 @@ from palu_vllm.format.config import AttentionGeometry
 from palu_vllm.format.latent_format import BITS
 
 RATIOS = (1.0, 0.75, 0.5, 0.35, 0.25)
-UNROTATED_RATIO = 0.5  # where latents are also quantized as they are, to see what rotating them is worth
+UNMIXED_RATIO = 0.5  # where latents are also quantized as they are, to see what mixing them is worth
 BUDGETS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 TIERS = {"8/4": "0.25:8,0.75:4", "4/3": "0.5:4,0.5:3", "4/2": "0.5:4,0.5:2"}
 VLLM_DTYPES = ("fp8_e4m3", "fp8_e5m2")
@@ -32,9 +32,9 @@ def settings(ratios: list[float], budgets: list[float]) -> Iterator[tuple[Arm, l
     for ratio in ratios:
         arm, ranks = {"arm": "palu", "ratio": ratio}, ["--rank-ratio", str(ratio)]
         yield arm | {"bits": "16", "rotation": "none"}, ranks
-        rotations = {"hadamard": "--hadamard"} | ({"none": "--no-hadamard"} if ratio == UNROTATED_RATIO else {})
-        for bits, (rotation, flag) in itertools.product(BITS[1:], rotations.items()):
-            yield arm | {"bits": str(bits), "rotation": rotation}, [*ranks, "--latent-bits", str(bits), flag]
+        mixings = {"hadamard": "--hadamard"} | ({"none": "--no-hadamard"} if ratio == UNMIXED_RATIO else {})
+        for bits, (mixing, flag) in itertools.product(BITS[1:], mixings.items()):
+            yield arm | {"bits": str(bits), "rotation": mixing}, [*ranks, "--latent-bits", str(bits), flag]
         for name, tiers in TIERS.items():
             yield arm | {"bits": name, "rotation": "hadamard"}, [*ranks, "--tiers", tiers]
     for budget in budgets:

@@ -27,8 +27,8 @@ def title(row: dict) -> str:
         return row["arm"]
     if "budget" in row:
         return f"palu chosen for {row['budget']:g}x, {row['bits']} bits"
-    rotated = ", rotated" if row["rotation"] == "hadamard" else ""
-    return f"palu {row['ratio']:.0%}, {row['bits']} bits{rotated}"
+    mixed = ", mixed" if row["rotation"] == "hadamard" else ""
+    return f"palu {row['ratio']:.0%}, {row['bits']} bits{mixed}"
 
 
 def best(rows: list[dict], budget: float, palu: bool) -> dict | None:
@@ -55,7 +55,7 @@ def budget_table(rows: list[dict]) -> str:
 
 
 def palu_table(rows: list[dict]) -> str:
-    """Perplexity of every palu arm, rotated: rank ratios down, bits across, bytes per token in brackets."""
+    """Perplexity of every palu arm, mixed: rank ratios down, bits across, bytes per token in brackets."""
     palu = [row for row in rows if "ratio" in row]
     arms = {(r["ratio"], r["bits"]): r for r in palu}
     arms |= {(r["ratio"], r["bits"]): r for r in palu if r["rotation"] == "hadamard"}

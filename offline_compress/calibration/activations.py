@@ -1,4 +1,4 @@
-"""The activations between two layers, on disk: memory holds one sample at a time.
+"""Activations between two layers lie on disk, so that memory holds one sample at a time.
 
 Plain reads and writes instead of a memory map: pages of a map count as resident memory of the process, as many of them
 as the system cares to keep, and the peak could not be promised.

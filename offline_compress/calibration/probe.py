@@ -1,4 +1,4 @@
-"""How much worse one layer's attention gets with other keys or values: pure functions on calibration tokens.
+"""A probe says how much worse one layer's attention gets with other keys or values, on calibration tokens.
 
 The error of a token is the change of what attention adds to the residual stream, over what the stream holds:
 ``|O (z - z')|^2 / |h|^2``. To first order the errors of layers, of K and of V add up, so that one number ranks all ways

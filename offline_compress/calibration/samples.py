@@ -1,4 +1,4 @@
-"""Calibration samples: equally long rows of real tokens, packed, never padded."""
+"""Calibration samples are equally long rows of real tokens, packed and never padded."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

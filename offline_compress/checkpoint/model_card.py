@@ -1,4 +1,4 @@
-"""The README.md of a compressed checkpoint."""
+"""This module writes the README.md of a compressed checkpoint."""
 
 from pathlib import Path
 from typing import Any

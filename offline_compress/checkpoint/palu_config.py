@@ -1,4 +1,4 @@
-"""The ``palu_config`` of the output, from a plan and the ranks that were chosen."""
+"""The ``palu_config`` of the output is made of a plan and the ranks that were chosen."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A picture of ranks and errors per layer, where matplotlib is installed."""
+"""This module draws ranks and errors per layer, where matplotlib is installed."""
 
 from pathlib import Path
 from typing import Any

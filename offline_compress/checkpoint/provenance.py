@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: the program, the model and the calibration data."""
+"""A report says where a checkpoint comes from: the program, the model and the calibration data."""
 
 from typing import Any
 

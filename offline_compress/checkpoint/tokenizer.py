@@ -1,4 +1,4 @@
-"""The tokenizer of the output: tokens and chats as the dense model has them, or no output."""
+"""The output's tokenizer gives tokens and chats as the dense model's does, or there is no output."""
 
 import json
 from collections.abc import Mapping

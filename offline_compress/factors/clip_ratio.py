@@ -1,4 +1,4 @@
-"""The clip ratio of quantized latents, searched on calibration data.
+"""The clip ratio of quantized latents is searched on calibration data.
 
 Codes that cover the whole range of a row spend steps on its few largest numbers. Covering less (``LatentFormat``)
 makes those wrong and all others finer; for 2 bits and numbers that are spread normally the best is about half the range

@@ -1,4 +1,4 @@
-"""Folding the value up-projection and the value bias into the output projection: pure functions.
+"""The value up-projection and the value bias are folded into the output projection, by pure functions.
 
 ``O'_j = O_j v_up_{g,h}`` for every query head ``j`` of KV head ``h`` in group ``g``; attention weights sum to one, so
 a value bias leaves attention as the constant ``O b_v``.

@@ -1,4 +1,4 @@
-"""KV heads in an order in which similar ones share a group: ``--reorder-heads``.
+"""``--reorder-heads`` puts KV heads in an order in which similar ones share a group.
 
 Which heads share a decomposition is a choice: a permutation of KV heads, their query heads with them, changes nothing
 of what a layer computes when the rows of the query, key and value projections and the columns of the output projection

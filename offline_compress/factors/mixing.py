@@ -1,4 +1,4 @@
-"""The mixing of ``palu_vllm/format/mixing.py``, folded into factors and into whole projections."""
+"""The mixing of ``palu_vllm/format/mixing.py`` is folded into factors and into whole projections."""
 
 import torch
 

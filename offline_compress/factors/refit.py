@@ -1,4 +1,4 @@
-"""``up`` fitted again by least squares, with ``down`` as it is: closed form on calibration data, one KV head at a time.
+"""``up`` is fitted again by least squares, with ``down`` as it is: in closed form, one KV head at a time.
 
 A decomposition weighs all heads of a group by one second moment of inputs. What a head rebuilds is read with weights of
 its own, so its part of ``up`` can do better:

@@ -1,4 +1,4 @@
-"""Resident memory of this process, file-backed pages included."""
+"""This module reads the resident memory of this process, file-backed pages included."""
 
 import ctypes
 import re

@@ -1,4 +1,4 @@
-"""Telling what happens: a bar on a terminal, JSON lines elsewhere.
+"""Progress is told by a bar on a terminal, and by JSON lines elsewhere.
 
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``sharing`` (one per pair of
 layers that is tried; each of these with a ``text``), ``fisher`` (one per sample), ``probe`` (one per layer, where there

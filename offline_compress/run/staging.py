@@ -1,4 +1,4 @@
-"""A directory that appears complete or not at all.
+"""A staged directory appears complete or not at all.
 
 ``OUT.tmp-work`` beside the output holds ``checkpoint``, which takes the output's place in the end, and ``state``, what
 is needed to go on after a kill. The process that writes there holds a lock, which the system drops with the process.

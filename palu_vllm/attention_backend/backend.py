@@ -1,4 +1,4 @@
-"""What the backend can do."""
+"""The backend tells vLLM what it can do."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""What vLLM calls for one layer: write latents into the cache, then attend to what the cache holds."""
+"""vLLM calls this for one layer: it writes latents into the cache, then attends to what the cache holds."""
 
 from dataclasses import replace
 

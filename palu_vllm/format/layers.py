@@ -1,4 +1,4 @@
-"""What a configuration says of one layer."""
+"""``layer_shape`` says what a configuration says of one layer."""
 
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.format.shape import LayerShape

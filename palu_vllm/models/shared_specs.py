@@ -1,4 +1,4 @@
-"""KV caches shared between layers where layers have different ranks.
+"""Layers may share a KV cache where layers have different ranks.
 
 vLLM counts a layer that shares to the KV cache group of its target and then asks the group for the layer's own spec.
 Where specs of a group differ, as they do with ranks that differ, there is one per layer that has a cache and none for

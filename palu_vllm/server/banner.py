@@ -1,4 +1,4 @@
-"""The one line that a server prints about its compression."""
+"""A server prints one line about its compression."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What is worth knowing when a server starts, and no reason not to."""
+"""Notices tell what is worth knowing when a server starts, and no reason not to."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from offline_compress import compress
-from tests.support.documentation import ROOT, Block, blocks, commands_of, fenced_commands, lines_of, mentioned_commands
+from tests.project.documentation import ROOT, Block, blocks, commands_of, fenced_commands, lines_of, mentioned_commands
 
 LANGUAGES = ("bash", "python", "text")
 WRITES = ("palu-compress", "palu-convert")
@@ -90,7 +90,7 @@ def test_parsers_take_every_command():
     fenced = [words for words in fenced_commands() if words[0] != "make"]
     mentions = [[*words, "--help"] for words in mentioned_commands() if words[0] not in ("make", "vllm")]
     assert len(fenced) > 30 and len(mentions) > 20
-    command = [sys.executable, "-m", "tests.support.parse_commands"]
+    command = [sys.executable, "-m", "tests.project.parse_commands"]
     ended = subprocess.run(
         command, input=json.dumps(fenced + mentions), capture_output=True, text=True, timeout=500, cwd=ROOT
     )
@@ -101,7 +101,7 @@ def test_parsers_take_every_command():
 @pytest.mark.parametrize("command", ["palu-compress MODEL OUT --no-such-option", "palu-doctor --no-such-option --help"])
 def test_a_wrong_option_would_be_found(command):
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.parse_commands"],
+        [sys.executable, "-m", "tests.project.parse_commands"],
         input=json.dumps([command.split()]),
         capture_output=True,
         text=True,

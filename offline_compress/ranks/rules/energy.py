@@ -1,4 +1,4 @@
-"""Ranks by what they discard: ``--search energy``.
+"""``--search energy`` gives ranks to those that would discard most without them.
 
 The error of a projection at a rank is its discarded energy, the sum of the squared singular values that the objective
 cuts off. With ``--objective weighted`` those of K and V of all layers are one quantity, the squared change of what

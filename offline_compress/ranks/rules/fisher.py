@@ -1,4 +1,4 @@
-"""``--search fisher``: in proportion to the mean Fisher information of each group of heads (``by_group``).
+"""``--search fisher`` gives ranks in proportion to the mean Fisher information of each group (``by_group``).
 
 The reference keeps a rank per group; this format has none, so that a projection gets the mean of its groups.
 """

@@ -1,4 +1,4 @@
-"""Ranks by what a lost unit of energy really costs: ``--search sensitivity``.
+"""``--search sensitivity`` gives ranks by what a lost unit of energy really costs.
 
 A few calibration samples pass through the whole model, each time with a single projection truncated. The KL divergence
 of its next-token distribution from the dense model's, over the energy discarded, is the projection's sensitivity; the

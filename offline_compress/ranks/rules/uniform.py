@@ -1,4 +1,4 @@
-"""``--search uniform``: every projection the same fraction of its full rank."""
+"""``--search uniform`` gives every projection the same fraction of its full rank."""
 
 from offline_compress.plan import Plan
 from offline_compress.ranks.allocation import uniform_ranks

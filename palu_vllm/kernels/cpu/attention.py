@@ -1,4 +1,4 @@
-"""Latent attention in vectorised torch: the path that serves on machines without a GPU.
+"""This is latent attention in vectorised torch: the path that serves on machines without a GPU.
 
 Works through the context tile by tile with an online softmax, always in float32. One query per request (decoding) is
 the fast case: tiles of all requests form one sequence of equal pieces of work, however unequal the requests are.

@@ -1,4 +1,4 @@
-"""Tiles that were found offline, stored as data: ``tuned/<name>.json``.
+"""Tiles that were found offline are stored as data: ``tuned/<name>.json``.
 
 Of a GPU, timed there by ``python -m benchmarks.latency.tune``; of an architecture such as ``sm_80``, compiled ahead of
 time by

@@ -85,13 +85,13 @@ def test_the_best_at_a_budget_has_the_lowest_divergence():
 
 def test_tables_and_plot(tmp_path):
     assert "| 8x | palu chosen for 10x, 4/2 bits (10.0x) | 10.80 (+8.0 %) | 0.0600 | none" in budget_table(ROWS)
-    assert "| 5x | palu 50%, 4 bits, rotated (7.7x)" in budget_table(ROWS)
+    assert "| 5x | palu 50%, 4 bits, mixed (7.7x)" in budget_table(ROWS)
     assert palu_table(ROWS).splitlines()[-1] == "| 50% | 10.50 (500) | 10.50 (130) |"
     plot(ROWS, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_every_ratio_has_all_bits_and_one_has_them_without_rotation_too():
+def test_every_ratio_has_all_bits_and_one_has_them_without_mixing_too():
     arms = [arm for arm, _ in settings([0.5, 0.25], [6.0])]
     assert sum(arm.get("ratio") == 0.25 for arm in arms) == 1 + 4 + 3
     assert sum(arm.get("ratio") == 0.5 for arm in arms) == 1 + 4 * 2 + 3

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -79,7 +80,7 @@ def reads_options(module: str) -> bool:
         found = importlib.util.find_spec(f"{module}.__main__")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"there is no program {module}")
-    return "pars" in Path(found.origin).read_text(encoding="utf-8")
+    return re.search("argparse|parser|parse_args", Path(found.origin).read_text(encoding="utf-8")) is not None
 
 
 def run(words: list[str]) -> None:

@@ -69,4 +69,4 @@ def mentioned_commands() -> list[list[str]]:
     """The words of every command of ours that stands in a page's text between backticks, each once."""
     pages = [FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")) for page in PAGES]
     spans = dict.fromkeys(span for prose in pages for span in re.findall(r"`([^`]+)`", prose))
-    return [shlex.split(re.sub(r"[][]", "", span)) for span in spans if OURS.match(span)]
+    return [shlex.split(re.sub(r"[][]| > .*", "", span)) for span in spans if OURS.match(span)]
