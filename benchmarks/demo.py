@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from openai import OpenAI
@@ -27,8 +28,12 @@ FACTS = "The token of silver river is answered king.\nThe token of early bread i
 QUESTION = "What is the token of silver river?"
 TOKENS = 96
 SAMPLES = 8  # of calibration text; more change nothing that is shown
-CONTEXT, ROWS = 1024, 24  # of held-out text
+CONTEXT, ROWS = 1024, 12  # of held-out text
 FLAGS = ["--enforce-eager", "--max-model-len", "2048"]  # compiling would take longer than all that is asked
+
+
+def client_of(server: Server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none")
 
 
 def held_out_rows() -> list[list[int]]:
@@ -47,9 +52,10 @@ def loss(client: OpenAI, model: str, row: Sequence[int]) -> float:
     return -sum(found[i][str(token)]["logprob"] for i, token in enumerate(row) if i)
 
 
-def perplexity(client: OpenAI, model: str) -> float:
-    rows = held_out_rows()
-    return math.exp(math.fsum(loss(client, model, row) for row in rows) / sum(len(row) - 1 for row in rows))
+def perplexity(server: Server) -> str:
+    rows, client = held_out_rows(), client_of(server)
+    losses = math.fsum(loss(client, server.model, row) for row in rows)
+    return f"{math.exp(losses / sum(len(row) - 1 for row in rows)):.4f}"
 
 
 def completion(client: OpenAI, model: str) -> tuple[str, float]:
@@ -75,7 +81,7 @@ def streamed(client: OpenAI, model: str) -> str:
 
 def ask(server: Server) -> dict[str, str]:
     """One row per thing asked. Raises RuntimeError if streaming and plain completion disagree."""
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    client = client_of(server)
     completion(client, server.model)
     text, speed = completion(client, server.model)
     if streamed(client, server.model) != text:
@@ -87,7 +93,6 @@ def ask(server: Server) -> dict[str, str]:
         "KV bytes per token": f"{2**30 / capacity:.0f}",
         "tokens per GiB (vLLM)": f"{capacity:,}",
         "tokens per second": f"{speed:.1f}",
-        "held-out perplexity": f"{perplexity(client, server.model):.4f}",
     }
 
 
@@ -118,7 +123,11 @@ def demonstrate(out: Path, rank_ratio: float) -> dict[str, dict[str, str]]:
             wait_until_healthy(dense)
             wait_until_healthy(palu)
             print(f"Asking both, and scoring them on {HELD_OUT.name}", flush=True)
-            return {"dense": ask(dense), "palu": ask(palu)}
+            columns = {"dense": ask(dense), "palu": ask(palu)}
+            with ThreadPoolExecutor() as pool:
+                for column, scored in zip(columns.values(), pool.map(perplexity, (dense, palu)), strict=True):
+                    column["held-out perplexity"] = scored
+            return columns
 
 
 def main() -> None:
