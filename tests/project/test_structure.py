@@ -24,7 +24,7 @@ def test_files_and_functions_are_short(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             kernel = any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
             length = node.end_lineno - node.lineno + 1
-            assert length <= (140 if kernel else 60), f"{node.name} has {length} lines"
+            assert length <= (120 if kernel else 50), f"{node.name} has {length} lines"
 
 
 def test_no_machine_is_named():

@@ -111,10 +111,7 @@ def prefill_kernel(
     carried_ptr,  # None, or [tokens, heads of the pass, RANK_V] float32, not normalised
     carried_max_ptr,  # None, or [programs for values, tokens, heads of the pass] float32, in units of log 2
     carried_sum_ptr,  # None, or [programs for values, tokens, heads of the pass] float32
-    stride_query_token,
-    stride_query_head,
-    stride_out_token,
-    stride_out_head,
+    stride_query_token, stride_query_head, stride_out_token, stride_out_head,
     scale_log2,  # scale / ln 2
     num_requests,
     num_queries,
@@ -122,22 +119,12 @@ def prefill_kernel(
     kv_heads_of_pass,
     first_tile,
     tiles,
-    GROUP_SIZE: tl.constexpr,
-    GROUP_SIZE_V: tl.constexpr,
-    QUERIES_PER_KV: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROTARY_DIM: tl.constexpr,
-    RANK_V: tl.constexpr,
-    SLIDING_WINDOW: tl.constexpr,
-    NUM_SINKS: tl.constexpr,
-    SHIFT_SINKS: tl.constexpr,
-    TILE_CONTEXT: tl.constexpr,
-    TILE_HALF: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_VALUES: tl.constexpr,
-    VALUE_TILES: tl.constexpr,
-):
+    GROUP_SIZE: tl.constexpr, GROUP_SIZE_V: tl.constexpr, QUERIES_PER_KV: tl.constexpr,
+    HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, RANK_V: tl.constexpr,
+    SLIDING_WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, SHIFT_SINKS: tl.constexpr,
+    TILE_CONTEXT: tl.constexpr, TILE_HALF: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr, TILE_VALUES: tl.constexpr, VALUE_TILES: tl.constexpr,
+):  # fmt: skip
     """One program: some queries of all heads of one KV head, for some tiles of the latent value, over one pass."""
     TILE_QUERIES: tl.constexpr = TILE_ROWS // QUERIES_PER_KV
     query_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most first
