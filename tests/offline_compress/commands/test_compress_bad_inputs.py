@@ -93,7 +93,7 @@ def test_an_index_that_is_wrong(sharded, capsys, weight_map):
     (b"\xff\xfe\x00\x81", "data.txt", "cannot be read"),
     (b"caf\xe9 " * 500, "data.jsonl", "cannot be read"),
     (b'{"text": "a"}\n{"text": ', "data.jsonl", "line 2 of"),
-    (b'{"content": "a"}\n', "data.jsonl", "line 1 of"),
+    (b'{"other": "a"}\n', "data.jsonl", "line 1 of"),
     (b"not parquet", "data.parquet", "is not a readable parquet file|needs pyarrow"),
     (b"short", "data.txt", "has 5 tokens, less than one sample of 40 tokens"),
     (b"", "data.txt", "has 0 tokens"),
