@@ -26,6 +26,7 @@ from palu_vllm.format.latent_format import (
     cut_into_scale_groups,
     cut_into_tiers,
 )
+from palu_vllm.format.tokenizer import unknown_tokens
 
 NO_CALIBRATION = "none"
 PROBED_SAMPLES = 8  # whose attention is looked at
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """Options joined with the model. ``notes`` are sentences about defaults that gave way to the model.
+    """Options joined with the model. ``notes`` are sentences about defaults that gave way to the model, and surprises.
 
     ``source_layers`` is the layer that every layer reads latents of, None while that is each its own.
     """
@@ -180,7 +181,7 @@ def make_plan(options: CompressOptions, source: SourceModel) -> Plan:
         _seqlen(options.calib_seqlen, config),
         dtype,
         device_of(options.device),
-        notes,
+        notes + unknown_tokens(source.directory, config.vocab_size),
     )
     if options.share_map is not None:
         plan = plan.sharing(options.share_map)

@@ -13,7 +13,7 @@ Compressed by palu-compress: keys and values are cached as low-rank latents
 
 | | |
 |---|---|
-| KV cache per token | {bytes_per_token} bytes instead of {dense_bytes_per_token} ({dtype}) |
+| KV cache per token | {bytes_per_token} bytes instead of {dense_bytes_per_token} ({dtype}){served} |
 | kept rank | {rank_ratio_realised:.4f}{nominal} |
 | bits of latents | keys {bits_k}, values {bits_v} |
 | group size | {group_sizes} |
@@ -44,6 +44,7 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
     body = BODY.format(
         **report,
         model=model,
+        served=_served(report),
         nominal="" if report["rank_ratio_nominal"] is None else f", nominal {report['rank_ratio_nominal']:g}",
         group_sizes=_group_sizes(report["group_size_k"], report["group_size_v"]),
         bits_k=_bits(report["tiers_k"]),
@@ -53,6 +54,14 @@ def write_model_card(report: dict[str, Any], directory: Path) -> None:
         sharing=_sharing(report["source_layers"] or []),
     )
     write_card(model, body, directory)
+
+
+def _served(report: dict[str, Any]) -> str:
+    """The bytes of a server that was given no dtype, where they are others."""
+    if report["served_dtype"] == report["dtype"]:
+        return ""
+    told = "; {served_bytes_per_token} instead of {served_dense_bytes_per_token} as vLLM serves it ({served_dtype})"
+    return told.format(**report)
 
 
 def _group_sizes(size_k: int, size_v: int) -> str:

@@ -14,21 +14,29 @@ from offline_compress.checkpoint.written import Written
 from offline_compress.plan import Plan
 from offline_compress.run.memory import peak_memory_bytes
 from offline_compress.searches import FISHER_SEARCHES
-from palu_vllm.format.config import AttentionGeometry, PaluConfig
+from palu_vllm.format.config import AttentionGeometry, PaluConfig, served_dtype
 from palu_vllm.format.layers import layer_shape
 
 REPORT = "palu_report.json"
 ERROR_MEASURES = {"svd": "weights", "whiten": "activations", "weighted": "attention outputs"}
 
 
-def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
-    """What follows from the ranks: bytes per token, kept ratio, bytes of both value paths."""
-    dense = plan.geometry.dense_bytes_per_token(plan.dtype)
-    kept = palu.bytes_per_token(plan.geometry, plan.dtype)
+def cache_sizes(palu: PaluConfig, geometry: AttentionGeometry, dtype: str) -> dict[str, Any]:
+    """Bytes of cache per token in the dtype of the checkpoint, and in the one that vLLM serves it in by default."""
+    dense, kept = geometry.dense_bytes_per_token(dtype), palu.bytes_per_token(geometry, dtype)
     return {
         "dense_bytes_per_token": dense,
         "bytes_per_token": kept,
         "compression": dense / kept,
+        "served_dtype": served_dtype(dtype),
+        "served_bytes_per_token": palu.bytes_per_token(geometry, served_dtype(dtype)),
+        "served_dense_bytes_per_token": geometry.dense_bytes_per_token(served_dtype(dtype)),
+    }
+
+
+def sizes(plan: Plan, palu: PaluConfig) -> dict[str, Any]:
+    """What follows from the ranks: bytes per token, kept ratio, bytes of both value paths."""
+    return cache_sizes(palu, plan.geometry, plan.dtype) | {
         "rank_ratio_nominal": None if plan.options.has_budget else plan.options.rank_ratio,
         "rank_ratio_realised": _kept_ratio(plan, palu),
         "tiers_k": [tier.model_dump() for tier in palu.tiers_k],
@@ -105,6 +113,7 @@ def final_report(
         "layer_seconds": [layer.seconds for layer in written.layers],
         "search_layer_seconds": written.search_seconds,
         "resumed_behind_layers": written.taken_over if any(written.taken_over.values()) else None,
+        "notes": list(plan.notes),
         "provenance": provenance(plan.source, palu.calibration, samples.digest if samples else None),
     }
     if plan.device.type == "cuda":

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from offline_compress.run.errors import CompressionError
 
@@ -27,6 +28,20 @@ def run_command(name: str, action: Callable[[], None], interrupted: str) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def cache_sentence(report: dict[str, Any]) -> str:
+    """Returns what a token costs, in the dtype of the checkpoint and in that of a server where they differ."""
+    sentence = (
+        f"{report['bytes_per_token']} bytes of KV cache per token instead of "
+        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x)"
+    )
+    if report["served_dtype"] == report["dtype"]:
+        return sentence
+    return (
+        f"{sentence} in {report['dtype']}; vLLM serves in {report['served_dtype']} unless --dtype says otherwise, "
+        f"with {report['served_bytes_per_token']} bytes instead of {report['served_dense_bytes_per_token']}"
+    )
 
 
 def serve_command(directory: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from offline_compress.commands.command import run_command, serve_command
+from offline_compress.commands.command import cache_sentence, run_command, serve_command
 from offline_compress.commands.generator import add_options, command_parser
 from offline_compress.options import CALIBRATION, CompressOptions
 
@@ -101,8 +101,7 @@ def _summary(options: CompressOptions, report: dict) -> str:
         chosen
         + _sharing(report)
         + (
-            f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-            f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x), keys rebuilt with "
+            f"{options.out}: {cache_sentence(report)}. Keys are rebuilt with "
             f"{report['rebuild_work_per_token']} multiplications per cached token, {report['seconds']:.0f} s, "
             f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB. "
             f"Serve it: {serve_command(options.out)}"

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from offline_compress.commands.command import run_command, serve_command
+from offline_compress.commands.command import cache_sentence, run_command, serve_command
 from offline_compress.commands.generator import add_options, command_parser
 from offline_compress.convert.options import ConvertOptions
 
@@ -37,11 +37,7 @@ def _convert(options: ConvertOptions) -> None:
 
     with shown_on(sys.stderr) as on_event:
         report = convert(options, on_event)
-    print(
-        f"{options.out}: {report['bytes_per_token']} bytes of KV cache per token instead of "
-        f"{report['dense_bytes_per_token']} ({report['compression']:.2f}x). {report['note']} "
-        f"Serve it: {serve_command(options.out)}"
-    )
+    print(f"{options.out}: {cache_sentence(report)}. {report['note']} Serve it: {serve_command(options.out)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from offline_compress.checkpoint.companions import copy_companions
 from offline_compress.checkpoint.model_card import write_card
 from offline_compress.checkpoint.output import compressed_config
 from offline_compress.checkpoint.provenance import provenance
-from offline_compress.checkpoint.report import REPORT
+from offline_compress.checkpoint.report import REPORT, cache_sizes
 from offline_compress.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter, TensorSpec
 from offline_compress.convert.converted_layer import LayerOfDump
 from offline_compress.convert.options import ConvertOptions
@@ -103,25 +103,22 @@ def padding_numbers(ranks: Ranks) -> int:
 
 def _report(dump: ReferenceDump, palu: PaluConfig, dtype: str) -> dict[str, Any]:
     geometry = dump.source.geometry
-    dense, kept = geometry.dense_bytes_per_token(dtype), palu.bytes_per_token(geometry, dtype)
+    cache = cache_sizes(palu, geometry, dtype)
     padding = (padding_numbers(dump.ranks_k) + padding_numbers(dump.ranks_v)) * DTYPE_BYTES[dtype]
     note = "All groups of a layer have one rank; nothing is padded."
     if padding:
         note = (
             f"Groups of unequal rank are padded with zeros to the largest of their layer, which is exact and costs "
-            f"{padding} of the {kept} bytes per token."
+            f"{padding} of the {cache['bytes_per_token']} bytes per token."
         )
-    return {
+    return cache | {
         "converted_from": "reference dump",
         "base_model": palu.base_model,
         "rank_k": palu.rank_k,
         "rank_v": palu.rank_v,
         "value_path": palu.value_path,
         "dtype": dtype,
-        "dense_bytes_per_token": dense,
-        "bytes_per_token": kept,
         "padding_bytes_per_token": padding,
-        "compression": dense / kept,
         "note": note,
         "provenance": provenance(dump.source, UNKNOWN, None),
     }

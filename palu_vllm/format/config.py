@@ -27,6 +27,11 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPE_BYTES = NUMBER_BYTES
 
 
+def served_dtype(stored: str) -> str:
+    """What vLLM serves numbers of this dtype in where nobody gives one: float32 in 16 bits."""
+    return "bfloat16" if stored == "float32" else stored
+
+
 def positive(config: Mapping[str, Any], name: str) -> int:
     """An integer above zero of a parsed ``config.json``. Raises ValueError if it is anything else."""
     value = config.get(name)

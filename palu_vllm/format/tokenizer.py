@@ -1,4 +1,4 @@
-"""How many token ids a ``tokenizer.json`` gives, without loading a tokenizer."""
+"""How many token ids a ``tokenizer.json`` gives, without loading a tokenizer, and whether the model knows them all."""
 
 import json
 from pathlib import Path
@@ -13,3 +13,14 @@ def token_ids(directory: Path) -> int:
         return 1 + max([highest, *(token["id"] for token in read.get("added_tokens", []))])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
+
+
+def unknown_tokens(directory: Path, rows: int) -> tuple[str, ...]:
+    """One sentence where the tokenizer has more tokens than the model has rows of embeddings, else none."""
+    ids = token_ids(directory)
+    if ids <= rows:
+        return ()
+    return (
+        f"the tokenizer has {ids} tokens and the model only {rows} rows of embeddings; "
+        f"a prompt with a token from {rows} on cannot be answered.",
+    )

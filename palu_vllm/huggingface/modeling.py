@@ -6,7 +6,7 @@ No model code is copied.
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ from palu_vllm.huggingface.positions import check_positions
 
 
 class _Palu(PreTrainedModel):
-    """What transformers must know of every compressed model."""
+    """What transformers must know of every compressed model, which is loaded completely or not at all."""
+
+    others: ClassVar[tuple[str, ...]] = ()  # tensors of a checkpoint that belong to another class
 
     # these attention implementations and vLLM's wrapper of transformers models need keys as wide as values
     _supports_flash_attn = False
@@ -45,9 +47,32 @@ class _Palu(PreTrainedModel):
         if isinstance(module, PaluAttention):
             module.init_weights(self.config.initializer_range)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """As in transformers. Raises CheckpointError where that would only warn: tensors missing or unexpected."""
+        directory = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if any((directory / name).is_file() for name in (SINGLE, INDEX)):
+            check_shapes(directory)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        for kind in ("missing", "unexpected"):
+            if names := set(info[f"{kind}_keys"]) - set(cls.others):
+                raise CheckpointError(
+                    f"{pretrained_model_name_or_path} has {len(names)} {kind} tensors, {min(names)} among them; "
+                    "compress the model again."
+                )
+        return (model, info) if output_loading_info else model
+
 
 class _PaluDecoder(_Palu):
     """A decoder stack whose layers keep latents. Raises ValueError where ``palu_config`` is missing or wrong."""
+
+    others = ("lm_head.weight",)
 
     def __init__(self, config: PreTrainedConfig) -> None:
         read = config.to_dict()
@@ -91,7 +116,7 @@ class _PaluDecoder(_Palu):
 
 
 class _PaluCausalLM(_Palu):
-    """A decoder and its output layer, loaded completely or not at all."""
+    """A decoder and its output layer."""
 
     decoder_class: type[_PaluDecoder]
 
@@ -108,27 +133,6 @@ class _PaluCausalLM(_Palu):
             "generate_batch and transformers' continuous batching keep pages of keys, and this model keeps latents; "
             "use generate, or serve the checkpoint with vLLM."
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *args: Any,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Self | tuple[Self, dict[str, Any]]:
-        """As in transformers. Raises CheckpointError where that would only warn: tensors missing or unexpected."""
-        directory = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if any((directory / name).is_file() for name in (SINGLE, INDEX)):
-            check_shapes(directory)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for kind in ("missing", "unexpected"):
-            if names := info[f"{kind}_keys"]:
-                raise CheckpointError(
-                    f"{pretrained_model_name_or_path} has {len(names)} {kind} tensors, {min(names)} among them; "
-                    "compress the model again."
-                )
-        return (model, info) if output_loading_info else model
 
 
 def _classes(family: str) -> dict[str, type[_Palu]]:

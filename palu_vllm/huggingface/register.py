@@ -9,11 +9,14 @@ interpreter, hence no import but ``sys`` and names. Until transformers reads ent
 
 import sys
 
-from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, palu_class, palu_type
+from palu_vllm.families import CAUSAL_LM, CONFIG, FAMILIES, MODEL, palu_class, palu_type
 
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
-TABLES = {CONFIGS: ("CONFIG_MAPPING_NAMES", CONFIG), MODELS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CAUSAL_LM)}
+TABLES = {
+    CONFIGS: {"CONFIG_MAPPING_NAMES": CONFIG},
+    MODELS: {"MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": CAUSAL_LM, "MODEL_MAPPING_NAMES": MODEL},
+}
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 WATCHED = (*TABLES, TOKENIZERS)
 ALIASES = {f"transformers.models.{palu_type(family)}" for family in FAMILIES}
@@ -21,8 +24,8 @@ ALIASES = {f"transformers.models.{palu_type(family)}" for family in FAMILIES}
 
 def _add_classes(module) -> None:
     """Adds the names of configurations or of models."""
-    table, suffix = TABLES[module.__name__]
-    getattr(module, table).update({palu_type(each): palu_class(each, suffix) for each in FAMILIES})
+    for table, suffix in TABLES[module.__name__].items():
+        getattr(module, table).update({palu_type(each): palu_class(each, suffix) for each in FAMILIES})
 
 
 def _add_tokenizers(module) -> None:

@@ -17,6 +17,7 @@ from palu_vllm.families import CAUSAL_LM, FAMILIES, palu_class
 from palu_vllm.loading.checked import checked
 from palu_vllm.loading.leading import leading_latents
 from palu_vllm.loading.mixed import mixed_latents
+from palu_vllm.loading.rounded import rounded
 from palu_vllm.models.attention import PaluAttention
 from palu_vllm.server.banner import show_banner
 from palu_vllm.startup.adapters import AdapterNames
@@ -52,7 +53,7 @@ class PaluForCausalLM(LlamaForCausalLM):
         """Loads a checkpoint; raises CheckpointError at the first tensor whose name or shape is not expected."""
         changes = self.served.files, self.served.palu, self.served.geometry
         kept = leading_latents(checked(weights, self.config.to_dict()), *changes)
-        return super().load_weights(mixed_latents(kept, *changes))
+        return super().load_weights(rounded(mixed_latents(kept, *changes), dict(self.named_parameters())))
 
 
 for _family in FAMILIES:

@@ -19,8 +19,8 @@ def banner(facts: CacheFacts) -> str:
         f"palu-vllm {__version__} on vLLM {vllm.__version__}: {facts.group_sizes}, "
         f"rank_k {_range(facts.rank_k)}, rank_v {_range(facts.rank_v)} per group, {facts.value_path} values, "
         f"{facts.bits_k} bits in K and {facts.bits_v} in V, {_sharing(facts)}"
-        f"{facts.bytes_per_token:,} bytes of KV cache per token instead of {facts.dense_bytes_per_token:,} "
-        f"({facts.compression_ratio:.2f}x the tokens), {facts.kernels} kernels"
+        f"{facts.bytes_per_token:,} bytes of KV cache per token in {facts.dtype} instead of "
+        f"{facts.dense_bytes_per_token:,} ({facts.compression_ratio:.2f}x the tokens), {facts.kernels} kernels"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from palu_vllm import registry
 from palu_vllm.format.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
-from palu_vllm.format.config import DTYPE_BYTES, rope_type
+from palu_vllm.format.config import DTYPE_BYTES, rope_type, served_dtype
 from palu_vllm.huggingface.tokenizer_agreement import compare_tokenizers, tokenizer_of
 from palu_vllm.kernels.choose import kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
@@ -82,11 +82,12 @@ def _sizes(directory: Path) -> str:
     dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"config.json has dtype {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+    served = served_dtype(dtype)
     latent, dense = palu.bytes_per_token(geometry, dtype), geometry.dense_bytes_per_token(dtype)
     return (
         f"{stored / 2**20:,.1f} MiB of weights; {latent:,} bytes of KV cache per token in {dtype} "
         f"instead of {dense:,} ({dense / latent:.2f}x the tokens)"
-        + (f"; in 16 bits, vLLM's default, {palu.bytes_per_token(geometry, 'bfloat16'):,}" * (dtype == "float32"))
+        + (f"; served in {served}, vLLM's default, {palu.bytes_per_token(geometry, served):,}" * (served != dtype))
     )
 
 

@@ -27,6 +27,7 @@ class CacheFacts:
     value_path: str
     source_layers: tuple[int, ...]  # whose latents each layer reads: its own or an earlier layer's
     kernels: str
+    dtype: str  # that is served, and that the bytes are of
     bytes_per_token: int
     dense_bytes_per_token: int
 
@@ -47,6 +48,7 @@ class CacheFacts:
             value_path=palu.value_path,
             source_layers=tuple(palu.source_layer(layer) for layer in range(geometry.num_layers)),
             kernels=kernel_path(device_type),
+            dtype=served.dtype,
             bytes_per_token=palu.bytes_per_token(geometry, served.dtype),
             dense_bytes_per_token=geometry.dense_bytes_per_token(served.dtype),
         )

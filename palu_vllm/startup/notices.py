@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vllm.config import VllmConfig
 
-from palu_vllm.format.tokenizer import token_ids
+from palu_vllm.format.tokenizer import unknown_tokens
 from palu_vllm.startup.refusals import on_cpu
 from palu_vllm.startup.served import ServedConfig
 
@@ -19,12 +19,7 @@ def notices(config: VllmConfig, served: ServedConfig) -> Iterator[str]:
             f"the weights of the checkpoint are {stored} and are served in {served.dtype}; give --dtype {stored} to "
             "serve them as they are."
         )
-    ids, rows = token_ids(Path(model.tokenizer or model.model)), model.hf_config.vocab_size
-    if ids > rows:
-        yield (
-            f"the tokenizer has {ids} tokens and the model only {rows} rows of embeddings; "
-            f"a prompt with a token from {rows} on cannot be answered."
-        )
+    yield from unknown_tokens(Path(model.tokenizer or model.model), model.hf_config.vocab_size)
     if config.lora_config is not None and on_cpu(config):
         yield (
             "vLLM on a CPU applies an adapter to requests without one that share a batch with it "

@@ -81,7 +81,8 @@ def test_reported_capacity_and_banner(running, model):
     tokens = int(re.search(r"KV cache size: ([\d,]+) tokens", log)[1].replace(",", ""))
     assert tokens == pytest.approx(POOL_BYTES / bytes_per_token, rel=0.02)
     dense = geometry.dense_bytes_per_token("float32")
-    banner = f"{bytes_per_token:,} bytes of KV cache per token instead of {dense:,} ({dense / bytes_per_token:.2f}x the"
+    saved = f"{dense:,} ({dense / bytes_per_token:.2f}x the"
+    banner = f"{bytes_per_token:,} bytes of KV cache per token in float32 instead of {saved}"
     assert log.count(banner) == 1
     assert "rank_k 24-32, rank_v 16-40" in log and "torch kernels" in log
     assert "Cannot use" not in log, "vLLM replaced the backend"

@@ -5,9 +5,10 @@ import pytest
 
 from offline_compress import compress
 from offline_compress.checkpoint.provenance import model_digest
+from offline_compress.commands.command import cache_sentence
 from offline_compress.model.source import open_source
 from palu_vllm.format.checkpoint import iterate_tensors
-from tests.support.tiny_models import edit_config
+from tests.support.tiny_models import byte_tokenizer, edit_config
 
 SVD = {"objective": "svd", "search": "uniform"}
 
@@ -55,6 +56,28 @@ def test_no_plot_without_matplotlib(tmp_path, dense, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     compress(dense("llama"), tmp_path / "without", **SVD)
     assert not (tmp_path / "without" / "palu_report.png").exists()
+
+
+@pytest.mark.parametrize(("dtype", "size", "served"), [("float32", 4, "bfloat16"), ("float16", 2, "float16")])
+def test_bytes_of_the_dtype_that_is_served(tmp_path, dense, dtype, size, served):
+    """vLLM serves float32 in 16 bits unless it is told otherwise."""
+    report = compress(dense("llama"), tmp_path / "out", dtype=dtype, group_size=4, **SVD)
+    numbers = sum(report["rank_k"] + report["rank_v"])  # a model of four heads has one group
+    assert report["bytes_per_token"] == size * numbers
+    assert (report["served_dtype"], report["served_bytes_per_token"]) == (served, 2 * numbers)
+    assert report["served_dense_bytes_per_token"] * size == 2 * report["dense_bytes_per_token"]
+    both = f"with {2 * numbers} bytes instead of" in cache_sentence(report)
+    in_card = f"; {2 * numbers} instead of" in (tmp_path / "out" / "README.md").read_text()
+    assert both == in_card == (dtype == "float32")
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_told(tmp_path, own_dense):
+    rows, events = json.loads((own_dense / "config.json").read_text())["vocab_size"], []
+    byte_tokenizer(rows + 3).save_pretrained(own_dense)
+    report = compress(own_dense, tmp_path / "out", on_event=events.append, **SVD)
+    (note,) = report["notes"]
+    assert f"the tokenizer has {rows + 3} tokens and the model only {rows} rows" in note
+    assert [event["text"] for event in events if event["event"] == "note"] == [note]
 
 
 def test_the_card_says_what_was_done(tmp_path, dense):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.huggingface import modeling
@@ -44,6 +44,14 @@ class TestLoading:
         assert isinstance(model, modeling.PaluQwen2ForCausalLM)
         assert not info["missing_keys"] and not info["unexpected_keys"]
 
+    @torch.no_grad()
+    def test_auto_model_is_the_decoder(self, fused, tokens):
+        decoder, model = AutoModel.from_pretrained(fused), load(fused)
+        assert type(decoder) is modeling.PaluQwen2Model
+        hidden = decoder(tokens).last_hidden_state
+        assert torch.equal(hidden, model.model(tokens).last_hidden_state)
+        assert torch.equal(model.lm_head(hidden), logits(model, tokens))
+
     def test_random_weights_from_a_configuration(self, factored, tokens):
         config = AutoConfig.from_pretrained(factored)
         model = AutoModelForCausalLM.from_config(config)
@@ -78,13 +86,14 @@ class TestRefusals:
         save_file(tensors, out / file, metadata={"format": "pt"})
         return out
 
+    @pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
     @pytest.mark.parametrize("option", [{}, {"variant": "odd"}], ids=["file", "what transformers reports"])
-    def test_missing_tensor(self, fused, tmp_path, option):
+    def test_missing_tensor(self, fused, tmp_path, option, auto):
         file = "model.odd.safetensors" if option else "model.safetensors"
-        name = "model.layers.0.self_attn.k_up"
-        broken = self.broken(fused, tmp_path / "b", lambda tensors: tensors.pop(name), file)
-        with pytest.raises(CheckpointError, match=f"(lacks tensor|1 missing tensors,) {name}.*compress"):
-            load(broken, **option)
+        inner = "layers.0.self_attn.k_up"
+        broken = self.broken(fused, tmp_path / "b", lambda tensors: tensors.pop(f"model.{inner}"), file)
+        with pytest.raises(CheckpointError, match=f"(lacks tensor|1 missing tensors,) (model.)?{inner}.*compress"):
+            auto.from_pretrained(broken, **option)
 
     @pytest.mark.parametrize("option", [{}, {"variant": "odd"}], ids=["file", "what transformers reports"])
     def test_unexpected_tensor(self, fused, tmp_path, option):

@@ -29,7 +29,7 @@ AUTO = {
     "transformers/models/auto/modeling_auto.py": """
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 assert CONFIG_MAPPING_NAMES
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}
+MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}, {}
 """,
 }
 AUTO_MODELS = "transformers/models/auto/modeling_auto.py"
@@ -38,6 +38,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as 
 assert configs["palu_llama"] == "PaluLlamaConfig", configs
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as models
 assert models["palu_llama"] == "PaluLlamaForCausalLM", models
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as decoders
+assert decoders["palu_llama"] == "PaluLlamaModel", decoders
 """
 
 
@@ -104,7 +106,7 @@ sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != "palu_vllm
 import transformers.models.auto.configuration_auto
 """
     late = "import transformers.models.auto.modeling_auto" if module == "modeling_auto" else ""
-    (standin / AUTO_MODELS).write_text("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}")
+    (standin / AUTO_MODELS).write_text("MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}, {}")
     succeeds(f"{loaded}{late}\nimport palu_vllm.huggingface.register as hook\nhook.install()\n{CHECK}", standin, ROOT)
 
 

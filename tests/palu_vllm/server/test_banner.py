@@ -10,4 +10,4 @@ def test_one_line_with_versions_ranks_bytes_ratio_and_kernels(palu):
     assert "\n" not in line
     for part in ("palu-vllm 0.1.0 on vLLM 0.32", "rank_k 24-32", "rank_v 16-40", "torch kernels"):
         assert part in line
-    assert "448 bytes of KV cache per token instead of 1,024 (2.29x the tokens)" in line
+    assert "448 bytes of KV cache per token in bfloat16 instead of 1,024 (2.29x the tokens)" in line

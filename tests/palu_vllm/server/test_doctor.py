@@ -30,7 +30,8 @@ def test_healthy(palu, family):
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     rows = [line for line in ended.stdout.splitlines() if line.startswith("ok ")]
     assert [row[8:24].strip() for row in rows] == CHECKS
-    assert "896 bytes of KV cache per token" in ended.stdout
+    assert "896 bytes of KV cache per token in float32" in ended.stdout
+    assert "served in bfloat16, vLLM's default, 448" in ended.stdout
 
 
 def test_values_that_are_not_finite_as_json(palu, tmp_path):
