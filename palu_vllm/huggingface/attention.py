@@ -65,8 +65,8 @@ class PaluAttention(nn.Module):
         """What latents are made with and read with; a shared layer has none of it."""
         shape, own = self.shape, not self.shape.shared
         groups_k, groups_v = shape.num_groups_k, shape.num_groups_v
-        self.k_down = nn.Linear(hidden, groups_k * shape.rank_k, bias=False) if own else None
-        self.v_down = nn.Linear(hidden, groups_v * shape.rank_v, bias=False) if own else None
+        for name, width in (("k_down", groups_k * shape.rank_k), ("v_down", groups_v * shape.rank_v)):
+            self.add_module(name, nn.Linear(hidden, width, bias=False) if own else None)
         factored = shape.value_path == "factored"
         self.k_up = _parameter(own and shape.has_k_up, groups_k, shape.rank_k, shape.full_rank_k)
         self.v_up = _parameter(own and factored, groups_v, shape.rank_v, shape.full_rank_v)
@@ -101,12 +101,10 @@ class PaluAttention(nn.Module):
             expected = " or ".join(IMPLEMENTATIONS)
             raise ValueError(f"got attn_implementation {self.config._attn_implementation!r}, expected {expected}.")
         batch, length, _ = hidden_states.shape
-        if self.shape.shared:
-            context = contexts[self.source_layer]
-        else:
-            context = self._context(hidden_states, past_key_values)
-            if contexts is not None:
-                contexts[self.layer_idx] = context
+        contexts = {} if contexts is None else contexts
+        if not self.shape.shared:
+            contexts[self.layer_idx] = self._context(hidden_states, past_key_values)
+        context = contexts[self.source_layer]
         query = self.q_proj(hidden_states).view(batch * length, -1, self.shape.head_dim)
         if self.q_norm is not None:
             query = self.q_norm(query)

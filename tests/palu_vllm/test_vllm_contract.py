@@ -94,7 +94,7 @@ def test_everything_used_is_granted_by_the_installed_vllm():
 def test_the_page_says_what_was_found_about_a_version_that_is_not_installed():
     found = json.loads((ROOT / "benchmarks" / "results" / "vllm_contract_0.33.0.json").read_text())
     row = f"| 0.33.0, CUDA wheel | {found['uses']} | {found['names']} | {len(found['complaints'])} |"
-    assert row in (ROOT / "docs" / "compatibility.md").read_text()
+    assert row in (ROOT / "docs" / "reference" / "compatibility.md").read_text()
 
 
 def test_a_group_of_entry_points_that_is_gone_is_found():
