@@ -21,7 +21,9 @@ setup: .venv/.ready
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.structure
 
 format: setup
 	$(BIN)/ruff check --fix .

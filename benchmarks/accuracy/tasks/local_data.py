@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from offline_compress.calibration.text import read_documents
+from offline_compress.calibration.text import Chat, read_documents
 
 # held-out splits; offline_compress has the training splits under the same names
 EVALUATION_SETS = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test", "c4": "allenai/c4:en:validation"}
@@ -37,7 +38,14 @@ def read_text(data: str, characters: int | None = None) -> str:
         size += len(document)
         return characters is None or size - len(document) < characters
 
-    return joint.join(takewhile(is_wanted, read_documents(EVALUATION_SETS.get(data, data))))
+    return joint.join(takewhile(is_wanted, _texts(data)))
+
+
+def _texts(data: str) -> Iterator[str]:
+    for document in read_documents(EVALUATION_SETS.get(data, data)):
+        if isinstance(document, Chat):
+            raise ValueError(f"{data} has chats, and what is scored is plain text; give a field named text or content.")
+        yield document
 
 
 def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:

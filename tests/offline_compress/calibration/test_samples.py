@@ -48,7 +48,7 @@ def test_every_sample_begins_as_a_served_prompt_does():
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "md"])
-def test_kinds_of_files(tmp_path, tokenizer_directory, kind):
+def test_text_kinds(tmp_path, tokenizer_directory, kind):
     text = write_text(tmp_path / "source", words=600).read_text()
     path = tmp_path / f"data.{kind}"
     lines = [json.dumps({"text": line, "id": 1}) for line in text.splitlines()]

@@ -94,6 +94,10 @@ def test_texts_are_read_as_they_are(tmp_path):
     assert read_text(str(tmp_path / "a.jsonl"), 2) == "one"
     with pytest.raises(ValueError, match="does not exist"):
         read_text(str(tmp_path / "missing.txt"))
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+    with pytest.raises(ValueError, match="has chats"):
+        read_text(str(chats))
 
 
 def test_rows_need_their_fields(tmp_path):
