@@ -8,7 +8,7 @@ from offline_compress.checkpoint.palu_config import palu_config
 from offline_compress.checkpoint.report import sizes
 from offline_compress.factors.layer import peak_bytes as writing_bytes
 from offline_compress.factors.layer_views import disk_bytes as views_disk_bytes
-from offline_compress.model.source import CHUNK_BYTES
+from offline_compress.model.source import READING_BYTES
 from offline_compress.plan import NO_CALIBRATION, Plan
 from offline_compress.ranks.allocation import uniform_ranks
 from offline_compress.ranks.layer_sharing import peak_bytes as sharing_bytes
@@ -54,7 +54,7 @@ def layer_bytes(plan: Plan, rule: Rule, samples: int, choosing: int) -> int:
     most = KV(max(layer.key for layer in uniform), max(layer.value for layer in uniform))
     kept = min(samples, samples_of(plan, rule).kept)
     writing = writing_bytes(plan, rule.likely_ranks(plan, most), kept)
-    return LIBRARY_BYTES + max(view_peak_bytes(plan, rule, samples), writing, choosing, 3 * CHUNK_BYTES)
+    return LIBRARY_BYTES + max(view_peak_bytes(plan, rule, samples), writing, choosing, READING_BYTES)
 
 
 def temporary_bytes(plan: Plan, rule: Rule, samples: int) -> int:

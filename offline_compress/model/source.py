@@ -21,6 +21,7 @@ from palu_vllm.format.config import DTYPE_BYTES, AttentionGeometry, rope_type
 from palu_vllm.huggingface.tokenizer_agreement import hub_name
 
 CHUNK_BYTES = 16 << 20
+READING_BYTES = 3 * CHUNK_BYTES  # a chunk as it is read, widened and copied
 # Microsoft publishes Phi-3 with the code that transformers has since taken in; it is neither run nor passed on
 TAKEN_IN = {"phi3": {"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}}
 # what is not fetched: code, pickles, and the same weights once more in other forms

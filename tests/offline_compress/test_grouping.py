@@ -48,7 +48,7 @@ def test_the_own_size_wins_over_the_common_one_and_the_default_fills_in():
         (8, {"group_size_k": 3}, "group size 3 does not divide the 8 key-value heads; expected one of 1, 2, 4, 8"),
         (6, {"group_size_k": 2, "group_size_v": 3}, "neither of the group sizes 2 of K and 3 of V divides the other"),
         (6, {"group_size_k": 2}, "neither of the group sizes 2 of K and 3 of V divides the other; give --group-size-k"),
-        (8, {"group_size_v": 0}, "group size of V is 0; expected at least 1"),
+        (8, {"group_size_v": 0}, "group size v is 0; expected at least 1"),
     ],
 )
 def test_refusals(heads, options, sentence):

@@ -19,7 +19,7 @@ from tests.project.documentation import ROOT, Block, blocks, commands_of, fenced
 
 LANGUAGES = ("bash", "python", "text")
 WRITES = ("palu-compress", "palu-convert")
-KEEPS = {"--resume", "--overwrite", "--dry-run"}
+KEEPS = {"--resume", "--overwrite"}
 
 
 def cases(language: str) -> list:

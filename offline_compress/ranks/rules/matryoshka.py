@@ -10,6 +10,7 @@ from offline_compress.calibration.statistics import KEPT_TOKENS, kept_tokens
 from offline_compress.factors.layer import peak_bytes as writing_bytes
 from offline_compress.factors.layer_views import LayerViews
 from offline_compress.model.access import LayerRunner
+from offline_compress.model.source import READING_BYTES
 from offline_compress.plan import Plan
 from offline_compress.ranks.greedy import greedy_ranks, report
 from offline_compress.ranks.lowered_model import LoweredModel, NestedProjection, nested
@@ -38,11 +39,11 @@ class Matryoshka(Rule):
         return Needs(samples=SAMPLES, views=True)
 
     def peak_bytes(self, plan: Plan, samples: int) -> int:
-        """The factors of all layers but one, and of that one the view or its decomposition."""
+        """The factors of all layers, and beside them one layer's reading, view or decomposition."""
         sides = plan.groupings
         numbers = sum(side.num_groups * side.full_rank * (plan.geometry.hidden_size + side.full_rank) for side in sides)
         kept = min(samples, samples_of(plan, self).kept)
-        layer = max(view_peak_bytes(plan, self, samples), writing_bytes(plan, plan.full_ranks, kept))
+        layer = max(view_peak_bytes(plan, self, samples), writing_bytes(plan, plan.full_ranks, kept), READING_BYTES)
         return FLOAT32 * numbers * plan.num_layers + layer
 
     def disk_bytes(self, plan: Plan) -> int:

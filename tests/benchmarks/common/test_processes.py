@@ -17,8 +17,9 @@ from benchmarks.common.provenance import ROOT
 # a leader with a child that does not mind SIGTERM; the log gets the ids of both
 FAMILY = ["sh", "-c", "(trap '' TERM; sleep 500; sleep 500) & echo $$ $!; wait"]
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from benchmarks.common.processes import own_session
 with own_session(sys.argv[2:], Path(sys.argv[1])):
     time.sleep(500)

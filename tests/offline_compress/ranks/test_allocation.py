@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 
 import pytest
 from hypothesis import given
@@ -75,8 +76,8 @@ def test_the_order_of_matrices_does_not_matter(weights, ratio, random):
 def test_more_importance_never_gets_less(importance, ratio):
     ranks = allocate_ranks(by_matrix, importance, [256] * len(importance), ratio)
     means = [math.fsum(groups) / len(groups) for groups in importance]
-    by_importance = [rank for _, rank in sorted(zip(means, ranks, strict=True))]
-    assert by_importance == sorted(by_importance)
+    for (less, fewer), (more, most) in permutations(zip(means, ranks, strict=True), 2):
+        assert fewer <= most or less >= more * (1 - 1e-12), "means that differ by rounding alone count as equal"
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])

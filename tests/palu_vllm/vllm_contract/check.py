@@ -6,7 +6,7 @@ from tests.palu_vllm.vllm_contract.sources import FUNCTIONS, Found, Sources
 from tests.palu_vllm.vllm_contract.uses import Call, Use, is_of_class, is_static, parameters
 
 OBJECT = set(dir(object))
-MEMBERS = {"Enum": {"name", "value", "__members__"}, "nn.Module": {"register_buffer"}}
+MEMBERS = {"Enum": {"name", "value", "__members__"}, "nn.Module": {"named_parameters", "register_buffer"}}
 MADE_BY_FIELDS = ("NamedTuple", "BaseModel", "Struct")
 
 

@@ -69,7 +69,7 @@ def test_cost_counts_a_full_rebuild_and_its_scores():
 
 
 def test_one_head_with_many_rows_is_rebuilt():
-    shape = replace(SERVED_LAYERS["llama_3_8b_128_384"].shape, group_size=1, num_heads=64)
+    shape = replace(SERVED_LAYERS["llama_3_8b_128_384"].shape, group_size_k=1, group_size_v=1, num_heads=64)
     tiling = decode_tiling(shape, 2, H200, queries=4)
     assert plan_absorbed_tiles(frequencies_of(1e4), shape, tiling, torch.bfloat16, H200) == DecodePlan(tiling)
 
