@@ -2,10 +2,8 @@
 
 import argparse
 import dataclasses
-import sys
 import types
 from argparse import ArgumentParser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -56,7 +54,7 @@ def add_options(parser: ArgumentParser, options: type) -> Sections:
 
 
 def _add_option(group: argparse._ActionsContainer, field: dataclasses.Field, asked: Asked, hint: Any) -> None:
-    names = (f"--{field.name.replace('_', '-')}", *asked.names, *asked.retired)
+    names = (f"--{field.name.replace('_', '-')}", *asked.names)
     settings: dict[str, Any] = {"dest": field.name, "help": _help(field, asked), "default": argparse.SUPPRESS}
     if hint is bool:
         group.add_argument(*names, action="store_true", **settings)
@@ -85,12 +83,3 @@ def _reader(asked: Asked, hint: Any) -> Any:
         return asked.read
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next(kind for kind in kinds if kind in READABLE)
-
-
-def notice_retired(name: str, options: type, words: Sequence[str]) -> None:
-    """Tells on stderr the new name of every option that was given by one that is retired."""
-    new = {old: f"--{field.replace('_', '-')}" for field, (_, asked) in options_of(options).items()
-           for old in asked.retired}  # fmt: skip
-    for old in dict.fromkeys(word.partition("=")[0] for word in words):
-        if old in new:
-            print(f"{name}: {old} is called {new[old]} now; the old name still works.", file=sys.stderr)

@@ -15,9 +15,8 @@ KEY = "option"
 class Asked:
     """What a command line says of one field, beyond its own name, type and default.
 
-    ``names`` mean the same as ``--name-of-the-field``, and so do ``retired`` ones, with a notice. ``read`` makes the
-    value from a word where the field's type cannot. ``positional`` fields are asked for by place, ``several``
-    words make a tuple.
+    ``names`` mean the same as ``--name-of-the-field``. ``read`` makes the value from a word where the field's type
+    cannot. ``positional`` fields are asked for by place, ``several`` words make a tuple.
     """
 
     help: str
@@ -27,7 +26,6 @@ class Asked:
     choices: tuple[str, ...] | None = None
     least: int | None = None
     read: Callable[[str], Any] | None = None
-    retired: tuple[str, ...] = ()
     positional: bool = False
     several: bool = False
 

@@ -1,11 +1,11 @@
-"""A command line made from a dataclass: names, types, defaults, and names that are retired."""
+"""A command line made from a dataclass: names, types and defaults."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import pytest
 
-from offline_compress.commands.generator import add_options, command_parser, notice_retired
+from offline_compress.commands.generator import add_options, command_parser
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.option_field import check_device, check_fields, option
 
@@ -18,7 +18,7 @@ def colon_pair(text: str) -> tuple[int, ...]:
 class Sample:
     place: Path = option("a directory", positional=True, metavar="DIR")
     _: KW_ONLY
-    how_many: int = option("of them", "-n", default=3, least=1, section="numbers", retired=("--parts",))
+    how_many: int = option("of them", "-n", "--count", default=3, least=1, section="numbers")
     rate: float | None = option("in all (default: none)", default=None, section="numbers")
     kind: str = option("of two", default="round", choices=("round", "square"))
     loud: bool = option("or not", default=False)
@@ -49,18 +49,7 @@ def test_every_kind_of_field():
 
 
 def test_all_names_mean_the_same():
-    assert parse("D -n 7") == parse("D --parts 7") == parse("D --how-many=7") == Sample(Path("D"), how_many=7)
-
-
-@pytest.mark.parametrize("words", [["D", "--parts", "7"], ["--parts=7", "D"], ["--parts=7", "--parts=8", "D"]])
-def test_a_retired_name_is_told_once(capsys, words):
-    notice_retired("tool", Sample, words)
-    assert capsys.readouterr().err == "tool: --parts is called --how-many now; the old name still works.\n"
-
-
-def test_names_in_use_are_not_told(capsys):
-    notice_retired("tool", Sample, ["D", "--how-many", "7", "-n", "--loud"])
-    assert capsys.readouterr().err == ""
+    assert parse("D -n 7") == parse("D --count 7") == parse("D --how-many=7") == Sample(Path("D"), how_many=7)
 
 
 @pytest.mark.parametrize("line", ["", "D --kind oval", "D --how-many x", "D --how 3", "D --inner 3"])
@@ -73,7 +62,7 @@ def test_what_argparse_refuses(line, capsys):
 def test_help_says_defaults_sections_and_values_once(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = parser().format_help()
-    assert "--how-many, -n, --parts HOW_MANY" in text and "of them (default: 3)" in text
+    assert "--how-many, -n, --count HOW_MANY" in text and "of them (default: 3)" in text
     assert "in all (default: none)" in text and "or not (default" not in text
     assert text.index("--kind {round,square}") < text.index("numbers:") < text.index("--rate")
 

@@ -1,12 +1,13 @@
 """Tests end when they make no progress, not when a busy machine makes them slow."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-import psutil
+from benchmarks.common.processes import cpu_seconds
 
 PATIENCE = 240.0  # seconds for what takes less than 30 on a quiet machine: eight times busier must pass
 QUIET_SECONDS, STEP_SECONDS = 180.0, 10.0
@@ -16,24 +17,15 @@ class StalledError(Exception):
     """Neither this process nor any that it started has worked for a while."""
 
 
-def _cpu_seconds() -> float:
-    """The CPU time of this process and all below it, those that have ended included."""
-    total, this = 0.0, psutil.Process()
-    for process in (this, *this.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])
-    return total
-
-
 def _stalled(*_: object) -> None:
     raise StalledError("For three minutes no process of this test used a second of CPU time; it waits for nothing.")
 
 
 def _watch(over: threading.Event, quiet: float, step: float) -> None:
     """Sends SIGUSR1 to the main thread once CPU time has stood still; ends with ``over``."""
-    used, moment = _cpu_seconds(), time.monotonic()
+    used, moment = cpu_seconds(os.getpid()), time.monotonic()
     while not over.wait(step):
-        now = _cpu_seconds()
+        now = cpu_seconds(os.getpid())
         if abs(now - used) >= min(1, quiet / 4):
             used, moment = now, time.monotonic()
         elif time.monotonic() - moment > quiet:
