@@ -3,7 +3,6 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ def load(model: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def log_probabilities(model: torch.nn.Module, rows: torch.Tensor, make_cache: Callable | None) -> torch.Tensor:
+def log_probabilities(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """Float32 ``[rows, context - 1, vocabulary]`` of the tokens after the first of ``rows [rows, context]``."""
-    options = {"past_key_values": make_cache()} if make_cache else {}
-    return model(rows, use_cache=True, **options).logits[:, :-1].float().log_softmax(-1)
+    return model(rows, use_cache=True).logits[:, :-1].float().log_softmax(-1)
 
 
 class Judge:
@@ -33,13 +31,13 @@ class Judge:
 
     def __init__(self, dense: torch.nn.Module, rows: torch.Tensor) -> None:
         self.batches = rows.split(BATCH)
-        self.dense = [log_probabilities(dense, batch, None).half() for batch in self.batches]
+        self.dense = [log_probabilities(dense, batch).half() for batch in self.batches]
 
-    def score(self, model: torch.nn.Module, make_cache: Callable | None = None) -> dict[str, float]:
+    def score(self, model: torch.nn.Module) -> dict[str, float]:
         """Perplexity, and KL(dense || model) in nats per token."""
         loss, divergence, tokens = 0.0, 0.0, 0
         for batch, reference in zip(self.batches, self.dense, strict=True):
-            found, reference = log_probabilities(model, batch, make_cache), reference.float()
+            found, reference = log_probabilities(model, batch), reference.float()
             loss -= found.gather(-1, batch[:, 1:, None]).sum().item()
             divergence += (reference.exp() * (reference - found)).sum().item()
             tokens += batch[:, 1:].numel()

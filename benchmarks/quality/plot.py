@@ -6,11 +6,6 @@ from benchmarks.common.output import pyplot, save, table
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10)  # times fewer bytes than the dense model
 TIMES_FEWER = (1, 2, 3, 4, 6, 8, 12, 24)  # bytes: ticks of the plot
-RIVALS = (
-    ("int", "s", "int per token and head (simulated)"),
-    ("KIVI", "^", "KIVI, no window (simulated)"),
-    ("fp8", "x", "fp8 in vLLM"),
-)
 
 
 def increase(row: dict, rows: list[dict]) -> float:
@@ -31,27 +26,21 @@ def title(row: dict) -> str:
     return f"palu {row['ratio']:.0%}, {row['bits']} bits{mixed}"
 
 
-def best(rows: list[dict], budget: float, palu: bool) -> dict | None:
-    """The lowest divergence among arms with at least ``budget`` times fewer bytes."""
-    judged = [row for row in rows[1:] if row["kl"] is not None]
-    fitting = [row for row in judged if (row["arm"] == "palu") == palu and compression(row, rows) >= budget]
+def best(rows: list[dict], budget: float) -> dict | None:
+    """The lowest divergence among settings with at least ``budget`` times fewer bytes."""
+    fitting = [row for row in rows[1:] if row["arm"] == "palu" and compression(row, rows) >= budget]
     return min(fitting, key=lambda row: row["kl"], default=None)
 
 
 def budget_table(rows: list[dict]) -> str:
-    """At each budget the best palu setting beside the best cache that only quantizes."""
-    head = ["at least", "best palu setting", "perplexity", "KL", "best quantization only", "perplexity", "KL"]
-    lines = []
-    for budget in BUDGETS:
-        cells = []
-        for row in (best(rows, budget, True), best(rows, budget, False)):
-            if row is None:
-                cells += ["none", "", ""]
-            else:
-                cells.append(f"{title(row)} ({compression(row, rows):.1f}x)")
-                cells += [f"{row['perplexity']:.2f} ({increase(row, rows):+.1f} %)", f"{row['kl']:.4f}"]
-        lines.append([f"{budget}x", *cells])
-    return table(head, lines)
+    """At each budget the best setting."""
+    found = [(budget, row) for budget in BUDGETS if (row := best(rows, budget)) is not None]
+    lines = [
+        [f"{budget}x", f"{title(row)} ({compression(row, rows):.1f}x)",
+         f"{row['perplexity']:.2f} ({increase(row, rows):+.1f} %)", f"{row['kl']:.4f}"]
+        for budget, row in found
+    ]  # fmt: skip
+    return table(["at least", "best setting", "perplexity", "KL"], lines)
 
 
 def palu_table(rows: list[dict]) -> str:
@@ -85,10 +74,9 @@ def plot(rows: list[dict], target: Path) -> None:
     if chosen:
         label = "palu, chosen for the bytes"
         axes.plot(*zip(*chosen, strict=True), marker="D", markersize=4, linewidth=2, color="crimson", label=label)
-    for prefix, marker, label in RIVALS:
-        points = sorted((r["bytes_per_token"], increase(r, rows)) for r in rows if r["arm"].startswith(prefix))
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=":", color="black", label=label)
+    points = sorted((r["bytes_per_token"], increase(r, rows)) for r in rows if r["arm"].startswith("fp8"))
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="x", linestyle=":", color="black", label="fp8 in vLLM")
     axes.set(
         xscale="log",
         xlabel="KV bytes per token, and times fewer than dense",

@@ -1,13 +1,13 @@
-"""Quality against bytes per token: ``python -m benchmarks.quality.table [--model DIR] [--text FILE]``.
+"""Ranks and bits of the shipped model: ``python -m benchmarks.quality.table [--model DIR] [--text FILE]``.
 
 Perplexity and the Kullback-Leibler divergence from the dense model's next-token distribution, on the same rows of
-held-out text, for the settings of ``quality_arms.py``. Bytes per token are those of the checkpoint's dtype.
+held-out text, for the settings of ``arms.py``. Bytes per token are those of the checkpoint's dtype. Rivals are judged
+on real models only (``benchmarks.judge``).
 """
 
 import argparse
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
 from benchmarks.quality.arms import BUDGETS, RATIOS, palu_arms, vllm_arms
 from benchmarks.quality.held_out import Judge, add_options, load, rows_of_text
 from benchmarks.quality.plot import plot, tables
-from benchmarks.quality.simulated_caches import ARMS, SimulatedCache
 from palu_vllm.format.config import AttentionGeometry
 
 
@@ -27,9 +26,6 @@ def scored(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     dense = load(options.model)
     judge = Judge(dense, rows_of_text(options.model, options.text, options.context, options.rows))
     yield {"arm": "dense", "bytes_per_token": geometry.dense_bytes_per_token(dtype), **judge.score(dense)}
-    for arm in ARMS:
-        score = judge.score(dense, partial(SimulatedCache, arm))
-        yield {"arm": arm.name, "bytes_per_token": arm.bytes_per_token(geometry)} | score
     yield from vllm_arms(options, geometry)
     for row, model in palu_arms(options, dtype):
         yield row | judge.score(model)

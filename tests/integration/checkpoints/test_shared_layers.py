@@ -1,4 +1,4 @@
-"""Layers that read the latents of an earlier one: the harness's tokens, and the capacity that the others leave."""
+"""Layers that read the latents of an earlier one: the oracle's tokens, and the capacity that the others leave."""
 
 import openai
 import pytest
@@ -13,7 +13,7 @@ from tests.integration.checkpoints.test_packed import capacity
 from tests.support.engine_process import V2, ask
 from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts, server
-from tests.support.shared_layers import dense_of, harness_tokens
+from tests.support.shared_layers import dense_of, shared_tokens
 
 pytestmark = pytest.mark.serving
 
@@ -25,14 +25,14 @@ UNEVEN = {"rank_k": (32, 48, 32, 48, 32), "rank_v": (40, 24, 40, 24, 40), "sourc
 WHOLE = {"rank_k": (64, 8, 64, 8, 64), "rank_v": (16, 64, 16, 64, 16), "source_layers": SOURCES} | MODEL
 
 
-def test_alone_it_is_the_harnesss_kvsharer(dense, tmp_path):
+def test_alone_it_is_kvsharer(dense, tmp_path):
     """At full rank, biases of keys and values included; of the pool's bytes, layers that share take none."""
     source, out = dense("qwen2", **MODEL), tmp_path / "out"
     plain = {"rank_ratio": 1.0, "objective": "svd", "search": "uniform"}
     report = compress(source, out, share_map=((2, 0), (3, 1), (4, 0)), **plain)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    expected = harness_tokens(model, SOURCES, REQUESTS, TOKENS)
-    assert expected != harness_tokens(model, range(len(SOURCES)), REQUESTS, TOKENS)
+    expected = shared_tokens(model, SOURCES, REQUESTS, TOKENS)
+    assert expected != shared_tokens(model, range(len(SOURCES)), REQUESTS, TOKENS)
     with engine(out, num_gpu_blocks_override=None) as llm:
         assert greedy(llm, REQUESTS, TOKENS) == expected
         assert attention_used(llm) == {("PALU", "TorchAttention")}
@@ -42,9 +42,9 @@ def test_alone_it_is_the_harnesss_kvsharer(dense, tmp_path):
 
 
 def test_with_low_rank_chunked_batched_and_cached(dense, palu, batches):
-    """Ranks differ between the layers that hold latents. The reference is the harness on projections of these ranks."""
+    """Ranks differ between the layers that hold latents. The reference is the oracle on projections of these ranks."""
     directory = palu("llama", **UNEVEN)
-    expected = harness_tokens(dense_of(dense("llama", **MODEL), directory), SOURCES, REQUESTS, TOKENS)
+    expected = shared_tokens(dense_of(dense("llama", **MODEL), directory), SOURCES, REQUESTS, TOKENS)
     assert with_transformers(directory, REQUESTS) == expected
     with engine(directory, max_num_batched_tokens=CHUNK, num_gpu_blocks_override=None) as llm:
         assert greedy(llm, REQUESTS, TOKENS) == expected
@@ -72,12 +72,12 @@ def test_with_low_rank_chunked_batched_and_cached(dense, palu, batches):
     ],
 )
 def test_every_kind_of_layer(dense, palu, family, options):
-    """The harness has no windows: where there is one, the reference is transformers with latents."""
+    """The oracle has no windows: where there is one, the reference is transformers with latents."""
     directory = palu(family, **options)
     if "sliding_window" in options:
         expected = with_transformers(directory, REQUESTS)
     else:
-        expected = harness_tokens(dense_of(dense(family, **MODEL), directory), SOURCES, REQUESTS, TOKENS)
+        expected = shared_tokens(dense_of(dense(family, **MODEL), directory), SOURCES, REQUESTS, TOKENS)
     with engine(directory) as llm:
         assert greedy(llm, REQUESTS, TOKENS) == expected
 

@@ -1,4 +1,4 @@
-"""Sinks and a window over latents in vLLM: the harness's tokens, the same however scheduled, and bounded blocks."""
+"""Sinks and a window over latents in vLLM: the published tokens, the same however scheduled, and bounded blocks."""
 
 import pytest
 import torch
@@ -6,18 +6,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
-from benchmarks.methods.harness.attention import IMPLEMENTATION, layers_of
-from benchmarks.methods.harness.cache import MethodCache
-from benchmarks.methods.kept.rolling_streaming_llm import RollingStreamingLLM
 from palu_vllm.format.checkpoint import attention_prefix
 from tests.integration.serving.test_requests import free_blocks
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts
+from tests.support.streaming import StreamingCache, continued
 
 pytestmark = pytest.mark.serving
 
 START, RECENT, BLOCK, CHUNK, TOKENS = 20, 40, 16, 48, 90
 KNOBS = {"start_size": START, "recent_size": RECENT}
-SHORT = prompts(5, 33, START + RECENT + 1)  # the harness lets a prompt see all of itself
+SHORT = prompts(5, 33, START + RECENT + 1)  # the published method lets a prompt see all of itself
 LONG = prompts(230, 7, 101, salt=3)
 HELD = -(-START // BLOCK) + -(-(RECENT + 1) // BLOCK) + 1  # while decoding: sinks, a window that begins anywhere
 POOL, MAX_MODEL_LEN = 3 * HELD - 1, 512
@@ -36,7 +34,7 @@ def model(palu):
 @pytest.fixture(scope="module")
 def rebuilt(model, dense):
     """The dense model of the same products: its keys and values are what the latents are rebuilt to."""
-    twin = AutoModelForCausalLM.from_pretrained(dense("llama"), dtype=torch.float32, attn_implementation=IMPLEMENTATION)
+    twin = AutoModelForCausalLM.from_pretrained(dense("llama"), dtype=torch.float32)
     stored = load_file(model / "model.safetensors")
     whole = load_file(dense("llama") / "model.safetensors")
     for index, layer in enumerate(twin.model.layers):
@@ -52,15 +50,8 @@ def rebuilt(model, dense):
     return twin.eval()
 
 
-@torch.inference_mode()
-def by_harness(twin, shift: bool) -> list[list[int]]:
-    method = RollingStreamingLLM(start_size=START, recent_size=RECENT, enable_pos_shift=shift)
-    found = []
-    for ids in SHORT:
-        cache = MethodCache(method, layers_of(twin, torch.float32))
-        step = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None, "past_key_values": cache}
-        found.append(twin.generate(torch.tensor([ids]), **step)[0, len(ids) :].tolist())
-    return found
+def by_oracle(twin, shift: bool) -> list[list[int]]:
+    return [continued(twin, lambda: StreamingCache(twin, START, RECENT, shift), ids, TOKENS) for ids in SHORT]
 
 
 def per_request(llm) -> int:
@@ -82,20 +73,20 @@ def cold(calm):
     return calm[1]
 
 
-def test_tokens_are_the_harnesses_far_past_the_window(calm, rebuilt):
-    assert calm[0] == by_harness(rebuilt, shift=True)
+def test_tokens_are_the_published_far_past_the_window(calm, rebuilt):
+    assert calm[0] == by_oracle(rebuilt, shift=True)
     for tokens in calm:
         assert len({tuple(each) for each in tokens}) == len(tokens)
         assert min(len(set(each)) for each in tokens) > 4, "degenerate tokens prove nothing"
 
 
 @pytest.mark.slow
-def test_tokens_are_the_harnesses_where_positions_are_kept(model, rebuilt, cold):
+def test_tokens_are_the_published_where_positions_are_kept(model, rebuilt, cold):
     with engine(model, **streaming(shift=False)) as llm:
         kept = greedy(llm, SHORT, TOKENS)
-        assert kept == by_harness(rebuilt, shift=False)
+        assert kept == by_oracle(rebuilt, shift=False)
         assert greedy(llm, LONG, TOKENS) != cold
-    assert kept != by_harness(rebuilt, shift=True)
+    assert kept != by_oracle(rebuilt, shift=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""KVSharer's search, and checkpoints whose layers share: the map of the harness, the tensors of the mathematics."""
+"""KVSharer's search, and checkpoints whose layers share: the map of the paper, the tensors of the mathematics."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks.methods.shared.kvsharer import KVSharer
 from offline_compress import compress
 from offline_compress.commands.compress import parse_options
 from offline_compress.factors.head_order import grouped_order, permuted, similarity
@@ -19,7 +18,7 @@ from offline_compress.ranks.layer_sharing import search_sharing
 from offline_compress.run.errors import CompressionError
 from offline_compress.shared_layers import source_layers
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, check_shapes, iterate_tensors, read_config
-from tests.support.shared_layers import dense_of, harness_logits
+from tests.support.shared_layers import dense_of, searched_pairs, shared_logits
 from tests.support.tiny_models import build_even
 
 LAYERS = 4
@@ -36,13 +35,12 @@ def llama(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("count", "threshold"), [(2, -1.0), (1, 0.75)])
-def test_the_map_is_the_harnesss(model_directory, count, threshold):
+def test_the_map_is_the_papers(model_directory, count, threshold):
     """At 0.75 Qwen2's most dissimilar pairs are refused."""
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     tokens = torch.randint(256, (3, 24), generator=torch.Generator().manual_seed(7))
     found = search_sharing(model, tokens, count, threshold)
-    expected = KVSharer(shared_layers=count, threshold=threshold).calibrated(model, tokens)
-    assert found.pairs == expected.sharing
+    assert found.pairs == searched_pairs(model, tokens, count, threshold)
     assert threshold <= found.similarity < 1
 
 
@@ -58,12 +56,12 @@ def of_family(model_directory):
 
 
 @torch.inference_mode()
-def test_what_is_written_is_the_harnesss_model(model_directory, of_family, tmp_path):
+def test_what_is_written_is_the_papers_model(model_directory, of_family, tmp_path):
     """KVSharer on keys and values of the ranks, biases and norms included; rotations cancel."""
     out, tokens = tmp_path / "out", torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(3))
     compress(model_directory, out, objective="svd", search="uniform", share_map=((2, 0), (3, 0)), **of_family)
     found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(tokens).logits
-    expected = harness_logits(dense_of(model_directory, out), (0, 1, 0, 0), tokens)
+    expected = shared_logits(dense_of(model_directory, out), (0, 1, 0, 0), tokens)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 

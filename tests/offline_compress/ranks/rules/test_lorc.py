@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.methods.projected.lorc import progressive_ranks
 from offline_compress import compress
 from offline_compress.model.access import KEY, VALUE, projection
 from offline_compress.model.source import open_source
@@ -50,16 +49,6 @@ def test_deeper_layers_get_no_more(conditions):
     ranks = allocate_ranks(by_matrix, [[weight] for weight in weights for _ in "kv"], [128] * 2 * len(conditions), 0.5)
     assert sum(ranks) == 64 * len(ranks)
     assert all(a >= b - 16 for a, b in zip(ranks[0::2], ranks[2::2], strict=False)), "to a step"
-
-
-@given(CONDITIONS)
-def test_ranks_of_the_harness_are_proportional_to_the_weights(conditions):
-    """Both have ``d_max`` and ``d_min = d_max / 2``; there a rank is rounded by itself."""
-    if len({weight for weight in progressive_weights(conditions)}) == 1:
-        return
-    singular = [tuple(torch.tensor([each, *[1.0] * 199]) for each in pair) for pair in conditions]
-    found = progressive_ranks(singular, 160, 80)
-    assert found == pytest.approx([160 * weight for weight in progressive_weights(conditions)], abs=0.75)
 
 
 @pytest.mark.parametrize("options", [{}, {"group_size": 2}, {"group_size_k": 2, "group_size_v": 4}, {"latent_bits": 4}])
