@@ -116,6 +116,67 @@ class SlotFormat:
         return self.key.has_scale_groups or self.value.has_scale_groups
 
 
+@dataclass(frozen=True)
+class CodedFormat:
+    """The bytes of a codec's numbers of one KV head group and token, K or V: tiers side by side, one scale for all.
+
+    Tiers are planes of codes as above, whose levels are those of ``codec.levels``, or a single tier of 16 bits,
+    float16. The scale is not among these bytes, see ``CodedSlot``. Raises ValueError for other tiers.
+    """
+
+    tiers: tuple[Tier, ...]
+
+    def __post_init__(self) -> None:
+        known = all(tier.size > 0 and tier.bits in BITS for tier in self.tiers)
+        if not self.tiers or not known or (len(self.tiers) > 1 and not all(tier.is_quantized for tier in self.tiers)):
+            raise ValueError(f"tiers {self.tiers} are neither of 8, 4, 3 and 2 bits nor a single one of 16")
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.tiers[0].is_quantized
+
+    @property
+    def rank(self) -> int:
+        """Numbers."""
+        return sum(tier.size for tier in self.tiers)
+
+    def payload_bytes(self, tier: Tier) -> int:
+        if not tier.is_quantized:
+            return 2 * tier.size
+        return sum(plane_bytes(tier.size, width) for width in PLANES[tier.bits])
+
+    @property
+    def bytes(self) -> int:
+        """Of all tiers, padding included."""
+        return aligned(sum(self.payload_bytes(tier) for tier in self.tiers))
+
+
+@dataclass(frozen=True)
+class CodedSlot:
+    """What a codec stores of one token and KV head group: two float16 scales, the tiers of K, those of V.
+
+    The sign of a scale says which centre the numbers belong to: positive the usual one, negative that of the first
+    token of a text.
+    """
+
+    key: CodedFormat
+    value: CodedFormat
+
+    @property
+    def key_start(self) -> int:
+        """Bytes before the tiers of K."""
+        return 2 * SYMMETRIC_HEADER_BYTES
+
+    @property
+    def value_start(self) -> int:
+        """Bytes before the tiers of V."""
+        return self.key_start + self.key.bytes
+
+    @property
+    def bytes(self) -> int:
+        return self.value_start + self.value.bytes
+
+
 def cut_into_tiers(rank: int, fractions: Sequence[tuple[float, int]]) -> tuple[Tier, ...]:
     """Tiers of a latent of ``rank`` numbers from ``(fraction of the rank, bits)``, leading tier first.
 

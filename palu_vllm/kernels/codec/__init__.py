@@ -1,0 +1,1 @@
+"""Attention over slots of a KV codec."""
