@@ -1,7 +1,9 @@
-"""Which implementation of latent attention runs: vectorised torch or Triton kernels."""
+"""Which implementation of attention runs: over latents vectorised torch or Triton kernels, over codec slots torch."""
 
 import os
 from typing import Any
+
+from palu_vllm.kernels.codec.reference import CodecAttention
 
 PATHS = ("torch", "triton")
 
@@ -28,3 +30,12 @@ def implementation(path: str) -> Any:
     from palu_vllm.kernels.gpu.launch import TritonAttention
 
     return TritonAttention
+
+
+def codec_attention(device_type: str) -> type[CodecAttention]:
+    """The class that serves codec slots on a device; built as ``cls(LayerCodec, CodecSettings)``."""
+    if device_type == "cpu":
+        from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
+
+        return CpuCodecAttention
+    return CodecAttention

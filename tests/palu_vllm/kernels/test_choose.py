@@ -1,6 +1,6 @@
 import pytest
 
-from palu_vllm.kernels.choose import implementation, kernel_path
+from palu_vllm.kernels.choose import codec_attention, implementation, kernel_path
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "torch"), ("cuda", "triton")])
@@ -33,4 +33,10 @@ def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch):
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_every_path_has_store_and_attend(path):
     found = implementation(path)
+    assert callable(found.store) and callable(found.attend)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_codec_slots_are_served_on_every_device(device):
+    found = codec_attention(device)
     assert callable(found.store) and callable(found.attend)
