@@ -41,6 +41,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "palu-calibrate=offline_compress.commands.calibrate:main",
             "palu-compress=offline_compress.commands.compress:main",
             "palu-finetune=offline_compress.commands.finetune:main",
             "palu-convert=offline_compress.commands.convert:main",

@@ -5,6 +5,17 @@ puts it into transformers' own models. Importing this package imports none of th
 ``palu_vllm.huggingface.register`` tells transformers where to look.
 """
 
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """``PaluCache``, imported when it is asked for."""
+    if name != "PaluCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from palu_vllm.huggingface.cache import PaluCache
+
+    return PaluCache
+
 
 def find(name: str) -> type:
     """The configuration or model class called ``name``; imports no more than it needs. Raises AttributeError."""

@@ -43,26 +43,38 @@ def size_of(y: torch.Tensor, form: CodedFormat) -> torch.Tensor:
 def encode(y: torch.Tensor, form: CodedFormat) -> tuple[torch.Tensor, torch.Tensor]:
     """``y [..., rank]`` float32 to payload uint8 ``[..., form.bytes]`` and scale float16 ``[..., 1]``.
 
-    A first scale is ``size_of(y)``; a number's code is that of the level nearest to the number over it. The stored
-    scale is the one with the least squared error, in standard deviations, for these codes: 0 for zeros, and NaN, with
-    codes of zero, where a number or the scale is not finite. Numbers of 16 bits are stored as they are, with 1.
+    With ``size_of(y)`` as a first scale, the levels nearest to the numbers over it have a scale of least squared error,
+    in standard deviations; that one is stored, and codes are those of the levels nearest to the numbers over it. It is
+    0 for zeros, and NaN, with codes of zero, where a number or the scale is not finite. Numbers of 16 bits are stored
+    as they are, with 1.
     """
     if not form.is_quantized:
         payload = y.half().contiguous().view(torch.uint8)
         return payload, torch.ones_like(y[..., :1], dtype=torch.float16)
     size = size_of(y, form)
-    payload = y.new_zeros((*y.shape[:-1], form.bytes), dtype=torch.uint8)
-    dot = square = torch.zeros_like(size, dtype=torch.float64)
-    for tier, numbers, place in pieces(form):
-        codes = nearest((y[..., numbers] / size).nan_to_num(0.0, 0.0, 0.0), tier.bits)
-        level = levels(tier.bits).to(y.device)[codes.long()]
-        weight = unit(tier.bits) ** 2
-        dot = dot + weight * (y[..., numbers] * level).double().sum(-1, keepdim=True)
-        square = square + weight * level.square().double().sum(-1, keepdim=True)
-        payload[..., place] = pack_codes(codes, tier.bits)
-    scale = (dot / square).half().masked_fill(size == 0, 0.0)
+    scale = fitted_scale(y, size, form)
     broken = ~(scale.isfinite() & size.isfinite())
+    payload = y.new_zeros((*y.shape[:-1], form.bytes), dtype=torch.uint8)
+    for tier, numbers, place in pieces(form):
+        codes = nearest(over(y[..., numbers], scale.float()), tier.bits)
+        payload[..., place] = pack_codes(codes, tier.bits)
     return payload.masked_fill(broken, 0), scale.masked_fill(broken, torch.nan)
+
+
+def fitted_scale(y: torch.Tensor, size: torch.Tensor, form: CodedFormat) -> torch.Tensor:
+    """The scale of least squared error for the levels nearest to ``y / size``, float16 ``[..., 1]``; 0 for zeros."""
+    dot = square = torch.zeros_like(size, dtype=torch.float64)
+    for tier, numbers, _ in pieces(form):
+        part, weight = y[..., numbers], unit(tier.bits) ** 2
+        level = levels(tier.bits).to(y.device)[nearest(over(part, size), tier.bits).long()]
+        dot = dot + weight * (part * level).double().sum(-1, keepdim=True)
+        square = square + weight * level.square().double().sum(-1, keepdim=True)
+    return (dot / square).half().masked_fill(size == 0, 0.0)
+
+
+def over(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``y / scale``, 0 where that is no number."""
+    return (y / scale).nan_to_num(0.0, 0.0, 0.0)
 
 
 def decode(payload: torch.Tensor, form: CodedFormat) -> torch.Tensor:

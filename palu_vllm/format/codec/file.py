@@ -44,7 +44,7 @@ def save_codec(directory: Path, codec: Codec) -> None:
     layers = {str(number): _layer_json(layer) for number, layer in codec.layers.items()}
     about = {"format": VERSION, "model": dict(codec.model), "layers": layers, **codec.facts}
     tensors = {
-        f"layers.{number}.{name}": tensor.contiguous()
+        f"layers.{number}.{name}": tensor.clone(memory_format=torch.contiguous_format)  # none share memory
         for number, layer in codec.layers.items()
         for name, tensor in _tensors(layer).items()
     }

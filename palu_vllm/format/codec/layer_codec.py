@@ -9,8 +9,8 @@ from functools import cached_property
 
 import torch
 
-from palu_vllm.format.codec.coding import encode
-from palu_vllm.format.codec.positions import features
+from palu_vllm.format.codec.coding import decode, encode
+from palu_vllm.format.codec.positions import BLOCK, features
 from palu_vllm.format.latent_format import CodedFormat, CodedSlot
 
 
@@ -55,6 +55,14 @@ class SideCodec:
         payload, scale = encode(torch.where(nearer, first, usual), self.form)
         return payload, torch.where(nearer, -scale, scale)
 
+    def read(self, payload: torch.Tensor, scale: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+        """The heads of :meth:`stored`, float32 ``[..., kv_heads, head_dim]``."""
+        heads = len(self.sink)
+        numbers = decode(payload, self.form) * scale.float().abs()
+        read = torch.einsum("...gr,gdr->...gd", numbers, self.decoder).flatten(-2).unflatten(-1, (heads, -1))
+        first = torch.signbit(scale).repeat_interleave(heads // self.num_groups, -2)
+        return torch.where(first, self.sink, centre) + read
+
 
 @dataclass(frozen=True)
 class LayerCodec:
@@ -93,6 +101,14 @@ class LayerCodec:
         """The usual centre of keys in ``blocks`` of positions, float32 ``[len(blocks), kv_heads, head_dim]``."""
         cos, sin = features(self.frequencies, blocks).chunk(2, dim=-1)
         return self.centre_cos * cos[:, None, self.frequency_of] + self.centre_sin * sin[:, None, self.frequency_of]
+
+    def rounded(
+        self, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What keys and values ``[tokens, kv_heads, dim]`` at ``positions [tokens]`` are read as, float32."""
+        centre = self.key_centre(positions // BLOCK)
+        keys = self.key.read(*self.key.stored(key, centre), centre)
+        return keys, self.value.read(*self.value.stored(value, self.value_mean), self.value_mean)
 
     def to(self, device: torch.device | str) -> "LayerCodec":
         def side(of: SideCodec) -> SideCodec:

@@ -38,6 +38,18 @@ def encode_tokens(codec: LayerCodec, key: torch.Tensor, value: torch.Tensor, pos
     return torch.cat((scales, payload_k, payload_v), dim=-1)
 
 
+def decode_tokens(codec: LayerCodec, slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``slots [tokens, groups, slot.bytes]`` at ``positions [tokens]`` are read as: keys ``[tokens, kv_heads,
+    head_dim]`` after RoPE and values ``[tokens, kv_heads, value_dim]``, float32.
+    """
+    slot = codec.slot
+    scales = slots[..., : slot.key_start].contiguous().view(torch.float16)
+    keys = codec.key.read(
+        slots[..., slot.key_start : slot.value_start], scales[..., :1], codec.key_centre(positions // BLOCK)
+    )
+    return keys, codec.value.read(slots[..., slot.value_start : slot.bytes], scales[..., 1:], codec.value_mean)
+
+
 class CodecAttention:
     """``store`` and ``attend`` of ``interface`` in float32 torch, on any device."""
 
