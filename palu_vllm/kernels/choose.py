@@ -1,6 +1,8 @@
-"""Which implementation of attention runs: over latents vectorised torch or Triton kernels, over codec slots torch."""
+"""Which implementation of attention runs: over latents torch or Triton kernels, over codec slots C++ or torch."""
 
 import os
+import warnings
+from functools import cache
 from typing import Any
 
 from palu_vllm.kernels.codec.reference import CodecAttention
@@ -32,10 +34,27 @@ def implementation(path: str) -> Any:
     return TritonAttention
 
 
-def codec_attention(device_type: str) -> type[CodecAttention]:
+def codec_path(device_type: str) -> str:
+    """What runs over codec slots: ``C++`` on a CPU, else ``torch``, and in parentheses why not the other."""
+    if device_type != "cpu" or os.environ.get("PALU_KERNELS") == "torch":
+        return "torch"
+    from palu_vllm.kernels.cpu.compiled import why_not
+
+    return "C++" if why_not() is None else f"torch ({why_not()})"
+
+
+def codec_attention(device_type: str) -> type:
     """The class that serves codec slots on a device; built as ``cls(LayerCodec, CodecSettings)``."""
-    if device_type == "cpu":
+    path = codec_path(device_type)
+    if path == "C++":
         from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
 
         return CpuCodecAttention
+    if "(" in path:
+        _warn(path)
     return CodecAttention
+
+
+@cache
+def _warn(path: str) -> None:
+    warnings.warn(f"attention over codec slots runs several times slower than it could, in {path}", stacklevel=3)

@@ -14,7 +14,7 @@ from palu_vllm import registry
 from palu_vllm.format.checkpoint import check_finite, check_shapes, checkpoint_shapes, read_config
 from palu_vllm.format.config import DTYPE_BYTES, rope_type, served_dtype
 from palu_vllm.huggingface.tokenizer_agreement import compare_tokenizers, tokenizer_of
-from palu_vllm.kernels.choose import kernel_path
+from palu_vllm.kernels.choose import codec_path, kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
 from palu_vllm.version import __version__
 
@@ -53,7 +53,8 @@ def _device() -> str:
 
 
 def _kernels(directory: Path) -> str:
-    return f"{kernel_path(_device())} on {_device()}"
+    device = _device()
+    return f"{kernel_path(device)} on {device}; over codec slots {codec_path(device)}"
 
 
 def _configuration(directory: Path) -> str:

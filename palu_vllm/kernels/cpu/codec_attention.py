@@ -1,7 +1,43 @@
-"""Attention over codec slots on a CPU."""
+"""Attention over codec slots on a CPU, in the C++ library of this folder."""
 
+import torch
+
+from palu_vllm.format.codec.layer_codec import LayerCodec
+from palu_vllm.kernels.codec.interface import CodecSettings
 from palu_vllm.kernels.codec.reference import CodecAttention
+from palu_vllm.kernels.cpu.codec_constants import code_levels, code_units, position_table, tensors, tiers
+from palu_vllm.kernels.interface import PagedBatch
 
 
-class CpuCodecAttention(CodecAttention):
-    """``store`` and ``attend`` of ``kernels.codec.interface`` in torch."""
+class CpuCodecAttention:
+    """``store`` and ``attend`` of ``kernels.codec.interface``. Needs ``compiled.why_not()`` to be None."""
+
+    def __init__(self, codec: LayerCodec, settings: CodecSettings) -> None:
+        self.positions = position_table(codec.frequencies)
+        shape = [codec.num_groups, codec.num_kv_heads, settings.num_heads, settings.sliding_window or 0]
+        self.library = torch.classes.palu_cpu.Codec(
+            tiers(codec.key.form), tiers(codec.value.form), code_levels(), code_units(), shape,
+            tensors(codec, settings), settings.soft_cap,
+        )  # fmt: skip
+        quantized = codec.key.form.is_quantized and codec.value.form.is_quantized
+        self.plain = None if quantized else CodecAttention(codec, settings)  # numbers of 16 bits have no levels
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        positions: torch.Tensor,
+        cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        tokens = len(slot_mapping)
+        if tokens:
+            table = self.positions.up_to(int(positions[:tokens].max()) + 1)
+            self.library.put(key, value, positions, cache, slot_mapping, table)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        if self.plain is not None:
+            self.plain.attend(query, cache, batch, out)
+            return
+        table = self.positions.up_to(batch.max_seq_len)
+        self.library.attend(query, cache, batch.block_table, batch.seq_lens, batch.query_start_loc, table, out)

@@ -1,6 +1,9 @@
 import pytest
 
-from palu_vllm.kernels.choose import codec_attention, implementation, kernel_path
+from palu_vllm.kernels.choose import codec_attention, codec_path, implementation, kernel_path
+from palu_vllm.kernels.codec.reference import CodecAttention
+from palu_vllm.kernels.cpu import compiled
+from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "torch"), ("cuda", "triton")])
@@ -36,7 +39,18 @@ def test_every_path_has_store_and_attend(path):
     assert callable(found.store) and callable(found.attend)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_codec_slots_are_served_on_every_device(device):
-    found = codec_attention(device)
-    assert callable(found.store) and callable(found.attend)
+def test_codec_slots_on_a_cpu_are_served_by_what_was_compiled(monkeypatch):
+    monkeypatch.delenv("PALU_KERNELS", raising=False)
+    monkeypatch.setattr(compiled, "why_not", lambda: None)
+    assert codec_path("cpu") == "C++" and codec_attention("cpu") is CpuCodecAttention
+    assert codec_path("cuda") == "torch" and codec_attention("cuda") is CodecAttention
+    monkeypatch.setenv("PALU_KERNELS", "torch")
+    assert codec_attention("cpu") is CodecAttention
+
+
+def test_without_a_compiler_torch_serves_and_says_why(monkeypatch):
+    monkeypatch.delenv("PALU_KERNELS", raising=False)
+    monkeypatch.setattr(compiled, "why_not", lambda: "no C++ compiler was found (g++)")
+    assert codec_path("cpu") == "torch (no C++ compiler was found (g++))"
+    with pytest.warns(UserWarning, match=r"slower than it could, in torch \(no C\+\+ compiler was found"):
+        assert codec_attention("cpu") is CodecAttention

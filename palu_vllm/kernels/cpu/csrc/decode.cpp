@@ -1,0 +1,53 @@
+#include "decode.hpp"
+
+#include "vector16.hpp"
+
+namespace palu {
+namespace {
+
+// Codes of a step, of two tokens, to levels.
+template <int BITS> inline Bytes levels_of(const Step& step, const uint8_t* first, const uint8_t* second) {
+  Bytes low = load_two(first + step.low, second + step.low);
+  if constexpr (BITS == 8) return flip_sign(low);
+  Bytes codes = bits_at(low, step.shift, BITS == 4 ? 15 : 3);
+  if constexpr (BITS == 3) {
+    Bytes high = take(load_two(first + step.high[0], second + step.high[0]), step.take[0]);
+    high = either(high, take(load_two(first + step.high[1], second + step.high[1]), step.take[1]));
+    codes = either(codes, four_where(high, step.bit));
+  }
+  return look_up(step.table, codes);
+}
+
+template <int BITS, bool PAIRED>
+void run(const Step& step, int padded, const uint8_t* const* slots, int count, int8_t* out) {
+  for (int token = 0; token < count; token += 2) {
+    Bytes levels = levels_of<BITS>(step, slots[token], slots[token + 1]);
+    int8_t* row = out + int64_t(token) * padded;
+    if constexpr (PAIRED)
+      store_paired(row + 2 * step.dst, levels);
+    else
+      store_two(row + step.dst, row + padded + step.dst, levels);
+  }
+}
+
+template <bool PAIRED> void decode(const Side& side, const uint8_t* const* slots, int count, int8_t* out) {
+  for (const Step& step : side.steps) {
+    auto kind = step.bits == 8   ? run<8, PAIRED>
+                : step.bits == 4 ? run<4, PAIRED>
+                : step.bits == 3 ? run<3, PAIRED>
+                                 : run<2, PAIRED>;
+    kind(step, side.padded, slots, count, out);
+  }
+}
+
+} // namespace
+
+void decode_plain(const Side& side, const uint8_t* const* slots, int count, int8_t* out) {
+  decode<false>(side, slots, count, out);
+}
+
+void decode_paired(const Side& side, const uint8_t* const* slots, int count, int8_t* out) {
+  decode<true>(side, slots, count, out);
+}
+
+} // namespace palu

@@ -1,0 +1,118 @@
+#include "encode.hpp"
+
+#include <c10/util/Half.h>
+
+#include <cmath>
+#include <cstring>
+
+namespace palu {
+namespace {
+
+constexpr uint16_t HALF_NAN = 0x7e00, HALF_ONE = 0x3c00;
+
+uint16_t half_bits(float x) { return c10::Half(x).x; }
+
+// The nearest whole number, the lower one of two; exact, which adding a half would not be.
+int nearest_whole(float x) {
+  double number = x, below = std::floor(number);
+  return static_cast<int>(below) + (number - below > 0.5);
+}
+
+// `x` over `size`; 0 where that is not finite.
+float over(float x, float size) {
+  float ratio = x / size;
+  return std::isfinite(ratio) ? ratio : 0.f;
+}
+
+void codes_of(const Tier& tier, const Coder& coder, const float* y, float size, uint8_t* codes) {
+  if (tier.bits == 8) {
+    for (int i = 0; i < tier.size; i++) {
+      float bounded = std::min(std::max(over(y[i], size), -127.f), 127.f);
+      codes[i] = static_cast<uint8_t>(nearest_whole(bounded) + 128);
+    }
+    return;
+  }
+  for (int i = 0; i < tier.size; i++) {
+    float ratio = over(y[i], size);
+    int code = 0;
+    for (float threshold : coder.thresholds) code += threshold < ratio;
+    codes[i] = static_cast<uint8_t>(code);
+  }
+}
+
+void pack_plane(const uint8_t* codes, int size, int shift, int width, uint8_t* plane) {
+  int bytes = (size * width + 7) / 8;
+  std::memset(plane, 0, bytes);
+  for (int part = 0; part * bytes < size; part++)
+    for (int j = 0; j < bytes && part * bytes + j < size; j++)
+      plane[j] |= static_cast<uint8_t>((codes[part * bytes + j] >> shift & ((1 << width) - 1)) << part * width);
+}
+
+void pack(const Tier& tier, const uint8_t* codes, uint8_t* plane) {
+  int width = tier.bits == 3 ? 2 : tier.bits;
+  pack_plane(codes, tier.size, 0, width, plane);
+  if (tier.bits == 3) pack_plane(codes, tier.size, 2, 1, plane + (tier.size * 2 + 7) / 8);
+}
+
+float size_of(const Encoder& encoder, const float* y) {
+  double sum = 0;
+  for (size_t t = 0; t < encoder.coders.size(); t++) {
+    const Tier& tier = encoder.side->tiers[t];
+    for (int i = tier.number; i < tier.number + tier.size; i++) {
+      double number = y[i] * encoder.coders[t].unit;
+      sum += number * number;
+    }
+  }
+  return static_cast<float>(std::sqrt(sum / encoder.side->rank));
+}
+
+} // namespace
+
+Encoder make_encoder(const Side& side, const std::vector<int64_t>& levels, const std::vector<double>& units) {
+  Encoder encoder{&side, {}};
+  for (const Tier& tier : side.tiers) {
+    Coder coder;
+    double unit = tier.bits == 8 ? units.at(3) : tier.bits == 16 ? 1. : units.at(tier.bits - 2);
+    coder.unit = static_cast<float>(unit);
+    coder.weight = unit * unit;
+    for (int code = 0; code < 1 << tier.bits && tier.bits <= 8; code++)
+      coder.levels.push_back(tier.bits == 8 ? code - 128.f : float(levels.at(first_level(tier.bits) + code)));
+    for (int code = 1; code < 1 << tier.bits && tier.bits < 8; code++)
+      coder.thresholds.push_back((coder.levels[code] + coder.levels[code - 1]) / 2);
+    encoder.coders.push_back(coder);
+  }
+  return encoder;
+}
+
+uint16_t encode(const Encoder& encoder, const float* y, uint8_t* codes, uint8_t* payload) {
+  const Side& side = *encoder.side;
+  std::memset(payload, 0, side.bytes);
+  if (!side.quantized) {
+    for (int i = 0; i < side.rank; i++) {
+      uint16_t bits = half_bits(y[i]);
+      std::memcpy(payload + 2 * i, &bits, 2);
+    }
+    return HALF_ONE;
+  }
+  float size = size_of(encoder, y);
+  double dot = 0, square = 0;
+  for (size_t t = 0; t < side.tiers.size(); t++) {
+    const Tier& tier = side.tiers[t];
+    codes_of(tier, encoder.coders[t], y + tier.number, size, codes);
+    pack(tier, codes, payload + tier.byte - side.start);
+    double products = 0, squares = 0;
+    for (int i = 0; i < tier.size; i++) {
+      float level = encoder.coders[t].levels[codes[i]];
+      products += y[tier.number + i] * level;
+      squares += level * level;
+    }
+    dot += encoder.coders[t].weight * products;
+    square += encoder.coders[t].weight * squares;
+  }
+  uint16_t scale = size == 0.f ? 0 : half_bits(static_cast<float>(dot / square));
+  if (std::isfinite(size) && (scale & 0x7c00) != 0x7c00) return scale;
+  std::memset(payload, 0, side.bytes);
+  return HALF_NAN;
+}
+
+} // namespace palu

@@ -1,0 +1,178 @@
+#include "few_queries.hpp"
+
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "coded.hpp"
+
+namespace palu {
+namespace {
+
+constexpr int64_t TOGETHER = 4;    // queries of a request whose rows share one decoding of a tile
+constexpr int64_t SUM_LIMIT = INT32_MAX;
+constexpr int64_t LARGEST_LEVEL = 127;
+
+// All rows of a call: those of a group together, of its tokens one after the other.
+struct Prepared {
+  std::vector<int16_t> query;
+  std::vector<float> unit, folded, sink;
+  std::vector<uint8_t> broken; // the query is not finite
+};
+
+// Queries of one request and group that share tiles, and their pieces' numbers.
+struct Unit {
+  Request request;
+  int64_t group, first_row, begin, end, first_piece, pieces; // first_row: of Prepared
+  int64_t position() const { return request.length - request.queries; }
+};
+
+// The largest int16 whose products with levels cannot overflow an int32 sum.
+int64_t largest_step(int rank) { return std::min<int64_t>(INT16_MAX, SUM_LIMIT / (LARGEST_LEVEL * rank)); }
+
+void quantize(const Layer& layer, const float* mapped, int64_t row, Prepared& into) {
+  int rank = layer.key.rank;
+  float most = 0.f;
+  for (int i = 0; i < rank; i++) most = std::max(most, std::abs(mapped[i]));
+  bool broken = false;
+  for (int64_t i = 0; i < rank + 1 + layer.features; i++) broken |= !std::isfinite(mapped[i]);
+  into.broken[row] = broken;
+  float largest = static_cast<float>(largest_step(rank));
+  float steps = most > 0.f && !broken ? largest / most : 0.f;
+  int16_t* query = into.query.data() + row * layer.key.padded;
+  for (int i = 0; i < rank; i++)
+    query[i] = broken ? int16_t(0) : static_cast<int16_t>(static_cast<int32_t>(std::nearbyint(mapped[i] * steps)));
+  std::fill(query + rank, query + layer.key.padded, int16_t(0));
+  into.unit[row] = broken ? 0.f : most / largest;
+  into.sink[row] = broken ? 0.f : mapped[rank];
+  for (int64_t i = 0; i < layer.features; i++)
+    into.folded[row * layer.features + i] = broken ? 0.f : mapped[rank + 1 + i];
+}
+
+void prepare(const Layer& layer, const at::Tensor& query, Prepared& into) {
+  int64_t tokens = query.size(0), repeats = layer.kv_queries(), rows = tokens * layer.heads;
+  int64_t kv_per_group = layer.kv_heads / layer.groups;
+  at::Tensor by_head = query.view({tokens, layer.kv_heads, repeats, -1}).transpose(0, 1).reshape(
+      {layer.kv_heads, tokens * repeats, -1});
+  at::Tensor mapped = at::bmm(by_head, layer.query_map);
+  const float* numbers = mapped.const_data_ptr<float>();
+  int64_t width = mapped.size(2);
+  scratch(into.query, rows * layer.key.padded);
+  scratch(into.unit, rows);
+  scratch(into.sink, rows);
+  scratch(into.broken, rows);
+  scratch(into.folded, rows * layer.features);
+  at::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t from = begin; from < end; from++) {
+      int64_t head = from / (tokens * repeats), token = from / repeats % tokens, repeat = from % repeats;
+      int64_t row = (head / kv_per_group * tokens + token) * layer.group_heads() + head % kv_per_group * repeats + repeat;
+      quantize(layer, numbers + from * width, row, into);
+    }
+  });
+}
+
+std::vector<Unit> units_of(const Layer& layer, const std::vector<Request>& requests, int64_t tokens) {
+  std::vector<Unit> units;
+  int64_t pieces = 0, token = 0;
+  for (const Request& request : requests) {
+    for (int64_t done = 0; done < request.queries; done += TOGETHER) {
+      Request part = request;
+      part.queries = std::min(TOGETHER, request.queries - done);
+      part.length = request.length - request.queries + done + part.queries;
+      part.row = token + done;
+      int64_t first = part.length - part.queries - layer.window + 1;
+      int64_t begin = layer.window ? std::max<int64_t>(first, 0) : 0;
+      int64_t count = (part.length - 1) / CHUNK - begin / CHUNK + 1;
+      for (int64_t group = 0; group < layer.groups; group++, pieces += count)
+        units.push_back({part, group, (group * tokens + part.row) * layer.group_heads(), begin, part.length, pieces, count});
+    }
+    token += request.queries;
+  }
+  return units;
+}
+
+// States of all pieces, each with room for TOGETHER queries.
+struct States {
+  std::vector<float> numbers;
+  int64_t rows, padded;
+  State at(int64_t piece) {
+    float* start = numbers.data() + piece * rows * (padded + 3);
+    return {start, start + rows, start + 2 * rows, start + 3 * rows};
+  }
+};
+
+Piece piece_of(const Layer& layer, const Unit& unit, const Prepared& prepared, int64_t number) {
+  int64_t chunk = unit.begin / CHUNK + number, row = unit.first_row;
+  Rows rows{static_cast<int>(unit.request.queries * layer.group_heads()),
+            prepared.query.data() + row * layer.key.padded,
+            prepared.unit.data() + row,
+            prepared.folded.data() + row * layer.features,
+            prepared.sink.data() + row,
+            unit.position(),
+            static_cast<int>(layer.group_heads())};
+  return {rows, unit.group, std::max(unit.begin, chunk * CHUNK), std::min(unit.end, (chunk + 1) * CHUNK),
+          unit.request.table};
+}
+
+// Joins a row's states of all pieces: out [rank_v + 2], the mean of levels and the shares of the two centres.
+void join(const Layer& layer, States& states, const Unit& unit, int row, float sink, bool broken, float* out) {
+  float peak = sink, total, first = 0.f;
+  for (int64_t i = 0; i < unit.pieces; i++) peak = std::max(peak, states.at(unit.first_piece + i).peak[row]);
+  total = std::exp(sink - peak);
+  float of_sink = total;
+  std::fill_n(out, layer.value.rank, 0.f);
+  for (int64_t i = 0; i < unit.pieces; i++) {
+    State state = states.at(unit.first_piece + i);
+    float keep = std::exp(state.peak[row] - peak);
+    total += keep * state.total[row];
+    first += keep * state.first[row];
+    const float* sums = state.sums + int64_t(row) * layer.value.padded;
+    for (int j = 0; j < layer.value.rank; j++) out[j] += keep * sums[j];
+  }
+  float share = broken ? NAN : 1.f / total;
+  for (int j = 0; j < layer.value.rank; j++) out[j] *= share;
+  out[layer.value.rank] = (total - of_sink - first) * share;
+  out[layer.value.rank + 1] = first * share;
+}
+
+void join_unit(const Layer& layer, const Prepared& prepared, States& states, const Unit& unit, int64_t tokens, float* means) {
+  int64_t repeats = layer.kv_queries(), heads = layer.group_heads();
+  const float* sinks = layer.sinks.defined() ? layer.sinks.const_data_ptr<float>() : nullptr;
+  for (int row = 0; row < unit.request.queries * heads; row++) {
+    int64_t token = unit.request.row + row / heads, head = unit.group * heads + row % heads;
+    float* out = means + ((head / repeats * tokens + token) * repeats + head % repeats) * (layer.value.rank + 2);
+    join(layer, states, unit, row, sinks ? sinks[head] : NONE, prepared.broken[unit.first_row + row], out);
+  }
+}
+
+} // namespace
+
+at::Tensor attend_few(const Layer& layer, const Cache& cache, const at::Tensor& query, const float* features,
+                      const std::vector<Request>& requests) {
+  static thread_local Prepared prepared;
+  static thread_local States states;
+  Prepared& rows = prepared; // those of the calling thread, for the others too
+  States& all = states;
+  int64_t tokens = query.size(0);
+  prepare(layer, query, rows);
+  std::vector<Unit> units = units_of(layer, requests, tokens);
+  std::vector<std::pair<const Unit*, int64_t>> pieces;
+  int64_t longest = 0;
+  for (const Unit& unit : units) {
+    for (int64_t i = 0; i < unit.pieces; i++) pieces.emplace_back(&unit, i);
+    longest = std::max(longest, unit.request.queries);
+  }
+  all.rows = longest * layer.group_heads();
+  all.padded = layer.value.padded;
+  scratch(all.numbers, static_cast<int64_t>(pieces.size()) * all.rows * (all.padded + 3));
+  share_out(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    attend_piece(layer, cache, features, piece_of(layer, *pieces[i].first, rows, pieces[i].second), all.at(i));
+  });
+  at::Tensor means = at::empty({layer.kv_heads, tokens * layer.kv_queries(), layer.value.rank + 2}, query.options());
+  float* out = means.mutable_data_ptr<float>();
+  share_out(static_cast<int64_t>(units.size()), [&](int64_t i) { join_unit(layer, rows, all, units[i], tokens, out); });
+  return means;
+}
+
+} // namespace palu

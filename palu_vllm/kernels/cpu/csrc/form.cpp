@@ -1,0 +1,66 @@
+#include "form.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace palu {
+namespace {
+
+int plane_bytes(int size, int width) { return (size * width + 7) / 8; }
+
+// Where the high bits of numbers `first .. first + 15` of a plane of `bytes` bytes are.
+void find_high_bits(Step& step, int first, int start, int bytes) {
+  int begin[2] = {bytes < LANES ? 0 : first % bytes, 0};
+  std::memset(step.take, 0x80, sizeof(step.take));
+  for (int lane = 0; lane < LANES; lane++) {
+    int byte = (first + lane) % bytes;
+    bool wrapped = byte < begin[0];
+    step.take[wrapped][lane] = static_cast<uint8_t>(byte - begin[wrapped]);
+    step.bit[lane] = static_cast<uint8_t>(1 << ((first + lane) / bytes & 7));
+  }
+  step.high[0] = start + begin[0];
+  step.high[1] = start + begin[1];
+}
+
+void add_steps(std::vector<Step>& steps, const Tier& tier, const std::vector<int64_t>& levels) {
+  int width = tier.bits == 3 ? 2 : tier.bits;
+  int bytes = plane_bytes(tier.size, width);
+  for (int part = 0; part * bytes < tier.size; part++) {
+    int numbers = std::min(bytes, tier.size - part * bytes);
+    for (int j = 0; j < numbers; j += LANES) {
+      Step step{};
+      step.bits = tier.bits;
+      step.dst = tier.number + part * bytes + j;
+      step.low = tier.byte + j;
+      step.shift = part * width;
+      for (int code = 0; code < 16 && tier.bits != 8; code++)
+        step.table[code] = static_cast<int8_t>(levels[first_level(tier.bits) + code % (1 << tier.bits)]);
+      if (tier.bits == 3) find_high_bits(step, part * bytes + j, tier.byte + bytes, plane_bytes(tier.size, 1));
+      steps.push_back(step);
+    }
+  }
+}
+
+} // namespace
+
+Side make_side(const std::vector<int64_t>& sizes_and_bits, const std::vector<int64_t>& levels, int start) {
+  Side side;
+  side.start = start;
+  for (size_t i = 0; i + 1 < sizes_and_bits.size(); i += 2) {
+    Tier tier{int(sizes_and_bits[i]), int(sizes_and_bits[i + 1]), side.rank, start + side.bytes};
+    side.quantized = tier.bits != 16;
+    side.rank += tier.size;
+    int width = tier.bits == 3 ? 2 : tier.bits;
+    side.bytes += plane_bytes(tier.size, width) + (tier.bits == 3 ? plane_bytes(tier.size, 1) : 0);
+    side.tiers.push_back(tier);
+    if (side.quantized) add_steps(side.steps, tier, levels);
+  }
+  side.bytes = (side.bytes + 3) / 4 * 4;
+  int end = side.rank;
+  for (const Step& step : side.steps) end = std::max(end, step.dst + LANES);
+  side.width = (side.rank + LANES - 1) / LANES * LANES;
+  side.padded = ((end + LANES - 1) / LANES | 1) * LANES;
+  return side;
+}
+
+} // namespace palu

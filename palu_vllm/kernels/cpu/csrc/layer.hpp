@@ -1,0 +1,57 @@
+// What the parts of the library share: a layer, a call of its attention, and states of an unfinished softmax.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <atomic>
+#include <limits>
+#include <vector>
+
+#include <ATen/Parallel.h>
+
+#include "form.hpp"
+
+namespace palu {
+
+constexpr int BLOCK = 16;        // positions with one usual centre, format/codec/positions.py
+constexpr int SCALES = 4;        // bytes of a slot before its tiers: two float16
+constexpr int64_t CHUNK = 512;   // tokens of context that are one piece of work
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+struct Layer {
+  Side key, value;
+  int64_t groups, kv_heads, heads, key_dim, value_dim, features; // features: numbers of a block's row of the table
+  at::Tensor query_map; // float32 [kv_heads, key_dim, rank_k + 1 + features], see `codec_constants` in Python
+  at::Tensor value_map; // float32 [kv_heads, rank_v + 2, value_dim]
+  at::Tensor sinks;     // float32 [heads], or undefined
+  int64_t window;       // tokens that a query sees; 0: all
+  float soft_cap;       // 0: none
+  int64_t group_heads() const { return heads / groups; }
+  int64_t kv_queries() const { return heads / kv_heads; }
+};
+
+// The cache, uint8 [blocks, groups, block_size, slot bytes] with any strides but the last.
+struct Cache {
+  const uint8_t* start;
+  const uint8_t* end; // of its memory
+  int64_t block_size, block, group, slot; // strides in bytes
+  explicit Cache(const at::Tensor& cache);
+  const uint8_t* at(const int32_t* table, int64_t group_index, int64_t position) const {
+    return start + table[position / block_size] * block + group_index * group + position % block_size * slot;
+  }
+};
+
+// Calls f(item) for every item, on all threads. Who does which is left to chance, so items share no sums.
+template <class F> void share_out(int64_t items, const F& f) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i; begin < end && (i = next++) < items;) f(i);
+  });
+}
+
+// Memory that stays from call to call: fresh pages cost more than what is written to them.
+template <class T> T* scratch(std::vector<T>& buffer, int64_t count) {
+  if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
+  return buffer.data();
+}
+
+} // namespace palu

@@ -1,0 +1,151 @@
+#include "products.hpp"
+
+#include <algorithm>
+
+#include "vector16.hpp"
+
+namespace palu {
+namespace {
+
+#if defined(__AVX2__)
+
+inline __m256i widened(const int8_t* levels) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)));
+}
+inline __m256i sixteen(const int16_t* numbers) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers));
+}
+inline __m256i two_times(const int16_t* pair) {
+  int32_t both;
+  std::memcpy(&both, pair, 4);
+  return _mm256_set1_epi32(both);
+}
+inline __m256i add_products(__m256i sum, __m256i x, __m256i y) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  return _mm256_dpwssd_epi32(sum, x, y);
+#else
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+#endif
+}
+
+// Keeps a compiler from taking the next products first, for which it would need more registers than there are.
+inline void in_this_order(__m256i& x) { asm volatile("" : "+x"(x)); }
+
+// The totals of four sums.
+inline __m128i totals(__m256i a, __m256i b, __m256i c, __m256i d) {
+  __m256i x = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+  return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+template <int COUNT>
+void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, int32_t* out) {
+  for (int token = 0; token < count; token += 2, levels += 2 * side.padded) {
+    __m256i sum[COUNT + 1][2]{}; // of rows and the two tokens
+    for (int i = 0; i < side.width; i += 16) {
+      __m256i first = widened(levels + i), second = widened(levels + side.padded + i);
+      for (int row = 0; row < COUNT; row++) {
+        __m256i numbers = sixteen(query + row * side.padded + i);
+        in_this_order(numbers);
+        sum[row][0] = add_products(sum[row][0], first, numbers);
+        sum[row][1] = add_products(sum[row][1], second, numbers);
+        in_this_order(sum[row][0]);
+        in_this_order(sum[row][1]);
+      }
+    }
+    for (int row = 0; row < COUNT; row += 2) {
+      __m128i total = totals(sum[row][0], sum[row][1], sum[row + 1][0], sum[row + 1][1]);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(out + row * TILE + token), total);
+      if (row + 1 < COUNT)
+        _mm_storeh_pd(reinterpret_cast<double*>(out + (row + 1) * TILE + token), _mm_castsi128_pd(total));
+    }
+  }
+}
+
+inline void keep_and_add(float* sums, float keep, float unit, __m256i sum) {
+  __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(unit), _mm256_cvtepi32_ps(sum));
+  _mm256_storeu_ps(sums, _mm256_fmadd_ps(_mm256_set1_ps(keep), _mm256_loadu_ps(sums), scaled));
+}
+
+template <int COUNT>
+void weighted(const Side& side, const int8_t* paired, const int16_t* weights, int count, const float* keep,
+              const float* unit, float* sums) {
+  for (int i = 0; i < side.width; i += 16) {
+    __m256i sum[COUNT][2]{}; // of rows and numbers i .. i + 7, i + 8 .. i + 15
+    const int8_t* levels = paired + 2 * i;
+    for (int token = 0; token < count; token += 2, levels += 2 * side.padded) {
+      __m256i first = widened(levels), second = widened(levels + 16);
+      for (int row = 0; row < COUNT; row++) {
+        __m256i pair = two_times(weights + row * TILE + token);
+        sum[row][0] = add_products(sum[row][0], first, pair);
+        sum[row][1] = add_products(sum[row][1], second, pair);
+        in_this_order(sum[row][0]);
+        in_this_order(sum[row][1]);
+      }
+    }
+    for (int row = 0; row < COUNT; row++)
+      for (int half = 0; half < 2; half++)
+        keep_and_add(sums + row * side.padded + i + 8 * half, keep[row], unit[row], sum[row][half]);
+  }
+}
+
+#else
+
+template <int COUNT>
+void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, int32_t* out) {
+  for (int row = 0; row < COUNT; row++)
+    for (int token = 0; token < count; token++) {
+      int32_t sum = 0;
+      for (int i = 0; i < side.width; i++)
+        sum += int32_t(levels[token * side.padded + i]) * query[row * side.padded + i];
+      out[row * TILE + token] = sum;
+    }
+}
+
+template <int COUNT>
+void weighted(const Side& side, const int8_t* paired, const int16_t* weights, int count, const float* keep,
+              const float* unit, float* sums) {
+  for (int row = 0; row < COUNT; row++)
+    for (int i = 0; i < side.width; i++) {
+      int32_t sum = 0;
+      for (int token = 0; token < count; token++)
+        sum += int32_t(weights[row * TILE + token]) * paired[token / 2 * 2 * side.padded + 2 * i + token % 2];
+      float& total = sums[row * side.padded + i];
+      total = keep[row] * total + unit[row] * static_cast<float>(sum);
+    }
+}
+
+#endif
+
+template <int COUNT, class F> void with_rows(int rows, F f) {
+  if (rows == COUNT)
+    f(std::integral_constant<int, COUNT>());
+  else if constexpr (COUNT > 1)
+    with_rows<COUNT - 1>(rows, f);
+}
+
+// f(first row, how many as a constant), rows in equal parts of at most ROWS.
+template <class F> void in_parts(int rows, F f) {
+  for (int first = 0, left = (rows + ROWS - 1) / ROWS; left > 0; left--) {
+    int count = (rows - first + left - 1) / left;
+    with_rows<ROWS>(count, [&](auto constant) { f(first, constant); });
+    first += count;
+  }
+}
+
+} // namespace
+
+void dot_products(const Side& side, const int8_t* levels, const int16_t* query, int rows, int count, int32_t* out) {
+  in_parts(rows, [&](int first, auto constant) {
+    dots<constant()>(side, levels, query + first * side.padded, count, out + first * TILE);
+  });
+}
+
+void weighted_sums(const Side& side, const int8_t* paired, const int16_t* weights, int rows, int count, const float* keep,
+                   const float* unit, float* sums) {
+  in_parts(rows, [&](int first, auto constant) {
+    weighted<constant()>(side, paired, weights + first * TILE, count, keep + first, unit + first,
+                         sums + int64_t(first) * side.padded);
+  });
+}
+
+} // namespace palu

@@ -1,0 +1,178 @@
+"""The C++ library gives the specification's bytes, and its attention up to what int16 queries and weights cost."""
+
+import pytest
+import torch
+
+from palu_vllm.kernels.codec.interface import CodecSettings
+from palu_vllm.kernels.codec.reference import CodecAttention
+from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
+from palu_vllm.kernels.cpu.compiled import why_not
+from palu_vllm.kernels.interface import PagedBatch
+from tests.support.codecs.layers import layer_codec
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no C++ library: {why_not()}")
+
+WHOLE = CodecSettings(4, 0.2)
+FORMATS = {
+    "8 bits": (((64, 8),), ((64, 8),)),
+    "4 bits": (((64, 4),), ((64, 4),)),
+    "3 bits": (((64, 3),), ((64, 3),)),
+    "2 bits": (((64, 2),), ((64, 2),)),
+    "tiers": (((16, 8), (16, 4), (16, 3), (16, 2)), ((32, 8), (16, 3), (16, 2))),
+    "odd": (((16, 8), (31, 3)), ((16, 8), (3, 4), (7, 3), (5, 2))),
+    "16 bits": (((64, 16),), ((40, 16),)),
+}
+LENGTHS, QUERIES, BLOCKS = (37, 5, 131, 1200, 1), (1, 5, 70, 3, 1), 128
+
+
+def cached(codec, block_size=16):
+    """A cache with NaN in every scale that was not written, and its permuted block table."""
+    generator = torch.Generator().manual_seed(0)
+    cache = torch.full((BLOCKS, codec.num_groups, block_size, codec.slot.bytes), 255, dtype=torch.uint8)
+    free = torch.randperm(BLOCKS, generator=generator)
+    table = torch.full((len(LENGTHS), 80), 2**30, dtype=torch.int32)
+    attention = CodecAttention(codec, WHOLE)
+    for request, length in enumerate(LENGTHS):
+        count = -(-length // block_size)
+        table[request, :count], free = free[:count], free[count:]
+        key, value = tokens(codec, length, request)
+        slots = (
+            table[request].long()[torch.arange(length) // block_size] * block_size + torch.arange(length) % block_size
+        )
+        attention.store(key, value, torch.arange(length), cache, slots)
+    return cache, table
+
+
+def tokens(codec, count, seed):
+    """Keys, the first one near the sinks' centre, and values."""
+    generator = torch.Generator().manual_seed(seed)
+    key = 3 * torch.randn(count, codec.num_kv_heads, codec.key.sink.shape[1], generator=generator)
+    value = torch.randn(count, codec.num_kv_heads, codec.value.sink.shape[1], generator=generator)
+    key[:1] += codec.key.sink
+    return key, value
+
+
+def batch(table):
+    starts = torch.tensor([0, *torch.tensor(QUERIES).cumsum(0).tolist()], dtype=torch.int32)
+    return PagedBatch(table, torch.tensor(LENGTHS, dtype=torch.int32), starts, max(QUERIES), max(LENGTHS))
+
+
+def attended(implementation, codec, settings, cache, table, dtype=torch.float32, dim=32):
+    """Output of ``sum(QUERIES)`` queries, and of one row more, which must be left alone."""
+    query = torch.randn(sum(QUERIES), settings.num_heads, dim, generator=torch.Generator().manual_seed(3)).to(dtype)
+    out = torch.full((sum(QUERIES) + 1, settings.num_heads, codec.value.sink.shape[1]), torch.nan, dtype=dtype)
+    implementation(codec, settings).attend(query, cache, batch(table), out)
+    assert out[-1].isnan().all(), "rows past the last query are left alone"
+    return out[:-1].float()
+
+
+def close(found, expected, atol=2e-3):
+    """Within what half a step of int16 is worth: 2e-4 of scores, whose range here is about ten."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    assert (found - expected).abs().mean() < 2e-4
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_attention_is_that_of_the_specification(name, groups):
+    tiers = FORMATS[name] if groups == 1 else (((16, 4), (15, 3)), ((8, 8), (19, 2)))
+    codec = layer_codec(*tiers, groups=groups)
+    cache, table = cached(codec)
+    close(*(attended(kind, codec, WHOLE, cache, table) for kind in (CpuCodecAttention, CodecAttention)))
+
+
+@pytest.mark.parametrize("settings", [
+    CodecSettings(4, 0.2, sliding_window=7), CodecSettings(4, 0.2, sliding_window=600),
+    CodecSettings(4, 0.2, soft_cap=3.0), CodecSettings(4, 0.2, sinks=torch.tensor([0.5, -1.0, 2.0, 30.0])),
+    CodecSettings(14, 0.2, sliding_window=64, soft_cap=5.0),
+], ids=["window", "long window", "soft cap", "sinks", "seven queries"])  # fmt: skip
+@pytest.mark.parametrize("name", ["tiers", "16 bits"])
+def test_settings_are_those_of_the_specification(settings, name):
+    codec = layer_codec(*FORMATS[name])
+    cache, table = cached(codec)
+    close(*(attended(kind, codec, settings, cache, table) for kind in (CpuCodecAttention, CodecAttention)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_queries_and_outputs(dtype):
+    codec = layer_codec(*FORMATS["tiers"])
+    cache, table = cached(codec)
+    found, expected = (
+        attended(kind, codec, WHOLE, cache, table, dtype) for kind in (CpuCodecAttention, CodecAttention)
+    )
+    close(found, expected, atol=0.02)
+
+
+def test_strides_change_nothing():
+    codec = layer_codec(*FORMATS["tiers"])
+    cache, table = cached(codec)
+    expected = attended(CpuCodecAttention, codec, WHOLE, cache, table)
+    wide = torch.full((BLOCKS, 16, codec.num_groups, codec.slot.bytes + 12), 255, dtype=torch.uint8)
+    strided = wide.transpose(1, 2)[..., : codec.slot.bytes]
+    strided.copy_(cache)
+    assert torch.equal(attended(CpuCodecAttention, codec, WHOLE, strided, table), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stored_bytes_are_those_of_the_specification(name):
+    codec = layer_codec(*FORMATS[name])
+    key, value = tokens(codec, 300, 1)
+    key[7], value[9] = 0, 0
+    key[11, 0, 3], value[13, 1, 5], key[17] = torch.inf, torch.nan, 1e30
+    positions = torch.arange(300) + 40
+    slots = torch.randperm(320, generator=torch.Generator().manual_seed(5))[:290]
+    slots[20] = -1
+    stored = []
+    for kind in (CpuCodecAttention, CodecAttention):
+        cache = torch.full((20, 1, 16, codec.slot.bytes), 7, dtype=torch.uint8)
+        kind(codec, WHOLE).store(key, value, positions, cache, slots)
+        stored.append(cache)
+    assert torch.equal(*stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_keys_are_stored_alike(dtype):
+    codec = layer_codec(*FORMATS["tiers"])
+    key, value = (part.to(dtype) for part in tokens(codec, 40, 1))
+    caches = [torch.zeros(3, 1, 16, codec.slot.bytes, dtype=torch.uint8) for _ in range(2)]
+    for kind, cache in zip((CpuCodecAttention, CodecAttention), caches, strict=True):
+        kind(codec, WHOLE).store(key, value, torch.arange(40), cache, torch.arange(40))
+    assert torch.equal(*caches)
+
+
+def test_a_token_that_is_not_finite_reaches_only_those_that_see_it():
+    codec = layer_codec(*FORMATS["4 bits"])
+    for side in range(2):
+        pair = tokens(codec, 80, 2)
+        pair[side][50, 0, 3] = torch.inf
+        cache = torch.zeros(5, 1, 16, codec.slot.bytes, dtype=torch.uint8)
+        attention = CpuCodecAttention(codec, CodecSettings(4, 0.01))
+        attention.store(*pair, torch.arange(80), cache, torch.arange(80))
+        out = torch.empty(80, 4, 32)
+        table = torch.arange(5, dtype=torch.int32)[None]
+        one = PagedBatch(table, torch.tensor([80], dtype=torch.int32), torch.tensor([0, 80], dtype=torch.int32), 80, 80)
+        attention.attend(torch.randn(80, 4, 32), cache, one, out)
+        assert out[:50].isfinite().all() and out[50:].isnan().all()
+
+
+def test_a_query_that_is_not_finite_is_alone():
+    codec = layer_codec(*FORMATS["4 bits"])
+    cache, table = cached(codec)
+    query = torch.randn(sum(QUERIES), 4, 32)
+    query[8, 1, 5] = torch.nan
+    out = torch.empty(sum(QUERIES), 4, 32)
+    CpuCodecAttention(codec, WHOLE).attend(query, cache, batch(table), out)
+    broken = out.isnan().any(-1)
+    assert broken[8, 1] and broken.sum() == 1
+
+
+def test_two_threads_are_one_thread_bit_for_bit():
+    codec = layer_codec(*FORMATS["tiers"])
+    cache, table = cached(codec)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(attended(CpuCodecAttention, codec, WHOLE, cache, table))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
