@@ -4,7 +4,6 @@ import torch
 
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.kernels.codec.interface import CodecSettings
-from palu_vllm.kernels.codec.reference import CodecAttention
 from palu_vllm.kernels.cpu.codec_constants import code_levels, code_units, position_table, tensors, tiers
 from palu_vllm.kernels.interface import PagedBatch
 
@@ -17,10 +16,8 @@ class CpuCodecAttention:
         shape = [codec.num_groups, codec.num_kv_heads, settings.num_heads, settings.sliding_window or 0]
         self.library = torch.classes.palu_cpu.Codec(
             tiers(codec.key.form), tiers(codec.value.form), code_levels(), code_units(), shape,
-            tensors(codec, settings), settings.soft_cap,
+            tensors(codec, settings), settings.scale, settings.soft_cap,
         )  # fmt: skip
-        quantized = codec.key.form.is_quantized and codec.value.form.is_quantized
-        self.plain = None if quantized else CodecAttention(codec, settings)  # numbers of 16 bits have no levels
 
     def store(
         self,
@@ -36,8 +33,5 @@ class CpuCodecAttention:
             self.library.put(key, value, positions, cache, slot_mapping, table)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        if self.plain is not None:
-            self.plain.attend(query, cache, batch, out)
-            return
         table = self.positions.up_to(batch.max_seq_len)
         self.library.attend(query, cache, batch.block_table, batch.seq_lens, batch.query_start_loc, table, out)

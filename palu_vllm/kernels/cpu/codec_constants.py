@@ -8,6 +8,8 @@ from palu_vllm.format.codec.positions import BLOCK, features
 from palu_vllm.format.latent_format import CodedFormat
 from palu_vllm.kernels.codec.interface import CodecSettings
 
+COLUMNS = 32  # csrc/matrix.hpp
+
 
 def tiers(form: CodedFormat) -> list[int]:
     """Size and bits of every tier, one after the other."""
@@ -51,6 +53,12 @@ def value_map(codec: LayerCodec) -> torch.Tensor:
     return torch.cat((decoder, codec.value_mean[:, None], codec.value.sink[:, None]), dim=1)
 
 
+def padded_values(codec: LayerCodec) -> torch.Tensor:
+    """The decoder of values for the library's own products: ``[kv_heads, rank, value_dim]``, in whole ``COLUMNS``."""
+    decoder = per_head(codec, codec.value.decoder).transpose(1, 2)
+    return torch.nn.functional.pad(decoder, (0, -decoder.shape[-1] % COLUMNS)).contiguous()
+
+
 def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tensor]:
     """The matrices above, and what a token is stored with: encoders ``[groups, width, rank]`` and the numbers of
     constant centres ``[groups, rank]`` in float64.
@@ -66,6 +74,11 @@ def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tenso
         "centre_cos": codec.centre_cos.contiguous(),
         "centre_sin": codec.centre_sin.contiguous(),
         "frequency_of": codec.frequency_of.long(),
+        "decoder_k": per_head(codec, codec.key.decoder).contiguous(),
+        "decoder_v": padded_values(codec),
+        "first_k": codec.key.sink.contiguous(),
+        "first_v": codec.value.sink.contiguous(),
+        "mean_v": codec.value_mean.contiguous(),
     }
     return found if settings.sinks is None else found | {"sinks": settings.sinks.float()}
 

@@ -63,7 +63,8 @@ def processor() -> str:
 def key(command: Sequence[str]) -> str:
     """What a compiled library depends on: sources, versions, options and this machine's processor."""
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [torch.__version__, platform.machine(), processor(), version, *command]
+    given = [part for part in command if not part.startswith("-I")]  # torch's headers are those of its version
+    parts = [torch.__version__, platform.machine(), processor(), version, *given]
     digest = hashlib.sha256("\n".join(parts).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())

@@ -66,6 +66,25 @@ float size_of(const Encoder& encoder, const float* y) {
   return static_cast<float>(std::sqrt(sum / encoder.side->rank));
 }
 
+// The float16 scale of least squared error for the levels nearest to `y` over `size`.
+uint16_t fitted_scale(const Encoder& encoder, const float* y, float size, uint8_t* codes) {
+  double dot = 0, square = 0;
+  for (size_t t = 0; t < encoder.coders.size(); t++) {
+    const Tier& tier = encoder.side->tiers[t];
+    const Coder& coder = encoder.coders[t];
+    codes_of(tier, coder, y + tier.number, size, codes);
+    double products = 0, squares = 0;
+    for (int i = 0; i < tier.size; i++) {
+      float level = coder.levels[codes[i]];
+      products += y[tier.number + i] * level;
+      squares += level * level;
+    }
+    dot += coder.weight * products;
+    square += coder.weight * squares;
+  }
+  return half_bits(static_cast<float>(dot / square));
+}
+
 } // namespace
 
 Encoder make_encoder(const Side& side, const std::vector<int64_t>& levels, const std::vector<double>& units) {
@@ -95,24 +114,15 @@ uint16_t encode(const Encoder& encoder, const float* y, uint8_t* codes, uint8_t*
     return HALF_ONE;
   }
   float size = size_of(encoder, y);
-  double dot = 0, square = 0;
+  uint16_t scale = size == 0.f ? 0 : fitted_scale(encoder, y, size, codes);
+  if (!std::isfinite(size) || (scale & 0x7c00) == 0x7c00) return HALF_NAN;
+  float wide = c10::detail::fp16_ieee_to_fp32_value(scale);
   for (size_t t = 0; t < side.tiers.size(); t++) {
     const Tier& tier = side.tiers[t];
-    codes_of(tier, encoder.coders[t], y + tier.number, size, codes);
+    codes_of(tier, encoder.coders[t], y + tier.number, wide, codes);
     pack(tier, codes, payload + tier.byte - side.start);
-    double products = 0, squares = 0;
-    for (int i = 0; i < tier.size; i++) {
-      float level = encoder.coders[t].levels[codes[i]];
-      products += y[tier.number + i] * level;
-      squares += level * level;
-    }
-    dot += encoder.coders[t].weight * products;
-    square += encoder.coders[t].weight * squares;
   }
-  uint16_t scale = size == 0.f ? 0 : half_bits(static_cast<float>(dot / square));
-  if (std::isfinite(size) && (scale & 0x7c00) != 0x7c00) return scale;
-  std::memset(payload, 0, side.bytes);
-  return HALF_NAN;
+  return scale;
 }
 
 } // namespace palu

@@ -23,10 +23,25 @@ struct Layer {
   at::Tensor query_map; // float32 [kv_heads, key_dim, rank_k + 1 + features], see `codec_constants` in Python
   at::Tensor value_map; // float32 [kv_heads, rank_v + 2, value_dim]
   at::Tensor sinks;     // float32 [heads], or undefined
+  // for many queries, see `rebuild.hpp`
+  at::Tensor decoder_k; // float32 [kv_heads, key_dim, rank_k]
+  at::Tensor decoder_v; // float32 [kv_heads, rank_v, padded_dim()], zeros past value_dim
+  at::Tensor centre_cos, centre_sin, sink_k; // float32 [kv_heads, key_dim]
+  at::Tensor mean_v, sink_v;                 // float32 [kv_heads, value_dim]
+  std::vector<int64_t> frequency_of;         // [key_dim]
+  float scale;
   int64_t window;       // tokens that a query sees; 0: all
   float soft_cap;       // 0: none
   int64_t group_heads() const { return heads / groups; }
   int64_t kv_queries() const { return heads / kv_heads; }
+  int64_t group_size() const { return kv_heads / groups; }
+  // Of number `i` of all heads' keys, in the block of positions with these features.
+  float usual_centre(int64_t i, const float* block) const {
+    int64_t frequency = frequency_of[i % key_dim];
+    return centre_cos.const_data_ptr<float>()[i] * block[frequency] +
+           centre_sin.const_data_ptr<float>()[i] * block[features / 2 + frequency];
+  }
+  int64_t padded_dim() const { return decoder_v.size(2); }
 };
 
 // The cache, uint8 [blocks, groups, block_size, slot bytes] with any strides but the last.
@@ -35,8 +50,13 @@ struct Cache {
   const uint8_t* end; // of its memory
   int64_t block_size, block, group, slot; // strides in bytes
   explicit Cache(const at::Tensor& cache);
-  const uint8_t* at(const int32_t* table, int64_t group_index, int64_t position) const {
-    return start + table[position / block_size] * block + group_index * group + position % block_size * slot;
+  // Calls f(position, slot) for positions begin .. end - 1 of a request.
+  template <class F> void each_slot(const int32_t* table, int64_t group_index, int64_t begin, int64_t end, F f) const {
+    for (int64_t position = begin; position < end;) {
+      int64_t number = position / block_size, stop = std::min(end, (number + 1) * block_size);
+      const uint8_t* at = start + table[number] * block + group_index * group + (position - number * block_size) * slot;
+      for (; position < stop; position++, at += slot) f(position, at);
+    }
   }
 };
 

@@ -1,9 +1,13 @@
 // The class palu_cpu::Codec that Python sees.
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
 #include "few_queries.hpp"
+#include "many_queries.hpp"
 #include "store.hpp"
 
 namespace palu {
@@ -23,13 +27,22 @@ namespace {
 using Numbers = std::vector<int64_t>;
 using Tensors = c10::Dict<std::string, at::Tensor>;
 
+constexpr int64_t MOST_FEW = 128; // queries of a request; more are better off with whole keys
+
+at::Tensor rows_of(const std::vector<Request>& requests, int64_t first) {
+  std::vector<int64_t> rows;
+  for (const Request& request : requests)
+    for (int64_t i = 0; i < request.queries; i++) rows.push_back(request.row - first + i);
+  return at::tensor(rows, at::kLong);
+}
+
 struct Codec : torch::CustomClassHolder {
   Layer layer;
   Store stored;
 
   // See kernels/cpu/codec_constants.py for what everything is.
   Codec(const Numbers& tiers_k, const Numbers& tiers_v, const Numbers& levels, const std::vector<double>& units,
-        const Numbers& shape, const Tensors& tensors, double soft_cap) {
+        const Numbers& shape, const Tensors& tensors, double scale, double soft_cap) {
     layer.key = make_side(tiers_k, levels, SCALES);
     layer.value = make_side(tiers_v, levels, SCALES + layer.key.bytes);
     layer.groups = shape.at(0), layer.kv_heads = shape.at(1), layer.heads = shape.at(2), layer.window = shape.at(3);
@@ -42,9 +55,12 @@ struct Codec : torch::CustomClassHolder {
     stored.key = {make_encoder(layer.key, levels, units), tensors.at("encoder_k"), tensors.at("sink_k")};
     stored.value = {make_encoder(layer.value, levels, units), tensors.at("encoder_v"), tensors.at("sink_v")};
     stored.value_mean = tensors.at("value_mean");
-    stored.centre_cos = tensors.at("centre_cos"), stored.centre_sin = tensors.at("centre_sin");
-    at::Tensor frequency_of = tensors.at("frequency_of");
-    stored.frequency_of.assign(frequency_of.const_data_ptr<int64_t>(), frequency_of.const_data_ptr<int64_t>() + layer.key_dim);
+    layer.decoder_k = tensors.at("decoder_k"), layer.decoder_v = tensors.at("decoder_v");
+    layer.centre_cos = tensors.at("centre_cos"), layer.centre_sin = tensors.at("centre_sin");
+    layer.sink_k = tensors.at("first_k"), layer.sink_v = tensors.at("first_v"), layer.mean_v = tensors.at("mean_v");
+    const int64_t* frequency_of = tensors.at("frequency_of").const_data_ptr<int64_t>();
+    layer.frequency_of.assign(frequency_of, frequency_of + layer.key_dim);
+    layer.scale = static_cast<float>(scale);
   }
 
   void put(const at::Tensor& key, const at::Tensor& value, const at::Tensor& positions, const at::Tensor& cache,
@@ -60,18 +76,36 @@ struct Codec : torch::CustomClassHolder {
     c10::InferenceMode guard;
     const int32_t* start = starts.const_data_ptr<int32_t>();
     const int32_t* length = seq_lens.const_data_ptr<int32_t>();
-    std::vector<Request> requests;
+    std::vector<Request> few, many;
     for (int64_t i = 0; i < seq_lens.size(0); i++)
-      if (start[i + 1] > start[i])
-        requests.push_back({block_table.const_data_ptr<int32_t>() + i * block_table.stride(0), start[i],
-                            start[i + 1] - start[i], length[i]});
-    int64_t tokens = start[seq_lens.size(0)] - start[0];
+      if (int64_t queries = start[i + 1] - start[i]; queries > 0)
+        (queries > MOST_FEW || !layer.key.quantized || !layer.value.quantized ? many : few)
+            .push_back({block_table.const_data_ptr<int32_t>() + i * block_table.stride(0), start[i], queries, length[i]});
+    int64_t first = start[0], tokens = start[seq_lens.size(0)] - first;
     if (!tokens) return;
-    at::Tensor rows = query.narrow(0, start[0], tokens).to(at::kFloat).contiguous();
-    at::Tensor means = attend_few(layer, Cache(cache), rows, features.const_data_ptr<float>(), requests);
+    at::Tensor rows = query.narrow(0, first, tokens).to(at::kFloat).contiguous();
+    const float* table = features.const_data_ptr<float>();
+    if (many.empty()) {
+      out.narrow(0, first, tokens).copy_(of_few(cache, rows, table, few));
+      return;
+    }
+    at::Tensor found = at::empty({tokens, layer.heads, layer.value_dim}, rows.options());
+    for (const Request& request : many)
+      attend_many(layer, Cache(cache), rows.const_data_ptr<float>() + (request.row - first) * layer.heads * layer.key_dim,
+                  table, request, found.mutable_data_ptr<float>() + (request.row - first) * layer.heads * layer.value_dim);
+    if (!few.empty()) {
+      at::Tensor index = rows_of(few, first);
+      found.index_copy_(0, index, of_few(cache, at::index_select(rows, 0, index), table, few));
+    }
+    out.narrow(0, first, tokens).copy_(found);
+  }
+
+  // float32 [tokens, heads, value_dim] of requests whose queries are all of `rows`, one after the other.
+  at::Tensor of_few(const at::Tensor& cache, const at::Tensor& rows, const float* table,
+                    const std::vector<Request>& requests) const {
+    at::Tensor means = attend_few(layer, Cache(cache), rows, table, requests);
     at::Tensor values = at::bmm(means, layer.value_map); // [kv_heads, tokens * kv_queries, value_dim]
-    at::Tensor by_token = values.view({layer.kv_heads, tokens, layer.kv_queries(), -1}).transpose(0, 1);
-    out.narrow(0, start[0], tokens).view({tokens, layer.kv_heads, layer.kv_queries(), -1}).copy_(by_token);
+    return values.view({layer.kv_heads, rows.size(0), layer.kv_queries(), -1}).transpose(0, 1).flatten(1, 2);
   }
 };
 
@@ -80,7 +114,7 @@ struct Codec : torch::CustomClassHolder {
 TORCH_LIBRARY(palu_cpu, library) {
   library.class_<Codec>("Codec")
       .def(torch::init<const Numbers&, const Numbers&, const Numbers&, const std::vector<double>&, const Numbers&,
-                       const Tensors&, double>())
+                       const Tensors&, double, double>())
       .def("put", &Codec::put)
       .def("attend", &Codec::attend);
 }

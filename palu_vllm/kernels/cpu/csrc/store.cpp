@@ -41,19 +41,14 @@ at::Tensor grouped(const Layer& layer, const at::Tensor& heads, const Kept& kept
 }
 
 // The usual centres of keys in blocks of positions, float64 [groups, blocks, width]; summed in float32.
-at::Tensor centres(const Layer& layer, const Store& store, const Kept& kept, const at::Tensor& features) {
-  int64_t blocks = static_cast<int64_t>(kept.blocks.size()), half = layer.features / 2;
-  int64_t per_group = layer.kv_heads / layer.groups * layer.key_dim;
-  at::Tensor out = at::empty({layer.groups, blocks, per_group}, features.options().dtype(at::kDouble));
+at::Tensor centres(const Layer& layer, const Kept& kept, const at::Tensor& features) {
+  int64_t blocks = static_cast<int64_t>(kept.blocks.size()), group_width = layer.group_size() * layer.key_dim;
+  at::Tensor out = at::empty({layer.groups, blocks, group_width}, features.options().dtype(at::kDouble));
   double* to = out.mutable_data_ptr<double>();
-  const float *cos = store.centre_cos.const_data_ptr<float>(), *sin = store.centre_sin.const_data_ptr<float>();
   for (int64_t group = 0; group < layer.groups; group++)
     for (int64_t block : kept.blocks) {
       const float* row = features.const_data_ptr<float>() + block * layer.features;
-      for (int64_t i = 0; i < per_group; i++, to++) {
-        int64_t number = group * per_group + i, frequency = store.frequency_of[number % layer.key_dim];
-        *to = cos[number] * row[frequency] + sin[number] * row[half + frequency];
-      }
+      for (int64_t i = 0; i < group_width; i++) *to++ = layer.usual_centre(group * group_width + i, row);
     }
   return out;
 }
@@ -92,7 +87,7 @@ void store(const Layer& layer, const Store& store, const at::Tensor& key, const 
   Kept kept = kept_tokens(positions, slots, tokens);
   int64_t count = static_cast<int64_t>(kept.tokens.size());
   if (!count) return;
-  at::Tensor rows = at::cat({grouped(layer, key, kept), centres(layer, store, kept, features)}, 1);
+  at::Tensor rows = at::cat({grouped(layer, key, kept), centres(layer, kept, features)}, 1);
   at::Tensor numbers_k = at::bmm(rows, store.key.encoder), numbers_v = at::bmm(grouped(layer, value, kept), store.value.encoder);
   const double *of_k = numbers_k.const_data_ptr<double>(), *of_v = numbers_v.const_data_ptr<double>();
   const double* mean = store.value_mean.const_data_ptr<double>();

@@ -13,9 +13,7 @@ struct SideStore {
 
 struct Store {
   SideStore key, value;
-  at::Tensor value_mean;             // float64 [groups, rank]: numbers of the mean of values
-  at::Tensor centre_cos, centre_sin; // float32 [kv_heads, key_dim]
-  std::vector<int64_t> frequency_of; // [key_dim]
+  at::Tensor value_mean; // float64 [groups, rank]: numbers of the mean of values
 };
 
 // `key` [tokens, kv_heads, key_dim], `value` [tokens, kv_heads, value_dim], `positions` and `slots` int64 [tokens];

@@ -22,7 +22,7 @@ FORMATS = {
     "odd": (((16, 8), (31, 3)), ((16, 8), (3, 4), (7, 3), (5, 2))),
     "16 bits": (((64, 16),), ((40, 16),)),
 }
-LENGTHS, QUERIES, BLOCKS = (37, 5, 131, 1200, 1), (1, 5, 70, 3, 1), 128
+LENGTHS, QUERIES, BLOCKS = (37, 5, 231, 1200, 1, 150), (1, 5, 170, 3, 1, 150), 128
 
 
 def cached(codec, block_size=16):
@@ -140,30 +140,30 @@ def test_narrow_keys_are_stored_alike(dtype):
     assert torch.equal(*caches)
 
 
-def test_a_token_that_is_not_finite_reaches_only_those_that_see_it():
+@pytest.mark.parametrize("count", [80, 160])
+@pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
+def test_a_token_that_is_not_finite_reaches_only_those_that_see_it(side, count):
     codec = layer_codec(*FORMATS["4 bits"])
-    for side in range(2):
-        pair = tokens(codec, 80, 2)
-        pair[side][50, 0, 3] = torch.inf
-        cache = torch.zeros(5, 1, 16, codec.slot.bytes, dtype=torch.uint8)
-        attention = CpuCodecAttention(codec, CodecSettings(4, 0.01))
-        attention.store(*pair, torch.arange(80), cache, torch.arange(80))
-        out = torch.empty(80, 4, 32)
-        table = torch.arange(5, dtype=torch.int32)[None]
-        one = PagedBatch(table, torch.tensor([80], dtype=torch.int32), torch.tensor([0, 80], dtype=torch.int32), 80, 80)
-        attention.attend(torch.randn(80, 4, 32), cache, one, out)
-        assert out[:50].isfinite().all() and out[50:].isnan().all()
+    pair = tokens(codec, count, 2)
+    pair[side][50, 0, 3] = torch.inf
+    cache = torch.zeros(10, 1, 16, codec.slot.bytes, dtype=torch.uint8)
+    attention = CpuCodecAttention(codec, CodecSettings(4, 0.01))
+    attention.store(*pair, torch.arange(count), cache, torch.arange(count))
+    out = torch.empty(count, 4, 32)
+    numbers = [torch.tensor(row, dtype=torch.int32) for row in ([list(range(10))], [count], [0, count])]
+    attention.attend(torch.randn(count, 4, 32), cache, PagedBatch(*numbers, count, count), out)
+    assert out[:50].isfinite().all() and out[50:].isnan().all()
 
 
-def test_a_query_that_is_not_finite_is_alone():
+def test_a_query_that_is_not_finite_stays_alone():
     codec = layer_codec(*FORMATS["4 bits"])
     cache, table = cached(codec)
     query = torch.randn(sum(QUERIES), 4, 32)
-    query[8, 1, 5] = torch.nan
+    query[8, 1, 5] = query[100, 2, 0] = torch.nan
     out = torch.empty(sum(QUERIES), 4, 32)
     CpuCodecAttention(codec, WHOLE).attend(query, cache, batch(table), out)
     broken = out.isnan().any(-1)
-    assert broken[8, 1] and broken.sum() == 1
+    assert broken[8, 1] and broken[100, 2] and broken.sum() == 2
 
 
 def test_two_threads_are_one_thread_bit_for_bit():
