@@ -18,6 +18,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.support import cases  # noqa: E402
 from tests.support.plain_svd import build_palu  # noqa: E402
 from tests.support.processes.cpu_times import (  # noqa: E402, F401  # hooks
     pytest_runtest_logstart,
@@ -28,6 +29,10 @@ from tests.support.processes.stalls import ended_when_stalled  # noqa: E402
 from tests.support.tiny_models import build_dense  # noqa: E402
 
 Checkpoints = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cases.fast_only = "not slow" in config.option.markexpr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,3 +58,17 @@ PACKED_LAYERS = {
     .packed([(ALL, 2)], [(ALL, 4)])
     .in_scale_groups(48, symmetric=True, clip=0.9),
 }
+
+# one of each kind: compressed or not, biases, norms, partial rotations, windows, latents of fewer heads, bits
+KINDS = (
+    "per_head_odd_ranks",
+    "two_groups_bias_head_dim_80",
+    "uncompressed",
+    "sliding_window",
+    "partial_rotary_key_norm_bias_uncompressed",
+    "two_keys_per_slot",
+    "two_values_per_slot_bias",
+    "4_bits_odd_ranks",
+    "keys_16_values_4_bits",
+    "groups_of_tiers",
+)

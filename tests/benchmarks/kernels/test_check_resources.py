@@ -23,12 +23,9 @@ MORE = (
     "qwen_2_7b_128_384_3_bits",
     "llama_3_8b_256_256_tiers",
     "qwen_2_7b_128_384_4_bits_groups",
-)
-LAYERS = (
-    WHOLE_KEYS,
     "llama_3_8b_256_256_tiers_groups",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in (PLAIN, *MORE)),
 )
+LAYERS = (WHOLE_KEYS, *(pytest.param(name, marks=pytest.mark.slow) for name in (PLAIN, *MORE)))
 
 
 @pytest.fixture(scope="module")

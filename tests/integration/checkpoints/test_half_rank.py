@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common.shipped import CALIBRATION
 from offline_compress import compress
+from tests.support.cases import few_names
 from tests.support.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
@@ -29,7 +30,17 @@ CASES = {
     "phi3-window-factored": ("phi3", RANKS | {"sliding_window": 24, "value_path": "factored"}),
     "qwen3-some-uncompressed": ("qwen3", UNEVEN | {"value_path": "factored"}),
 }
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # at full rank in test_full_rank.py, of low rank above
+# each family, path and grouping once
+QUICK = (
+    "llama-factored",
+    "llama-some-uncompressed",
+    "llama-keys-in-smaller-groups",
+    "qwen2-values-in-smaller-groups-factored",
+    "mistral-window",
+    "qwen3-fused",
+    "phi3-window-factored",
+)
+FAMILIES = ("phi3", "llama", "mistral", "qwen2", "qwen3")  # at full rank in test_full_rank.py, of low rank above
 TOKENS = 12
 POOL = 2**30  # bytes; VLLM_CPU_KVCACHE_SPACE of tests/conftest.py
 
@@ -43,7 +54,7 @@ def with_transformers(directory, requests, max_tokens=TOKENS):
     return [tokens[0, len(ids) :].tolist() for tokens, ids in zip(continued, requests, strict=True)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_names(CASES, *QUICK))
 def test_vllm_and_transformers_agree(case, palu):
     family, options = CASES[case]
     directory, requests = palu(family, **options), prompts(6, 45)
@@ -55,7 +66,6 @@ def test_vllm_and_transformers_agree(case, palu):
 @pytest.mark.parametrize(
     ("family", "groups"),
     [
-        ("phi3", {"group_size": 2}),
         ("llama", {"group_size_k": 2, "group_size_v": 4}),
         *(pytest.param(family, {"group_size": 2}, marks=pytest.mark.slow) for family in FAMILIES),
     ],

@@ -4,6 +4,7 @@ import pytest
 
 from palu_vllm.format.checkpoint import read_config
 from tests.integration.checkpoints.test_half_rank import POOL, RANKS, TOKENS, with_transformers
+from tests.support.cases import few_names
 from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts
 
@@ -50,7 +51,10 @@ def capacity(llm) -> int:
     return cache.num_gpu_blocks * cache.block_size
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    few_names(FORMATS, "keys_16_values_4_bits", "tiers", "groups_symmetric_clipped", "keys_in_smaller_groups"),
+)
 def test_vllm_and_transformers_agree_and_capacity_grows_by_the_bytes(packed, name):
     """Nearly all requests: in a random model a latent within rounding of the border of a code changes everything."""
     directory, requests = packed(name), [request for salt in range(8) for request in prompts(6, 45, salt=salt)]
@@ -62,7 +66,7 @@ def test_vllm_and_transformers_agree_and_capacity_grows_by_the_bytes(packed, nam
         assert capacity(llm) == pytest.approx(POOL / config.bytes_per_token(geometry, "float32"), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["4_bits", "2_bits"])
+@pytest.mark.parametrize("name", ["4_bits", pytest.param("2_bits", marks=pytest.mark.slow)])
 def test_cold_hit_and_chunked_give_equal_tokens(packed, name, batches):
     with engine(packed(name), enable_prefix_caching=False) as llm:
         cold = [greedy(llm, [request], TOKENS)[0] for request in REQUESTS]

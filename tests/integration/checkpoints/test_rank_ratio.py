@@ -41,7 +41,7 @@ def answers(llm) -> list[tuple[list[int], list[dict[int, float]]]]:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=pytest.mark.slow if name == "groups apart" else ()) for name in CASES]
+    "case", [pytest.param(name, marks=() if name.startswith("factored") else pytest.mark.slow) for name in CASES]
 )
 def test_tokens_logits_and_capacity_are_those_of_the_checkpoint_cut_on_disk(palu, tmp_path, case):
     family, options, ratio, (rank_k, rank_v) = CASES[case]
@@ -59,6 +59,7 @@ def test_tokens_logits_and_capacity_are_those_of_the_checkpoint_cut_on_disk(palu
         assert answers(llm) == expected
 
 
+@pytest.mark.slow
 def test_packed_latents_of_fewer_ranks(palu, tmp_path):
     """Both settings at once: packed as they are, without a rotation."""
     whole = palu("llama", 48, 48)

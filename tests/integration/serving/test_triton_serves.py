@@ -2,10 +2,12 @@
 
 import pytest
 
+from tests.support import fast_interpreter
 from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, prompts
 
 pytestmark = pytest.mark.serving
+fast_interpreter.install()
 
 NUMBERS = [(1.0, 16)]
 CASES = {

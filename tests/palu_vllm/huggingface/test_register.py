@@ -206,12 +206,25 @@ print(type(AutoModelForCausalLM.from_pretrained({directory!r})).__name__)
 LOADED = ["PaluLlamaConfig", "PaluLlamaForCausalLM"]
 
 
-def test_transformers_alone_loads_a_compressed_checkpoint(site, checkpoint):
-    result = run(site + LOAD.format(directory=str(checkpoint)), ROOT, flags=("-W", "error::RuntimeWarning"))
-    assert result.stdout.split() == LOADED, result.stderr
+def test_transformers_alone_loads_a_compressed_checkpoint_and_others_as_before(site, checkpoint):
+    dense = str(checkpoint.parent / "dense")
+    code = f"""{site}{LOAD.format(directory=str(checkpoint))}
+print(type(AutoModelForCausalLM.from_pretrained({dense!r})).__name__)
+"""
+    result = run(code, ROOT, flags=("-W", "error::RuntimeWarning"))
+    assert result.stdout.split() == [*LOADED, "LlamaForCausalLM"], result.stderr
 
 
-@pytest.mark.parametrize("first", ["PreTrainedModel", "AutoTokenizer", "PreTrainedTokenizerFast", "LlamaForCausalLM"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "PreTrainedModel",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("AutoTokenizer", "PreTrainedTokenizerFast", "LlamaForCausalLM")
+        ),
+    ],
+)
 def test_any_import_may_come_first(site, first):
     code = f"""{site}
 from transformers import {first}
@@ -222,7 +235,8 @@ print(type(AutoConfig.for_model("palu_llama")).__name__)
     assert result.stdout.split() == ["PaluLlamaConfig"], result.stderr
 
 
-def test_other_models_are_loaded_as_before(site, checkpoint):
+@pytest.mark.slow
+def test_a_dense_model_alone_is_loaded_as_before(site, checkpoint):
     code = f"""{site}
 from transformers import AutoModelForCausalLM
 print(type(AutoModelForCausalLM.from_pretrained({str(checkpoint.parent / "dense")!r})).__name__)

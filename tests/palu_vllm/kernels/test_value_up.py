@@ -11,6 +11,7 @@ from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.value_up import REDUCED_BYTES, apply_v_up, reduce_multiplies, write_values
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import ALLOWED, FLOOR, largest_error, same_precision_attention
+from tests.support.cases import diagonal
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
 
 NAMED = LAYERS | PACKED_LAYERS | LARGE_LAYERS
@@ -52,9 +53,11 @@ def assert_values_as_precise(actual: torch.Tensor, problem: Problem, v_up: torch
     assert largest_error(actual[:rows], expected) <= limit
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("reduced", [True, False], ids=["in_reduce", "a_product_of_its_own"])
+@diagonal(
+    name={name: name for name in NAMES},
+    requests=STEPS,
+    reduced={"in_reduce": True, "a_product_of_its_own": False},
+)
 def test_kernels_are_as_precise_as_torch(name, requests, reduced, monkeypatch):
     problem, v_up = factored(name, requests, torch.float16)
     monkeypatch.setattr(launch, "reduce_multiplies", lambda *sizes: reduced)
@@ -62,8 +65,10 @@ def test_kernels_are_as_precise_as_torch(name, requests, reduced, monkeypatch):
     assert_values_as_precise(actual, problem, v_up)
 
 
-@pytest.mark.parametrize("name", ["two_groups_bias_head_dim_80", "4_bits_odd_ranks", "two_values_per_slot_bias"])
-@pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
+@diagonal(
+    name={name: name for name in ("two_groups_bias_head_dim_80", "4_bits_odd_ranks", "two_values_per_slot_bias")},
+    requests=STEPS,
+)
 def test_the_torch_path_is_as_precise(name, requests):
     problem, v_up = factored(name, requests, torch.float32)
     assert_values_as_precise(attend(TorchAttention(problem.shape, problem.rebuild, v_up), problem), problem, v_up)

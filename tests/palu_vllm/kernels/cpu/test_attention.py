@@ -25,12 +25,14 @@ from tests.palu_vllm.kernels.paged_batches import (
     poisoned_cache,
     random_problem,
 )
-from tests.support.shapes import LAYERS, PACKED_LAYERS, Layer, sizes
+from tests.support.cases import diagonal, examples, few
+from tests.support.shapes import KINDS, LAYERS, PACKED_LAYERS, Layer, sizes
 
 # Decodes of very different lengths, a first chunk, a chunk behind a prefix, and a prefill of several runs.
 REQUESTS = [(1, 63), (5, 5), (7, 140), (1, 1), (1, 111), (300, 311), (1, 400)]
 EVERY_LAYER = LAYERS | PACKED_LAYERS
-every_layer = pytest.mark.parametrize("layer", EVERY_LAYER.values(), ids=EVERY_LAYER)
+BLOCK_SIZES = {"16": 16, "128": 128}
+every_kind = pytest.mark.parametrize("layer", few(EVERY_LAYER, *KINDS))
 
 
 def attend(problem: Problem, attention: type = TorchAttention) -> torch.Tensor:
@@ -83,8 +85,7 @@ def exact(problem: Problem) -> torch.Tensor:
     return torch.cat(outputs)
 
 
-@every_layer
-@pytest.mark.parametrize("block_size", [16, 128])
+@diagonal(layer=EVERY_LAYER, block_size=BLOCK_SIZES)
 def test_error_is_at_most_twice_that_of_the_specification(layer, block_size):
     problem = random_problem(layer, REQUESTS, block_size)
     truth = exact(problem)
@@ -93,8 +94,7 @@ def test_error_is_at_most_twice_that_of_the_specification(layer, block_size):
     assert error <= allowed
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@diagonal(layer=LAYERS, dtype={"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16})
 def test_half_precision_caches_are_computed_in_float32(layer, dtype):
     problem = random_problem(layer, REQUESTS, 16, dtype)
     torch.testing.assert_close(attend(problem), attend(problem, ReferenceAttention), atol=1e-5, rtol=1e-5)
@@ -103,7 +103,7 @@ def test_half_precision_caches_are_computed_in_float32(layer, dtype):
 requests = st.integers(1, 300).flatmap(lambda seq_len: st.tuples(st.integers(1, min(seq_len, 40)), st.just(seq_len)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(15, 40), deadline=None)
 @given(
     layer=st.sampled_from(list(EVERY_LAYER.values())),
     window=st.none() | st.integers(1, 200),
@@ -117,7 +117,7 @@ def test_random_batches_equal_the_specification(layer, window, batch, block_size
     torch.testing.assert_close(attend(problem), attend(problem, ReferenceAttention), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(10, 25), deadline=None)
 @given(
     layer=st.sampled_from(list(EVERY_LAYER.values())),
     sinks=st.tuples(st.integers(1, 80), st.integers(1, 200), st.booleans()),
@@ -143,12 +143,12 @@ def test_nothing_between_sinks_and_window_is_read(shift, query_len):
     assert expected[:query_len].isfinite().all()
 
 
-@every_layer
+@every_kind
 def test_padding_rows_stay_untouched(layer):
     assert (attend(random_problem(layer, REQUESTS))[-PADDING_ROWS:] == UNTOUCHED).all()
 
 
-@every_layer
+@every_kind
 def test_which_blocks_hold_the_latents_changes_nothing(layer):
     problem = random_problem(layer, REQUESTS)
     order = torch.randperm(problem.cache.shape[0])
@@ -158,8 +158,7 @@ def test_which_blocks_hold_the_latents_changes_nothing(layer):
     assert torch.equal(attend(problem), attend(replace(problem, cache=moved_cache, batch=moved)))
 
 
-@every_layer
-@pytest.mark.parametrize("garbage", [-1, 10**6, 1], ids=["negative", "huge", "block_of_another"])
+@diagonal(layer=EVERY_LAYER, garbage={"negative": -1, "huge": 10**6, "block_of_another": 1})
 def test_table_entries_that_nobody_needs_are_not_believed(layer, garbage):
     problem = random_problem(layer, REQUESTS)
     window = layer.shape.sliding_window or 10**6
@@ -171,15 +170,14 @@ def test_table_entries_that_nobody_needs_are_not_believed(layer, garbage):
     assert torch.equal(attend(problem), attend(changed))
 
 
-@every_layer
+@every_kind
 def test_batch_company_changes_nothing(layer):
     problem = random_problem(layer, REQUESTS)
     alone = [attend(only_request(problem, request)) for request in range(len(REQUESTS))]
     torch.testing.assert_close(attend(problem)[:-PADDING_ROWS], torch.cat(alone), atol=5e-6, rtol=1e-5)
 
 
-@every_layer
-@pytest.mark.parametrize("block_size", [16, 128])
+@diagonal(layer=EVERY_LAYER, block_size=BLOCK_SIZES)
 def test_chunks_and_decodes_equal_one_shot(layer, block_size):
     problem = random_problem(layer, [(311, 311)], block_size)
     bounds = [0, 1, 30, 299, 309, 310, 311]
@@ -187,7 +185,7 @@ def test_chunks_and_decodes_equal_one_shot(layer, block_size):
     torch.testing.assert_close(torch.cat(chunks), attend(problem)[:-PADDING_ROWS], atol=5e-6, rtol=1e-5)
 
 
-@every_layer
+@every_kind
 def test_how_the_context_is_tiled_changes_rounding_only(layer, monkeypatch):
     problem = random_problem(layer, REQUESTS)
     expected = attend(problem)
@@ -233,7 +231,7 @@ def test_layers_with_one_rotary_table_share_its_rotations():
     assert first.source.rotations is second.source.rotations
 
 
-@every_layer
+@pytest.mark.parametrize("layer", EVERY_LAYER.values(), ids=EVERY_LAYER)
 @pytest.mark.parametrize("block_size", [8, 48, 128, 3000])
 @pytest.mark.parametrize("run", [1, 2, 256])
 def test_tiles_are_whole_blocks(layer, block_size, run):

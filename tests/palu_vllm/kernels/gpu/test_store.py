@@ -12,16 +12,14 @@ from palu_vllm.kernels.gpu.arguments import packed_format
 from palu_vllm.kernels.gpu.store.latents import store_latents, store_latents_kernel
 from palu_vllm.kernels.reference import store_latents as reference_store
 from tests.palu_vllm.kernels.paged_batches import poisoned_cache
+from tests.support.cases import diagonal, examples
 from tests.support.shapes import LAYERS, PACKED_LAYERS
 
-every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-every_packed_layer = pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+BAD = {str(number): number for number in (float("nan"), float("inf"), float("-inf"), 1e30, -1e6, 1e-9)}
 
 
-@every_layer
-@every_dtype
-@pytest.mark.parametrize("block_size", [16, 48])
+@diagonal(layer=LAYERS, dtype=DTYPES, block_size={"16": 16, "48": 48})
 def test_slots_are_written_and_no_others(layer, dtype, block_size):
     shape = layer.shape
     slot_mapping = torch.randperm(5 * block_size)[:11]
@@ -106,15 +104,13 @@ def random_latents(
     return tuple((magnitude * torch.randn(tokens, groups, rank) + offset).to(dtype) for rank in ranks)
 
 
-@every_packed_layer
-@every_dtype
+@diagonal(layer=PACKED_LAYERS, dtype=DTYPES)
 def test_bytes_are_those_of_the_specification(layer, dtype):
     shape = layer.shape
     assert_packs_as_specified(*random_latents((shape.numbers_k, shape.numbers_v), shape.num_groups, dtype), shape.slot)
 
 
-@every_packed_layer
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -1e6, 1e-9])
+@diagonal(layer=PACKED_LAYERS, bad=BAD)
 def test_rows_that_do_not_fit_are_those_of_the_specification(layer, bad):
     shape = layer.shape
     latent_k, latent_v = random_latents((shape.numbers_k, shape.numbers_v), shape.num_groups, torch.float32)
@@ -139,7 +135,7 @@ def formats(draw) -> LatentFormat:
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(12, 40), deadline=None, derandomize=True)
 @given(
     key=formats(),
     value=formats(),

@@ -13,6 +13,7 @@ from palu_vllm.kernels.gpu.tiling import decode_rows
 from tests.palu_vllm.kernels.gpu.decode.test_kernel import ALL_LAYERS, decode, reference, small_tiling
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise, largest_error
+from tests.support.cases import diagonal, examples
 from tests.support.shapes import LAYERS
 
 NAMES = [
@@ -30,7 +31,8 @@ NAMES = [
 ]
 COMPRESSED = {name: replace(ALL_LAYERS[name], theta=5e5) for name in NAMES}
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
-every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+TWO_TYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16)}
 
 
 def absorbed_plan(problem: Problem, queries: int = 1) -> DecodePlan:
@@ -42,8 +44,7 @@ def absorbed_plan(problem: Problem, queries: int = 1) -> DecodePlan:
     return next(plan for plan in plans if plan is not None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layer", COMPRESSED.values(), ids=COMPRESSED)
+@diagonal(layer=COMPRESSED, dtype=TWO_TYPES)
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
     plan = absorbed_plan(problem)
@@ -51,8 +52,7 @@ def test_is_as_precise_as_torch(layer, dtype):
     assert_as_precise(decode(problem, plan, num_splits=3), reference(problem), problem)
 
 
-@every_type
-@pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
+@diagonal(theta={"1e4": 1e4, "5e5": 5e5, "1e6": 1e6}, dtype=DTYPES)
 def test_is_hardly_less_precise_than_rebuilding_whole_keys(theta, dtype):
     """By no more than the tolerance, relative to the largest number."""
     problem = random_problem(replace(LAYERS["seven_queries_per_kv_bias"], theta=theta), [(1, 150)], dtype=dtype)
@@ -62,7 +62,7 @@ def test_is_hardly_less_precise_than_rebuilding_whole_keys(theta, dtype):
     assert absorbed <= rebuilt + tolerance_of(dtype) * float(expected.abs().max())
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=examples(4, 8), deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(list(COMPRESSED.values())),
     window=st.none() | st.integers(1, 70),
@@ -79,7 +79,12 @@ def test_random_batches(layer, window, requests, num_splits, dtype, seed):
 
 
 @pytest.mark.parametrize(
-    "name", ["all_heads_in_one_group", "3_bits_bias", "two_groups_bias_head_dim_80", "two_keys_per_slot"]
+    "name",
+    [
+        "all_heads_in_one_group",
+        "two_keys_per_slot",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("3_bits_bias", "two_groups_bias_head_dim_80")),
+    ],
 )
 def test_a_program_with_some_heads_of_a_group_absorbs_theirs(name):
     problem = random_problem(COMPRESSED[name], [(4, 63), (2, 20)])

@@ -15,11 +15,11 @@ from palu_vllm.kernels.gpu.tiling import DECODE_PAIRS, Tiling, decode_rows, half
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
+from tests.support.cases import diagonal, examples, few
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS, Layer
 
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
-every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYERS)
 
 
 def small_tiling(problem: Problem, queries: int = 1) -> Tiling:
@@ -46,21 +46,20 @@ def reference(problem: Problem) -> torch.Tensor:
     return out
 
 
-@every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@diagonal(layer=ALL_LAYERS, dtype={"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16})
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
     assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits=3), reference(problem), problem)
 
 
-@pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
+@pytest.mark.parametrize("layer", few(PACKED_LAYERS, "4_bits_odd_ranks", "tiers", "two_values_per_slot_groups"))
 def test_packed_values_in_several_products_of_one_program(layer):
     problem = random_problem(layer, REQUESTS, dtype=torch.float16)
     plan = DecodePlan(replace(small_tiling(problem), values=16, value_tiles=3))
     assert_as_precise(decode(problem, plan, num_splits=3), reference(problem), problem)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(6, 12), deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
@@ -76,7 +75,7 @@ def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, 
     assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits), reference(problem), problem)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=examples(5, 10), deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(
         [
@@ -105,7 +104,9 @@ def test_several_queries_per_request_see_no_token_behind_them(layer, window, mos
     assert_as_precise(decode(problem, plan, num_splits), reference(problem), problem)
 
 
-@pytest.mark.parametrize("queries", [2, 5, 8, 9])
+@pytest.mark.parametrize(
+    "queries", [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 8, 9]
+)
 def test_a_few_queries_are_decoded_and_more_are_prefilled(queries):
     problem = random_problem(LAYERS["per_head_odd_ranks"], [(queries, 40), (1, 9)])
     out = problem.empty_out()
@@ -145,8 +146,10 @@ def test_layers_of_other_ranks_share_a_table_and_a_pool():
         assert_as_precise(out, reference(problem), problem)
 
 
-@pytest.mark.parametrize("name", ["group_of_six_eight_queries_per_kv", "group_of_three_bias_window", "3_bits_bias"])
-@pytest.mark.parametrize("queries", [1, 3])
+@diagonal(
+    name={name: name for name in ("group_of_six_eight_queries_per_kv", "group_of_three_bias_window", "3_bits_bias")},
+    queries={"1": 1, "3": 3},
+)
 def test_parts_of_a_group_give_what_the_whole_group_gives(name, queries):
     problem = random_problem(ALL_LAYERS[name], [(queries, 40), (1, 9)])
     group_size, wide = problem.shape.group_size, small_tiling(problem, power_of_two(queries))
@@ -155,7 +158,7 @@ def test_parts_of_a_group_give_what_the_whole_group_gives(name, queries):
     torch.testing.assert_close(parts, whole)
 
 
-@pytest.mark.parametrize("num_splits", [1, 2, 7])
+@pytest.mark.parametrize("num_splits", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_splits_do_not_change_the_result(num_splits):
     problem = random_problem(LAYERS["all_heads_in_one_group"], [(1, 111), (1, 33)])
     plan = DecodePlan(small_tiling(problem))
@@ -170,7 +173,12 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize(
-    "name", ["two_groups_bias_head_dim_80", "3_bits_bias", "keys_16_values_4_bits", "key_norm_4_bits"]
+    "name",
+    [
+        "two_groups_bias_head_dim_80",
+        "keys_16_values_4_bits",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("3_bits_bias", "key_norm_4_bits")),
+    ],
 )
 def test_launch_chooses_tiles_and_scratch(name):
     problem = random_problem(ALL_LAYERS[name], REQUESTS)
@@ -197,7 +205,13 @@ def test_an_upper_bound_of_the_longest_request_is_enough():
     assert (outs[0][-PADDING_ROWS:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize("name", ["4_bits_odd_ranks", "groups_4_bits", "symmetric_3_bits"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "groups_4_bits",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("4_bits_odd_ranks", "symmetric_3_bits")),
+    ],
+)
 def test_what_the_store_kernel_has_packed_is_read(name):
     problem = random_problem(PACKED_LAYERS[name], [(1, 21), (1, 4)])
     attention = TritonAttention(problem.shape, problem.rebuild)

@@ -15,13 +15,13 @@ from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
+from tests.support.cases import diagonal, examples, few
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
 
 SMALL_DEVICE = Device(multiprocessors=1, shared_memory=227 * 1024)
 TINY_WORKSPACE = 1  # bytes: one tile of one group at a time
 REQUESTS = [(1, 40), (33, 33), (0, 3), (5, 50)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
-every_layer = pytest.mark.parametrize("layer", ALL_LAYERS.values(), ids=ALL_LAYERS)
 
 
 def small_tiling(problem: Problem) -> PrefillTiling:
@@ -52,14 +52,13 @@ def reference(problem: Problem) -> torch.Tensor:
     return out
 
 
-@every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@diagonal(layer=ALL_LAYERS, dtype={"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16})
 def test_is_as_precise_as_torch(layer, dtype):
     problem = random_problem(layer, REQUESTS, dtype=dtype)
     assert_as_precise(prefill(problem), reference(problem), problem)
 
 
-@pytest.mark.parametrize("layer", PACKED_LAYERS.values(), ids=PACKED_LAYERS)
+@pytest.mark.parametrize("layer", few(PACKED_LAYERS, "4_bits_odd_ranks", "tiers", "two_values_per_slot_groups"))
 def test_packed_values_in_several_products_of_one_program(layer):
     problem = random_problem(layer, REQUESTS, dtype=torch.float16)
     tiling = replace(small_tiling(problem), values=16, value_tiles=3)
@@ -82,7 +81,7 @@ def requests(draw) -> list[tuple[int, int]]:
     return drawn if any(query_len for query_len, _ in drawn) else [(seq_lens[0], seq_lens[0]), *drawn[1:]]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(6, 12), deadline=None, derandomize=True)
 @given(
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
@@ -98,7 +97,14 @@ def test_random_batches(layer, window, requests, block_size, dtype, workspace_by
     assert_as_precise(prefill(problem, workspace_bytes=workspace_bytes), reference(problem), problem)
 
 
-@pytest.mark.parametrize("name", ["sliding_window", "seven_queries_per_kv_bias", "uncompressed", "4_bits_odd_ranks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sliding_window",
+        "4_bits_odd_ranks",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("seven_queries_per_kv_bias", "uncompressed")),
+    ],
+)
 def test_several_passes_equal_one(name):
     """Bit for bit: what passes carry is the state that one pass has between its steps."""
     problem = random_problem(ALL_LAYERS[name], REQUESTS, block_size=24)
@@ -146,7 +152,10 @@ def test_decode_kernel_gives_the_same_result():
     torch.testing.assert_close(prefill(problem), out)
 
 
-@pytest.mark.parametrize("name", ["three_queries_per_kv_head_dim_96", "3_bits_bias", "keys_16_values_4_bits"])
+@pytest.mark.parametrize(
+    "name",
+    ["three_queries_per_kv_head_dim_96", "keys_16_values_4_bits", pytest.param("3_bits_bias", marks=pytest.mark.slow)],
+)
 def test_launch_chooses_prefill_for_several_queries(name):
     problem = random_problem(ALL_LAYERS[name], REQUESTS)
     out = problem.empty_out()

@@ -10,7 +10,8 @@ from palu_vllm.kernels.gpu.tiling import ceil_div, padded
 from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import gather_latents, rebuild_keys
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
-from tests.support.shapes import LAYERS, PACKED_LAYERS
+from tests.support.cases import few_names
+from tests.support.shapes import KINDS, LAYERS, PACKED_LAYERS
 
 REQUESTS = [(1, 40), (0, 50), (33, 33), (2, 67)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
@@ -47,7 +48,7 @@ def workspace(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     )
 
 
-@pytest.mark.parametrize("name", ALL_LAYERS)
+@pytest.mark.parametrize("name", few_names(ALL_LAYERS, *KINDS))
 def test_every_visible_token_is_in_the_workspace(name):
     problem = random_problem(ALL_LAYERS[name], REQUESTS, block_size=24, dtype=torch.float16)
     keys, values, tile_starts = workspace(problem)
