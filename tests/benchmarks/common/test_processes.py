@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.common.processes import Progress, own_session
 from benchmarks.common.provenance import ROOT
+from tests.support.processes.stalls import PATIENCE
 
 # a leader with a child that does not mind SIGTERM; the log gets the ids of both
 FAMILY = ["sh", "-c", "(trap '' TERM; sleep 500; sleep 500) & echo $$ $!; wait"]
@@ -22,15 +23,14 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from benchmarks.common.processes import own_session
 with own_session(sys.argv[2:], Path(sys.argv[1])):
-    time.sleep(500)
+    while True:
+        time.sleep(1)
 """
 
 
 def family(log: Path) -> list[psutil.Process]:
-    """The leader and its child, once both run."""
-    deadline = time.monotonic() + 60
+    """The leader and its child, once both run; a test whose processes do nothing ends, see ``stalls``."""
     while not log.exists() or "\n" not in log.read_text():
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     return [psutil.Process(int(pid)) for pid in log.read_text().split()]
 
@@ -52,8 +52,8 @@ def test_group_ends_with_a_parent_that_is_killed(tmp_path, how):
     started = family(log)
     assert len({os.getsid(each.pid) for each in started} | {os.getsid(0)}) == 2
     parent.send_signal(how)
-    assert parent.wait(60) != 0
-    assert all_gone(started, 30)
+    assert parent.wait(PATIENCE) != 0
+    assert all_gone(started, PATIENCE)
 
 
 def test_group_ends_with_a_block_that_fails(tmp_path):
@@ -61,14 +61,14 @@ def test_group_ends_with_a_block_that_fails(tmp_path):
         started = family(tmp_path / "log")
         raise ValueError("no good")
     assert process.returncode == -signal.SIGTERM
-    assert all_gone(started, 5)
+    assert all_gone(started, PATIENCE)
 
 
 def test_what_its_leader_leaves_behind_ends_too(tmp_path):
     with own_session(["sh", "-c", "sleep 500 & echo $$ $!"], tmp_path / "log") as process:
         started = family(tmp_path / "log")
-        assert process.wait(60) == 0 and started[1].is_running()
-    assert all_gone(started, 5)
+        assert process.wait(PATIENCE) == 0 and started[1].is_running()
+    assert all_gone(started, PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_progress(tmp_path, command, moves):
     log = tmp_path / "log"
     with own_session(command, log) as process:
         progress = Progress(process.pid, log)
-        deadline, quiet = time.monotonic() + (60 if moves else 3), [progress.quiet_seconds()]
+        deadline, quiet = time.monotonic() + (PATIENCE if moves else 3), [progress.quiet_seconds()]
         while time.monotonic() < deadline and not moved(quiet):
             time.sleep(0.3)
             quiet.append(progress.quiet_seconds())

@@ -7,12 +7,13 @@ from benchmarks.common.shipped import HELD_OUT, MODEL
 from offline_compress import compress
 from tests.integration.checkpoints.test_half_rank import with_transformers
 from tests.integration.checkpoints.test_packed import capacity
+from tests.support.cases import few
 from tests.support.serving import engine, greedy
 
 pytestmark = pytest.mark.serving
 
 
-@pytest.mark.parametrize("tiers", [((1.0, 4),), ((0.5, 4), (0.5, 2))], ids=["4_bits", "tiers"])
+@pytest.mark.parametrize("tiers", few({"4_bits": ((1.0, 4),), "tiers": ((0.5, 4), (0.5, 2))}, "tiers"))
 def test_vllm_and_transformers_agree(tiers, tmp_path):
     compress(MODEL, tmp_path / "out", objective="svd", tiers=tiers)
     ids = AutoTokenizer.from_pretrained(MODEL).encode(HELD_OUT.read_text(encoding="utf-8"))

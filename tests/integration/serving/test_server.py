@@ -96,13 +96,10 @@ def test_dense_model_ends_in_one_sentence(dense):
     assert "is not a palu checkpoint" in last and "palu-compress" in last
 
 
-def test_tensor_parallel(palu, tmp_path):
+def test_tensor_parallel(palu):
     """Two devices, each with one of two groups; biases show that the one of o_proj is added once."""
     directory, requests = palu("qwen2", (32, 24), (40, 16)), prompts(6, 45)
     with engine(directory, attention_backend="palu") as llm:
         expected = greedy(llm, requests, TOKENS)
-    arguments = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
-    with server(directory, tmp_path / "log", *arguments, "-tp", "2") as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        answers = [client.completions.create(model=str(directory), prompt=ids, **GREEDY) for ids in requests]
-    assert [answer.choices[0].token_ids for answer in answers] == expected
+    with engine(directory, attention_backend="palu", tensor_parallel_size=2) as llm:
+        assert greedy(llm, requests, TOKENS) == expected
