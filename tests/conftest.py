@@ -1,5 +1,6 @@
 """What all tests share: the environment of vLLM and Triton, seeds, and tiny checkpoints."""
 
+import gc
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported anywhere
@@ -38,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files that take minutes first, so that no core is left with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("serving") is None and "tests/project/" not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays to the end; collections of garbage need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,11 +1,13 @@
 """Real vLLM for tests: engines in this process, and ``vllm serve`` processes on the loopback interface."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from vllm import LLM, RequestOutput, SamplingParams
 
@@ -25,12 +27,21 @@ SMALL: dict[str, Any] = {
 
 @contextmanager
 def engine(model: Path, **options: Any) -> Iterator[LLM]:
-    """vLLM in this process with few, small blocks. One at a time: its end closes what vLLM has one of per process."""
-    llm = LLM(str(model), **(SMALL | options))
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+    """vLLM in this process with few, small blocks. One at a time: its end closes what vLLM has one of per process.
+
+    An engine unfreezes what ``tests/conftest.py`` has frozen, and then looks through all of it several times: most of
+    the time of a tiny engine. Here it leaves that alone.
+    """
+    with patch.object(gc, "freeze", nothing), patch.object(gc, "unfreeze", nothing):
+        llm = LLM(str(model), **(SMALL | options))
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+
+
+def nothing() -> None:
+    """Stands for a function that must do nothing for a while."""
 
 
 def prompts(*lengths: int, salt: int = 0) -> list[list[int]]:
