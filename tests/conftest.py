@@ -19,7 +19,6 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.support import cases  # noqa: E402
 from tests.support.plain_svd import build_palu  # noqa: E402
 from tests.support.processes.cpu_times import (  # noqa: E402, F401  # hooks
     pytest_runtest_logstart,
@@ -27,6 +26,7 @@ from tests.support.processes.cpu_times import (  # noqa: E402, F401  # hooks
     pytest_terminal_summary,
 )
 from tests.support.processes.stalls import ended_when_stalled  # noqa: E402
+from tests.support.speed import cases  # noqa: E402
 from tests.support.tiny_models import build_dense  # noqa: E402
 
 Checkpoints = Callable[..., Path]

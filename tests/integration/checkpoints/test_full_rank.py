@@ -9,8 +9,8 @@ import pytest
 
 from offline_compress import compress
 from tests.integration.checkpoints.test_half_rank import with_transformers
-from tests.support.cases import few_names
 from tests.support.serving import attention_used, engine, greedy, prompts
+from tests.support.speed.cases import few_names
 
 pytestmark = pytest.mark.serving
 

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common.shipped import CALIBRATION
 from offline_compress import compress
-from tests.support.cases import few_names
 from tests.support.serving import attention_used, engine, greedy, prompts
+from tests.support.speed.cases import few_names
 
 pytestmark = pytest.mark.serving
 

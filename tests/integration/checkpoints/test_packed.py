@@ -4,9 +4,9 @@ import pytest
 
 from palu_vllm.format.checkpoint import read_config
 from tests.integration.checkpoints.test_half_rank import POOL, RANKS, TOKENS, with_transformers
-from tests.support.cases import few_names
 from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts
+from tests.support.speed.cases import few_names
 
 pytestmark = pytest.mark.serving
 

@@ -7,8 +7,8 @@ from benchmarks.common.shipped import HELD_OUT, MODEL
 from offline_compress import compress
 from tests.integration.checkpoints.test_half_rank import with_transformers
 from tests.integration.checkpoints.test_packed import capacity
-from tests.support.cases import few
 from tests.support.serving import engine, greedy
+from tests.support.speed.cases import few
 
 pytestmark = pytest.mark.serving
 

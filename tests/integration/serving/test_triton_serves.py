@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.support import fast_interpreter
 from tests.support.plain_svd import with_tiers
 from tests.support.serving import attention_used, engine, greedy, prompts
+from tests.support.speed import fast_interpreter
 
 pytestmark = pytest.mark.serving
 fast_interpreter.install()

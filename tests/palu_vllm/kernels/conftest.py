@@ -11,7 +11,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 from triton.runtime.jit import JITFunction
 
 from tests.palu_vllm.kernels import interpreter_bfloat16
-from tests.support import fast_interpreter
+from tests.support.speed import fast_interpreter
 
 if isinstance(getattr(sys.modules.get("palu_vllm.kernels.gpu.tiles.keys"), "softmax_step", None), JITFunction):
     raise RuntimeError("the kernels were imported without TRITON_INTERPRET=1; set it before pytest starts")

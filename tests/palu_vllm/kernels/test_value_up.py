@@ -11,8 +11,8 @@ from palu_vllm.kernels.reference import ReferenceAttention
 from palu_vllm.kernels.value_up import REDUCED_BYTES, apply_v_up, reduce_multiplies, write_values
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import ALLOWED, FLOOR, largest_error, same_precision_attention
-from tests.support.cases import diagonal
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
+from tests.support.speed.cases import diagonal
 
 NAMED = LAYERS | PACKED_LAYERS | LARGE_LAYERS
 NAMES = [

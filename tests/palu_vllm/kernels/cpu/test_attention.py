@@ -25,8 +25,8 @@ from tests.palu_vllm.kernels.paged_batches import (
     poisoned_cache,
     random_problem,
 )
-from tests.support.cases import diagonal, examples, few
 from tests.support.shapes import KINDS, LAYERS, PACKED_LAYERS, Layer, sizes
+from tests.support.speed.cases import diagonal, examples, few
 
 # Decodes of very different lengths, a first chunk, a chunk behind a prefix, and a prefill of several runs.
 REQUESTS = [(1, 63), (5, 5), (7, 140), (1, 1), (1, 111), (300, 311), (1, 400)]

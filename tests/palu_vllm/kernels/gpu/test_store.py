@@ -12,8 +12,8 @@ from palu_vllm.kernels.gpu.arguments import packed_format
 from palu_vllm.kernels.gpu.store.latents import store_latents, store_latents_kernel
 from palu_vllm.kernels.reference import store_latents as reference_store
 from tests.palu_vllm.kernels.paged_batches import poisoned_cache
-from tests.support.cases import diagonal, examples
 from tests.support.shapes import LAYERS, PACKED_LAYERS
+from tests.support.speed.cases import diagonal, examples
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 BAD = {str(number): number for number in (float("nan"), float("inf"), float("-inf"), 1e30, -1e6, 1e-9)}

@@ -13,8 +13,8 @@ from palu_vllm.kernels.gpu.tiling import decode_rows
 from tests.palu_vllm.kernels.gpu.decode.test_kernel import ALL_LAYERS, decode, reference, small_tiling
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise, largest_error
-from tests.support.cases import diagonal, examples
 from tests.support.shapes import LAYERS
+from tests.support.speed.cases import diagonal, examples
 
 NAMES = [
     "per_head_odd_ranks",

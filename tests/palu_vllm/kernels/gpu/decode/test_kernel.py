@@ -15,8 +15,8 @@ from palu_vllm.kernels.gpu.tiling import DECODE_PAIRS, Tiling, decode_rows, half
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, UNTOUCHED, Problem, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.support.cases import diagonal, examples, few
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS, Layer
+from tests.support.speed.cases import diagonal, examples, few
 
 REQUESTS = [(1, 63), (1, 1), (0, 5), (1, 111)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS

@@ -15,8 +15,8 @@ from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention
 from tests.palu_vllm.kernels.paged_batches import PADDING_ROWS, Problem, only_request, random_problem
 from tests.palu_vllm.kernels.same_precision import assert_as_precise
-from tests.support.cases import diagonal, examples, few
 from tests.support.shapes import LARGE_LAYERS, LAYERS, PACKED_LAYERS
+from tests.support.speed.cases import diagonal, examples, few
 
 SMALL_DEVICE = Device(multiprocessors=1, shared_memory=227 * 1024)
 TINY_WORKSPACE = 1  # bytes: one tile of one group at a time

@@ -10,8 +10,8 @@ from palu_vllm.kernels.gpu.tiling import ceil_div, padded
 from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import gather_latents, rebuild_keys
 from tests.palu_vllm.kernels.paged_batches import Problem, random_problem
-from tests.support.cases import few_names
 from tests.support.shapes import KINDS, LAYERS, PACKED_LAYERS
+from tests.support.speed.cases import few_names
 
 REQUESTS = [(1, 40), (0, 50), (33, 33), (2, 67)]
 ALL_LAYERS = LAYERS | PACKED_LAYERS
