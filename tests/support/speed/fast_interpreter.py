@@ -16,6 +16,7 @@ from triton.runtime.errors import InterpreterError
 
 patch_language, find_dtype = interpreter._patch_lang, interpreter._get_np_dtype
 found: dict[str, Any] = {}
+call_and_patch = interpreter.InterpretedFunction.__call__
 first_block_type, first_tensor = tl.block_type.__init__, tl.tensor.__init__
 blocks: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
 sizes: dict[str, tuple[Any, Any]] = {}
