@@ -50,7 +50,7 @@ def returning_loss(model: torch.nn.Module, corpus: Corpus, rng: np.random.Genera
     return first.mean().item(), losses[:, -(PASSAGE - 1) :].mean().item()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def says(model: torch.nn.Module, corpus: Corpus, prefix: Any, fact: Fact) -> bool:
     """Whether greedy decoding continues the question with the fact's value, behind a cache, which stays as it is."""
     expected = corpus.encode(f" {fact.value}.")
@@ -60,6 +60,7 @@ def says(model: torch.nn.Module, corpus: Corpus, prefix: Any, fact: Fact) -> boo
     return bool((guesses.numpy() == expected).all())
 
 
+@torch.no_grad()
 def recall(model: torch.nn.Module, corpus: Corpus, rng: np.random.Generator) -> float:
     hits = []
     for _ in range(RECALL_ROWS):

@@ -5,10 +5,8 @@ puts it into transformers' own models. Importing this package imports none of th
 ``palu_vllm.huggingface.register`` tells transformers where to look.
 """
 
-from typing import Any
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type:
     """``PaluCache``, imported when it is asked for."""
     if name != "PaluCache":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
