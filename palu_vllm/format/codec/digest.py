@@ -23,7 +23,7 @@ def model_digest(directory: Path) -> str:
     where = {name: file for name, file in shard_of_tensor(directory).items() if PROJECTIONS & {*name.split(".")}}
     if not where:
         raise CheckpointError(f"{directory} has no tensor named like a projection of keys or values.")
-    beginnings = {}
+    beginnings: dict[str, tuple[list, bytes]] = {}
     for file in set(where.values()):
         beginnings |= {name: read for name, read in _beginnings(file) if where.get(name) == file}
     for name in sorted(beginnings):
