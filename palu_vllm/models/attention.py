@@ -15,9 +15,9 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
 
 from palu_vllm.attention_backend.layer import LatentAttention
+from palu_vllm.attention_backend.shared_specs import share_specs
 from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.interface import KeyRebuild
-from palu_vllm.models.shared_specs import share_specs
 from palu_vllm.startup.served import served_config
 
 

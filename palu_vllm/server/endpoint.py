@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/palu", tags=["palu"])
 
 
 def describe(vllm_config: VllmConfig) -> dict[str, Any] | None:
-    """What is served, as JSON; None where it is not a palu model."""
+    """What is served, as JSON; None where it is neither a palu model nor has a codec."""
     facts = served_facts(vllm_config)
     if facts is None:
         return None

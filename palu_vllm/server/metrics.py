@@ -29,7 +29,7 @@ def gauge(name: str, about: str, labels: tuple[str, ...] = LABELS) -> Gauge:
 
 
 class PaluStatLogger(StatLoggerBase):
-    """Publishes ``palu_*``; nothing where the model is not a palu model."""
+    """Publishes ``palu_*``; nothing where the model is neither a palu model nor has a codec."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         self._facts = served_facts(vllm_config)

@@ -8,9 +8,10 @@ from vllm.logger import init_logger
 from palu_vllm.format.checkpoint import check_shapes, expected_tensors
 from palu_vllm.format.config import rope_type
 from palu_vllm.kernels.choose import kernel_path
+from palu_vllm.startup.codec.check import check_codec
 from palu_vllm.startup.connectors import separate_files
 from palu_vllm.startup.notices import notices
-from palu_vllm.startup.refusals import REFUSALS, dense_model_with_palu
+from palu_vllm.startup.refusals import REFUSALS
 from palu_vllm.startup.served import ServedConfig, served_config, serves_palu
 
 logger = init_logger("vllm.palu")
@@ -24,11 +25,11 @@ class StartError(RuntimeError):
 
 
 def check(vllm_config: VllmConfig) -> None:
-    """Raises StartError for a palu model that cannot be served as asked, and for a dense model with PALU."""
+    """Raises StartError for a palu model, or a model with a codec, that cannot be served as asked."""
     if vllm_config.model_config is None:
         return
     if not serves_palu(vllm_config):
-        _raise_where(dense_model_with_palu(vllm_config))
+        _check_model_as_it_is(vllm_config)
         return
     served = _checked(vllm_config)
     for refusal in REFUSALS:
@@ -36,6 +37,13 @@ def check(vllm_config: VllmConfig) -> None:
     separate_files(vllm_config, served)
     for notice in notices(vllm_config, served):
         logger.warning_once(notice)
+
+
+def _check_model_as_it_is(vllm_config: VllmConfig) -> None:
+    try:
+        _raise_where(check_codec(vllm_config))
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 def _raise_where(sentence: str | None) -> None:

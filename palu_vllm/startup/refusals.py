@@ -30,21 +30,10 @@ def on_cpu(config: VllmConfig) -> bool:
     return config.device_config.device_type == "cpu"
 
 
-def _chosen_backends(config: VllmConfig) -> set[str]:
+def chosen_backends(config: VllmConfig) -> set[str]:
     attention = config.attention_config
     chosen = {attention.backend, *attention.backend_per_kind.values()} - {None}
     return {backend.name for backend in chosen}
-
-
-def dense_model_with_palu(config: VllmConfig) -> str | None:
-    """The one refusal of models that are not palu models."""
-    name = config.model_config.model
-    if BACKEND not in _chosen_backends(config):
-        return None
-    return (
-        f"{name} is not a palu checkpoint, so --attention-backend palu cannot serve it; "
-        f"compress it with `palu-compress {name} OUT` and serve OUT, or leave the flag out."
-    )
 
 
 @refusal
@@ -173,7 +162,7 @@ def files_of_several_devices(config: VllmConfig, served: ServedConfig) -> str | 
 
 @refusal
 def other_backend(config: VllmConfig, served: ServedConfig) -> str | None:
-    if not _chosen_backends(config) - {BACKEND}:
+    if not chosen_backends(config) - {BACKEND}:
         return None
     return (
         f"{config.model_config.model} is a palu checkpoint, which only --attention-backend palu serves; "
@@ -201,7 +190,7 @@ def quantization_at_load(config: VllmConfig, served: ServedConfig) -> str | None
 
 
 @refusal
-def other_speculation(config: VllmConfig, served: ServedConfig) -> str | None:
+def other_speculation(config: VllmConfig, served: object) -> str | None:
     """Drafts may come from the request's own tokens only, not for instance from a second model."""
     speculation = config.speculative_config
     if speculation is None or speculation.method == "ngram":
@@ -224,7 +213,7 @@ def long_drafts(config: VllmConfig, served: ServedConfig) -> str | None:
 
 
 @refusal
-def stages_without_compilation(config: VllmConfig, served: ServedConfig) -> str | None:
+def stages_without_compilation(config: VllmConfig, served: object) -> str | None:
     """Dense models end at their first request there, with an assertion that says nothing."""
     stages = config.parallel_config.pipeline_parallel_size
     if stages == 1 or not config.model_config.enforce_eager or not on_cpu(config):
@@ -270,7 +259,7 @@ def classification(config: VllmConfig, served: ServedConfig) -> str | None:
 
 
 @refusal
-def context_parallelism(config: VllmConfig, served: ServedConfig) -> str | None:
+def context_parallelism(config: VllmConfig, served: object) -> str | None:
     parallel = config.parallel_config
     if parallel.decode_context_parallel_size == parallel.prefill_context_parallel_size == 1:
         return None

@@ -93,7 +93,7 @@ def test_dense_model_ends_in_one_sentence(dense):
     ended = subprocess.run(command, capture_output=True, text=True, env=outside({}))
     assert ended.returncode != 0
     last = ended.stderr.strip().splitlines()[-1]
-    assert "is not a palu checkpoint" in last and "palu-compress" in last
+    assert "is neither a palu checkpoint nor has a codec" in last and "palu-calibrate" in last
 
 
 def test_tensor_parallel(palu):

@@ -23,11 +23,6 @@ def refusal(model, **options) -> str:
     return sentence
 
 
-def test_dense_model_with_palu(dense):
-    sentence = refusal(dense(), attention_backend="palu")
-    assert f"{dense()} is not a palu checkpoint" in sentence and "palu-compress" in sentence
-
-
 def test_dense_model_without_palu_is_left_alone(dense):
     assert EngineArgs(str(dense()), dtype="float32").create_engine_config().attention_config.backend is None
 

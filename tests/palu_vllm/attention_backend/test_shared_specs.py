@@ -7,7 +7,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.utils import add_kv_sharing_layers_to_kv_cache_groups
 
-from palu_vllm.models.shared_specs import with_shared_specs
+from palu_vllm.attention_backend.shared_specs import with_shared_specs
 
 
 def spec(width: int) -> FullAttentionSpec:

@@ -1,0 +1,1 @@
+"""A KV codec on the attention layers of vLLM's own models."""

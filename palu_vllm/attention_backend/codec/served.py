@@ -1,0 +1,57 @@
+"""Which codec a server has: ``--additional-config '{"palu": {"codec": "OUT"}}'``, a directory or a hub id."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from palu_vllm.format.checkpoint import CheckpointError
+from palu_vllm.format.codec.file import JSON, TENSORS, Codec, load_codec
+from palu_vllm.format.latent_format import NUMBER_BYTES
+
+CODEC = "codec"
+
+
+def palu_settings(vllm_config: VllmConfig) -> Any:
+    """What ``--additional-config`` has for palu, an object of JSON unless it is wrong."""
+    additional = vllm_config.additional_config
+    return additional.get("palu", {}) if isinstance(additional, dict) else {}
+
+
+def served_codec(vllm_config: VllmConfig) -> Codec | None:
+    """The codec that the server's settings name, read once per process. Raises CheckpointError."""
+    settings = palu_settings(vllm_config)
+    name = settings.get(CODEC) if isinstance(settings, Mapping) else None
+    return None if name is None else named_codec(str(name))
+
+
+@functools.lru_cache(maxsize=2)
+def named_codec(name: str) -> Codec:
+    """The codec in a directory or on the hub. Raises CheckpointError."""
+    return load_codec(codec_directory(name))
+
+
+def dense_bytes_per_token(codec: Codec, dtype: str) -> int:
+    """What the layers of a codec would keep per token without it, in a ``dtype`` like ``bfloat16``."""
+    numbers = (layer.key.sink.numel() + layer.value.sink.numel() for layer in codec.layers.values())
+    return sum(numbers) * NUMBER_BYTES[dtype]
+
+
+@functools.lru_cache(maxsize=2)
+def codec_directory(name: str, revision: str | None = None) -> Path:
+    """A local directory, or the local copy of a hub's codec. Raises CheckpointError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[JSON, TENSORS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"the codec {name} is neither a directory nor on the hub ({type(error).__name__}); "
+            "give the directory that palu-calibrate wrote."
+        ) from error

@@ -1,0 +1,58 @@
+"""Which codec a server of a model as it is has: the one that its settings name, or one in the model's directory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from palu_vllm.attention_backend.codec.served import CODEC, codec_directory, palu_settings
+from palu_vllm.format.checkpoint import CheckpointError
+from palu_vllm.format.codec.file import JSON
+from palu_vllm.registry import BACKEND
+from palu_vllm.startup.refusals import chosen_backends
+
+DIGEST, IGNORE = "codec_digest", "ignore"
+SETTINGS = (CODEC, DIGEST)
+
+
+def asked_settings(config: VllmConfig) -> Mapping[str, Any] | None:
+    """The palu settings with the codec that is served, None where nobody asks for one.
+
+    Raises ValueError, one sentence, for settings that are unknown, and where there is no codec.
+    """
+    settings = palu_settings(config)
+    wanted = BACKEND in chosen_backends(config) or (isinstance(settings, Mapping) and CODEC in settings)
+    if not wanted:
+        return None
+    checked = _checked(settings)
+    return checked if CODEC in checked else {**checked, CODEC: _codec_of_the_model(config)}
+
+
+def _checked(settings: Any) -> Mapping[str, Any]:
+    unknown = set(settings) - set(SETTINGS) if isinstance(settings, Mapping) else {settings}
+    if unknown:
+        raise ValueError(
+            f"--additional-config has palu settings {unknown}; expected {' and '.join(SETTINGS)} for a model as it is."
+        )
+    for name, value in settings.items():
+        if not isinstance(value, str) or (name == DIGEST and value != IGNORE):
+            expected = IGNORE if name == DIGEST else "a directory or a hub id"
+            raise ValueError(f"--additional-config has {name}={value!r} for palu; expected {expected}.")
+    return settings
+
+
+def _codec_of_the_model(config: VllmConfig) -> str:
+    """The directory of the model, where a codec lies in it. Raises ValueError where none does."""
+    model = config.model_config
+    try:
+        directory: Path | None = codec_directory(model.model, model.revision)
+    except CheckpointError:
+        directory = None
+    if directory is None or not (directory / JSON).is_file():
+        raise ValueError(
+            f"{model.model} is neither a palu checkpoint nor has a codec, so --attention-backend palu cannot serve it; "
+            f'make one with `palu-calibrate {model.model} OUT` and add --additional-config \'{{"palu": {{"codec": '
+            '"OUT"}}\', or leave the flag out.'
+        )
+    return str(directory)

@@ -1,0 +1,38 @@
+"""The check of a model as it is: finds its codec, refuses what cannot work, and has the layers attend by it."""
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from palu_vllm.attention_backend.codec.attach import attaching
+from palu_vllm.attention_backend.codec.served import CODEC, dense_bytes_per_token, named_codec
+from palu_vllm.startup.codec.asked import asked_settings
+from palu_vllm.startup.codec.refusals import REFUSALS
+from palu_vllm.version import __version__
+
+logger = init_logger("vllm.palu")  # vLLM prints nothing of loggers that are not below its own
+
+
+def check_codec(config: VllmConfig) -> str | None:
+    """The sentence that ends the start of a server, None where it may go on. Harmless to repeat.
+
+    The configuration then names the codec for every process, and no backend: layers that the codec does not list
+    have vLLM's own. Raises ValueError, one sentence, for settings or a codec that make no sense.
+    """
+    settings = asked_settings(config)
+    if settings is None:
+        return None
+    additional = config.additional_config if isinstance(config.additional_config, dict) else {}
+    config.additional_config = {**additional, "palu": attaching(settings)}
+    codec = named_codec(settings[CODEC])
+    for refusal in REFUSALS:
+        if sentence := refusal(config, codec):
+            return sentence
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    dense = dense_bytes_per_token(codec, dtype)
+    logger.info_once(
+        f"palu-vllm {__version__}: the codec {settings[CODEC]} for {len(codec.layers)} layers, "
+        f"{codec.bytes_per_token:,} bytes of KV cache per token in place of {dense:,} in {dtype} "
+        f"({dense / codec.bytes_per_token:.2f}x the tokens)"
+    )
+    config.attention_config.backend, config.attention_config.backend_per_kind = None, {}
+    return None

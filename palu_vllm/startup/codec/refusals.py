@@ -1,0 +1,146 @@
+"""Every pairing of a model as it is, its codec and a server that cannot work, in the order of asking.
+
+To add one, write a function under ``@refusal`` that returns a sentence, and a case in ``test_refusals.py``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm.config import VllmConfig
+
+from palu_vllm.attention_backend.codec.served import palu_settings
+from palu_vllm.format.checkpoint import CheckpointError
+from palu_vllm.format.codec.digest import model_digest
+from palu_vllm.format.codec.file import Codec
+from palu_vllm.format.codec.parts import part
+from palu_vllm.registry import BACKEND
+from palu_vllm.startup import refusals as of_latents
+from palu_vllm.startup.codec.asked import DIGEST, IGNORE
+from palu_vllm.startup.connectors import connector
+
+Refusal = Callable[[VllmConfig, Codec], str | None]
+REFUSALS: list[Refusal] = []
+
+
+def refusal(function: Refusal) -> Refusal:
+    """Adds a function to ``REFUSALS``. It returns None where there is nothing to refuse."""
+    REFUSALS.append(function)
+    return function
+
+
+@refusal
+def latent_attention(config: VllmConfig, codec: Codec) -> str | None:
+    if not config.model_config.use_mla:
+        return None
+    return f"{config.model_config.model} has latents of its own (MLA), which a KV codec does not serve; leave it out."
+
+
+@refusal
+def prefixes_seen_both_ways(config: VllmConfig, codec: Codec) -> str | None:
+    if not config.model_config.is_mm_prefix_lm:
+        return None
+    return (
+        f"tokens of an image see each other both ways in {config.model_config.model}, which a KV codec does not serve; "
+        "serve its language alone with --language-model-only, or leave the codec out."
+    )
+
+
+@refusal
+def other_geometry(config: VllmConfig, codec: Codec) -> str | None:
+    """Layers, KV heads and their width, layer by layer."""
+    arch, model = config.model_config.model_arch_config, config.model_config.model
+    for number, layer in codec.layers.items():
+        if number >= arch.total_num_hidden_layers:
+            return (
+                f"the codec has a layer {number}, and {model} has {arch.total_num_hidden_layers} layers; "
+                f"make a codec of this model with `palu-calibrate {model} OUT`."
+            )
+        own = arch[number]
+        heads, width = layer.key.sink.shape
+        if (heads, width) != (own.total_num_kv_heads, own.head_size):
+            return (
+                f"the codec is for {heads} KV heads of {width} numbers in layer {number}, and {model} has "
+                f"{own.total_num_kv_heads} of {own.head_size}; make a codec of this model with "
+                f"`palu-calibrate {model} OUT`."
+            )
+    return None
+
+
+@refusal
+def other_model(config: VllmConfig, codec: Codec) -> str | None:
+    """By the digest of its K and V projections, which dummy weights do not have."""
+    model = config.model_config
+    if palu_settings(config).get(DIGEST) == IGNORE or config.load_config.load_format == "dummy":
+        return None
+    try:
+        found = model_digest(_weights(config))
+    except (CheckpointError, OSError) as error:
+        return f"whether the codec is that of {model.model} is not known ({error}); set {DIGEST} to {IGNORE} if it is."
+    if found == codec.model.get("digest"):
+        return None
+    return (
+        f"the codec was made of {codec.model.get('name', 'a model without a name')}, whose K and V projections are not "
+        f"those of {model.model}; make one with `palu-calibrate {model.model} OUT`, or set {DIGEST} to {IGNORE} "
+        "where the weights are a quantized copy."
+    )
+
+
+def _weights(config: VllmConfig) -> Path:
+    """The directory of the weights, which are fetched as vLLM would fetch them."""
+    model = config.model_config
+    if Path(model.model).is_dir():
+        return Path(model.model)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.safetensors.index.json"]
+    cache = config.load_config.download_dir
+    return Path(snapshot_download(model.model, revision=model.revision, cache_dir=cache, allow_patterns=patterns))
+
+
+@refusal
+def cut_groups(config: VllmConfig, codec: Codec) -> str | None:
+    devices = config.parallel_config.tensor_parallel_size
+    try:
+        for layer in codec.layers.values():
+            part(layer, 0, min(devices, layer.num_kv_heads))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@refusal
+def other_backend(config: VllmConfig, codec: Codec) -> str | None:
+    others = of_latents.chosen_backends(config) - {BACKEND}
+    if not others:
+        return None
+    return f"a KV codec is served by --attention-backend palu, not {min(others)}; choose that or leave the flag out."
+
+
+@refusal
+def other_cache_dtype(config: VllmConfig, codec: Codec) -> str | None:
+    asked = config.cache_config.cache_dtype
+    if asked in ("auto", str(config.model_config.dtype).removeprefix("torch.")):
+        return None
+    return f"--kv-cache-dtype {asked} is not what a KV codec stores; leave it at auto."
+
+
+@refusal
+def any_connector(config: VllmConfig, codec: Codec) -> str | None:
+    name = connector(config)
+    if name is None:
+        return None
+    return (
+        f"moving blocks of a KV codec with the connector {name} is not proven; leave --kv-transfer-config and "
+        "--kv-offloading-size out."
+    )
+
+
+@refusal
+def fast_prefill(config: VllmConfig, codec: Codec) -> str | None:
+    if not config.cache_config.kv_sharing_fast_prefill:
+        return None
+    return "--kv-sharing-fast-prefill is not proven with a KV codec; leave the flag out."
+
+
+for _alike in (of_latents.other_speculation, of_latents.context_parallelism, of_latents.stages_without_compilation):
+    refusal(_alike)

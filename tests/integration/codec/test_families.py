@@ -1,0 +1,79 @@
+"""Models as they are, with a codec in vLLM's own classes: greedy tokens are those of transformers with that codec.
+
+In float32. Both run the model's own network; keys and values are coded after norm and RoPE in both.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.codecs.in_transformers import chosen, with_codec
+from tests.support.codecs.models import EIGHT_TO_TWO, write_codec
+from tests.support.serving import attention_used, engine, greedy, prompts
+from tests.support.tiny_models import edit_config
+
+pytestmark = pytest.mark.serving
+
+REQUESTS = prompts(5, 33, 130)
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+# vLLM turns every position as transformers does those of a text as long as the scaled context
+AT_THE_END = {"rope_type": "default", "rope_theta": 10000.0 * 3.0 ** (32 / 30)}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + each / 8 for each in range(16)],
+            "long_factor": [1.5 + each for each in range(16)], "original_max_position_embeddings": 4}  # fmt: skip
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+
+CASES = {  # family, its options, the class that vLLM serves, groups
+    "llama": ("llama", {}, "LlamaForCausalLM", 2),
+    "qwen2 with biases": ("qwen2", {}, "Qwen2ForCausalLM", 4),
+    "qwen3 with norms": ("qwen3", {}, "Qwen3ForCausalLM", 2),
+    "mistral with its window": ("mistral", {"sliding_window": 24}, "MistralForCausalLM", 1),
+    "gemma3 with sliding and full layers": (
+        "gemma3_text",
+        SLIDING | {"query_pre_attn_scalar": 32, "num_key_value_heads": 1},
+        "Gemma3ForCausalLM",
+        1,
+    ),
+    "phi3 turned in part": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        "Phi3ForCausalLM",
+        4,
+    ),
+    "phi3 with longrope": ("phi3", {"rope_parameters": LONGROPE}, "Phi3ForCausalLM", 2),
+    "llama with dynamic rope": ("llama", {"rope_parameters": DYNAMIC}, "LlamaForCausalLM", 2),
+    "mixture of experts": ("mixtral", EXPERTS, "MixtralForCausalLM", 2),
+}
+
+
+def options(codec: Path) -> dict:
+    return {"attention_backend": "palu", "additional_config": {"palu": {"codec": str(codec)}}}
+
+
+def model_class(llm) -> str:
+    return llm.apply_model(lambda model: type(model).__name__)[0]
+
+
+def in_transformers(source: Path, work: Path) -> Path:
+    """The model as transformers must read it to compute what vLLM computes."""
+    if '"dynamic"' not in (source / "config.json").read_text():
+        return source
+    work.mkdir()
+    for file in source.iterdir():
+        (work / file.name).write_bytes(file.read_bytes())
+    return edit_config(work, rope_parameters=AT_THE_END)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_those_of_transformers_with_the_codec(case, dense, tmp_path):
+    family, overrides, served_class, groups = CASES[case]
+    source = dense(family, **overrides)
+    tiers = {"tiers_k": EIGHT_TO_TWO, "tiers_v": EIGHT_TO_TWO} if case == "llama" else {}
+    codec = write_codec(tmp_path / "codec", source, groups=groups, **tiers)
+    with engine(source, **options(codec)) as llm:
+        assert model_class(llm) == served_class
+        assert {name for name, _ in attention_used(llm)} == {"PALU"}
+        answers = greedy(llm, REQUESTS, 12)
+    with with_codec(in_transformers(source, tmp_path / "same"), codec) as model:
+        assert answers == [chosen(model, *pair) for pair in zip(REQUESTS, answers, strict=True)]
+    assert min(len(set(tokens)) for tokens in answers) > 4, "degenerate tokens prove nothing"

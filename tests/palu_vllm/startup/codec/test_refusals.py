@@ -1,0 +1,188 @@
+"""A model as it is and a codec that cannot work end while vLLM builds its configuration, in one sentence."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from vllm.engine.arg_utils import EngineArgs
+
+from palu_vllm.attention_backend.codec.served import codec_directory
+from palu_vllm.format.codec.file import JSON, TENSORS
+from palu_vllm.startup.check import StartError
+from palu_vllm.startup.codec import check
+from palu_vllm.startup.codec import refusals as of_codecs
+from palu_vllm.startup.codec.refusals import REFUSALS
+from tests.palu_vllm.startup.test_refusals import connector, drafts
+from tests.support.codecs.models import write_codec
+
+
+@pytest.fixture(scope="module")
+def codec(dense, tmp_path_factory):
+    return write_codec(tmp_path_factory.mktemp("codec"), dense())
+
+
+@pytest.fixture
+def copy(codec, tmp_path):
+    return shutil.copytree(codec, tmp_path / "codec")
+
+
+def config_of(model, settings, **options):
+    return EngineArgs(
+        str(model), dtype="float32", additional_config={"palu": settings}, **options
+    ).create_engine_config()
+
+
+def refusal(model, settings, **options) -> str:
+    with pytest.raises(StartError) as refused:
+        config_of(model, settings, **options)
+    sentence = str(refused.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+def of(codec, **others) -> dict:
+    return {"codec": str(codec), **others}
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_backend": "palu"}])
+def test_a_codec_of_the_model_is_welcome(dense, codec, options):
+    """The configuration names no backend then: layers without a codec keep vLLM's."""
+    config = config_of(dense(), of(codec), **options)
+    assert config.attention_config.backend is None and config.additional_config["palu"] == of(codec)
+
+
+def test_a_codec_lies_in_the_directory_of_the_model(dense, codec, tmp_path):
+    model = shutil.copytree(dense(), tmp_path / "model")
+    for name in (JSON, TENSORS):
+        shutil.copy(codec / name, model)
+    assert config_of(model, {}, attention_backend="palu").additional_config["palu"] == of(model)
+    assert "palu" not in (EngineArgs(str(model), dtype="float32").create_engine_config().additional_config or {})
+
+
+def test_a_codec_of_the_hub(dense, codec, tmp_path, monkeypatch):
+    """As the hub's client keeps it."""
+    root = tmp_path / "hub" / "models--someone--codec"
+    shutil.copytree(codec, root / "snapshots" / "a1")
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("a1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    codec_directory.cache_clear()
+    config_of(dense(), of("someone/codec"))
+    assert codec_directory("someone/codec") == root / "snapshots" / "a1"
+    assert "the codec someone/other is neither a directory nor on the hub" in refusal(dense(), of("someone/other"))
+
+
+def test_no_codec(dense):
+    sentence = refusal(dense(), {}, attention_backend="palu")
+    assert f"{dense()} is neither a palu checkpoint nor has a codec" in sentence
+    assert f"make one with `palu-calibrate {dense()} OUT`" in sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"latent_bits": 4}, "palu settings {'latent_bits'}; expected codec and codec_digest for a model as it is."),
+        ({"codec_digest": "no"}, "codec_digest='no' for palu; expected ignore."),
+        ({"codec": 4}, "codec=4 for palu; expected a directory or a hub id."),
+    ],
+)
+def test_unknown_settings(dense, codec, settings, expected):
+    assert expected in refusal(dense(), of(codec) | settings, attention_backend="palu")
+
+
+def test_a_codec_of_other_weights(dense, codec):
+    """Refused by its digest, and served where the user knows better."""
+    other = dense(seed=1)
+    sentence = refusal(other, of(codec))
+    assert f"the codec was made of {dense()}, whose K and V projections are not those of {other}" in sentence
+    config_of(other, of(codec, codec_digest="ignore"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_hidden_layers": 1}, "the codec has a layer 1, and {model} has 1 layers"),
+        ({"num_key_value_heads": 2}, "4 KV heads of 32 numbers in layer 0, and {model} has 2 of 32"),
+        ({"head_dim": 64}, "4 KV heads of 32 numbers in layer 0, and {model} has 4 of 64"),
+    ],
+)
+def test_a_codec_of_another_geometry(dense, codec, options, expected):
+    """Whatever is said of the digest."""
+    other = dense(**options)
+    assert expected.format(model=other) in refusal(other, of(codec, codec_digest="ignore"))
+
+
+def test_weights_that_are_no_safetensors(dense, codec, tmp_path):
+    model = shutil.copytree(dense(), tmp_path / "model")
+    (model / "model.safetensors").rename(model / "model.bin")
+    assert "is not known" in refusal(model, of(codec)) and "set codec_digest to ignore if it is." in refusal(
+        model, of(codec)
+    )
+
+
+def test_a_truncated_codec(dense, copy):
+    whole = (copy / TENSORS).read_bytes()
+    (copy / TENSORS).write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read" in refusal(dense(), of(copy))
+
+
+def test_a_codec_of_wrong_shapes(dense, copy):
+    tensors = load_file(copy / TENSORS)
+    save_file(tensors | {"layers.1.key.sink": tensors["layers.1.key.sink"][:, 1:].contiguous()}, copy / TENSORS)
+    assert "layers.1.key.sink is [4, 31], expected [4, 32]" in refusal(dense(), of(copy))
+
+
+def test_a_codec_that_is_not_there(dense, tmp_path):
+    assert "cannot be read as JSON" in refusal(dense(), of(tmp_path))
+
+
+DEEPSEEK = {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "kv_lora_rank": 32,
+            "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32, "q_lora_rank": None}  # fmt: skip
+REFUSED = {  # the function, options of a server, what the sentence says
+    "another backend": ("other_backend", {"attention_backend": "cpu_attn"}, "palu, not CPU_ATTN; choose that"),
+    "cache dtype": ("other_cache_dtype", {"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 is not what a KV codec"),
+    "connector": ("any_connector", connector("NixlConnector"), "with the connector NixlConnector is not proven"),
+    "offloading": ("any_connector", {"kv_offloading_size": 1.0}, "leave --kv-transfer-config and"),
+    "fast prefill": ("fast_prefill", {"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill is not proven"),
+    "groups": ("cut_groups", {"tensor_parallel_size": 4}, "2 groups of KV heads into 4 parts; the largest number"),
+    "drafts": ("other_speculation", drafts("ngram_gpu", 2), "speculative decoding by ngram_gpu is not proven"),
+    "context parallel": ("context_parallelism", {"prefill_context_parallel_size": 2}, "context parallel sizes at 1"),
+    "pipeline": (
+        "stages_without_compilation",
+        {"pipeline_parallel_size": 2, "enforce_eager": True},
+        "leave --enforce-eager out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_proven(dense, codec, monkeypatch, case):
+    """By the whole table, and in the same words by the function alone."""
+    function, options, expected = REFUSED[case]
+    sentence = refusal(dense(), of(codec), **options)
+    assert expected in sentence
+    monkeypatch.setattr(check, "REFUSALS", [each for each in REFUSALS if each.__name__ == function])
+    assert refusal(dense(), of(codec), **options) == sentence
+
+
+def test_models_with_latents_of_their_own(dense, codec, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((dense() / "config.json").read_text()) | DEEPSEEK
+    (model / "config.json").write_text(json.dumps(config))
+    options = {"load_format": "dummy", "skip_tokenizer_init": True}
+    assert "has latents of its own (MLA)" in refusal(model, of(codec), **options)
+
+
+def test_images_that_see_each_other_both_ways(dense, codec):
+    config = config_of(dense(), of(codec))
+    assert of_codecs.prefixes_seen_both_ways(config, None) is None
+    config.model_config.model_arch_config.is_mm_prefix_lm = True
+    assert "serve its language alone with --language-model-only" in of_codecs.prefixes_seen_both_ways(config, None)
+
+
+def test_every_refusal_has_a_case():
+    shown = {case[0] for case in REFUSED.values()}
+    shown |= {"other_geometry", "other_model", "latent_attention", "prefixes_seen_both_ways"}
+    assert {function.__name__ for function in REFUSALS} == shown

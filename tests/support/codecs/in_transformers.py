@@ -1,0 +1,56 @@
+"""transformers' own models in float32 with a codec in their attention: what a server with that codec is held to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+
+from palu_vllm.format.codec.file import Codec, load_codec
+from palu_vllm.kernels.codec.interface import CodecSettings
+from palu_vllm.kernels.codec.reference import CodecAttention, encode_tokens
+from palu_vllm.kernels.reference import visible
+
+NAME = "codec_of_a_test"
+
+
+def attention(codec: Codec) -> Callable[..., tuple[torch.Tensor, None]]:
+    """An attention function of transformers: whole texts without a cache, keys and values stored and read as codes."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        layer = codec.layers[module.layer_idx]
+        window, cap = options.get("sliding_window"), options.get("softcap") or 0.0
+        coded = CodecAttention(layer, CodecSettings(query.shape[1], scaling, window, cap))
+        positions = torch.arange(query.shape[2])
+        rows = []
+        for q, k, v in zip(query, key, value, strict=True):  # [heads, tokens, dim]
+            slots = encode_tokens(layer, k.transpose(0, 1), v.transpose(0, 1), positions)
+            seen = visible(positions, positions, window)
+            rows.append(coded.attend_slots(q.transpose(0, 1), slots, positions, seen))
+        return torch.stack(rows), None
+
+    return attend
+
+
+@contextmanager
+def with_codec(model: Path, codec: Path) -> Iterator[PreTrainedModel]:
+    AttentionInterface.register(NAME, attention(load_codec(codec)))
+    yield AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
+
+
+@torch.no_grad()
+def chosen(model: PreTrainedModel, request: Sequence[int], answer: Sequence[int]) -> list[int]:
+    """The greedy token after the request and after every token of the answer but the last."""
+    ids = torch.tensor([[*request, *answer]])
+    logits = model(ids, use_cache=False).logits[0]
+    return logits[len(request) - 1 : -1].argmax(-1).tolist()

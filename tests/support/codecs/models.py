@@ -1,0 +1,73 @@
+"""Random codecs of whole tiny models, different in every layer, as files beside the models."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from palu_vllm.format.codec.digest import model_digest
+from palu_vllm.format.codec.file import Codec, save_codec
+from palu_vllm.format.codec.layer_codec import LayerCodec, SideCodec
+from tests.support.codecs.layers import Tiers, coded_format, side_codec
+
+EIGHT_TO_TWO = ((8, 8), (24, 4), (16, 3), (16, 2))  # of 64 numbers: two heads of 32
+
+
+def write_codec(
+    directory: Path,
+    model: Path,
+    tiers_k: Tiers | None = None,
+    tiers_v: Tiers | None = None,
+    groups: int = 2,
+    layers: Collection[int] | None = None,
+) -> Path:
+    """A codec of ``model`` in ``directory``, for all layers or some; 4 bits where no tiers are given."""
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = heads // groups * dim
+    tiers = tiers_k or ((width, 4),), tiers_v or ((width, 4),)
+    numbers = range(config.num_hidden_layers) if layers is None else layers
+    built = {number: random_layer(heads, dim, groups, *tiers, seed=number) for number in numbers}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
+    return directory
+
+
+def random_layer(heads: int, dim: int, groups: int, tiers_k: Tiers, tiers_v: Tiers, seed: int) -> LayerCodec:
+    """Bases are well conditioned, centres about as large as keys of tiny models, and nothing is like another seed's."""
+    generator = torch.Generator().manual_seed(100 + seed)
+
+    def centre(size: float) -> torch.Tensor:
+        return size * torch.randn(heads, dim, generator=generator)
+
+    return LayerCodec(
+        side_codec(tiers_k, groups, centre(1.0), 10 + seed),
+        side_codec(tiers_v, groups, centre(1.0), 50 + seed),
+        centre(0.7),
+        centre(0.7),
+        torch.arange(dim) % (dim // 2),
+        10_000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)),
+        centre(0.3),
+    )
+
+
+def write_exact_codec(directory: Path, model: Path) -> Path:
+    """16 bits in orthogonal bases, around nothing: as good as no codec."""
+    config = AutoConfig.from_pretrained(model)
+    heads, dim = config.num_key_value_heads, config.head_dim
+    form, nothing = coded_format(((dim, 16),)), torch.zeros(heads, dim)
+    generator = torch.Generator().manual_seed(0)
+
+    def side() -> SideCodec:
+        basis = torch.linalg.qr(torch.randn(heads, dim, dim, generator=generator, dtype=torch.float64)).Q
+        return SideCodec(form, basis.float(), nothing)
+
+    frequencies = torch.zeros(1, dtype=torch.float64)
+    where = torch.zeros(dim, dtype=torch.long)
+    layer = LayerCodec(side(), side(), nothing, nothing, where, frequencies, nothing)
+    directory.mkdir(parents=True, exist_ok=True)
+    built = dict.fromkeys(range(config.num_hidden_layers), layer)
+    save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
+    return directory
