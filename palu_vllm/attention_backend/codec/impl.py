@@ -64,8 +64,8 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
         """Stores ``key [tokens, kv_heads, head_dim]``, after norm and RoPE, and ``value [tokens, kv_heads, dim]``."""
         metadata = get_forward_context().attn_metadata
         if metadata is not None:  # else vLLM measures memory
-            of_layer = (metadata[0] if isinstance(metadata, list) else metadata)[layer.layer_name]
-            self.attention.store(key, value, of_layer.positions, kv_cache, slot_mapping)
+            positions = (metadata[0] if isinstance(metadata, list) else metadata)[layer.layer_name].positions
+            self.attention.store(key, value, positions, kv_cache, slot_mapping[: len(positions)])
 
     def forward(
         self,

@@ -5,6 +5,7 @@ import torch
 
 from palu_vllm.attention_backend.codec.served import dense_bytes_per_token
 from palu_vllm.format.codec.file import load_codec, save_codec
+from palu_vllm.kernels.choose import codec_attention
 from palu_vllm.server.endpoint import describe
 from tests.integration.codec.test_families import REQUESTS, options
 from tests.support.codecs.in_transformers import chosen, with_codec
@@ -58,11 +59,8 @@ def test_nan_stays_where_nobody_looks(dense, codec):
 def test_layers_that_the_codec_does_not_list_stay_dense(dense, tmp_path):
     codec = write_codec(tmp_path / "codec", dense(), layers=[1])
     with engine(dense(), **options(codec), block_size=32) as llm:
-        assert attention_used(llm) == {("CPU_ATTN", "CPUAttentionBackendImpl"), ("PALU", used())}
+        assert attention_used(llm) == {
+            ("CPU_ATTN", "CPUAttentionBackendImpl"),
+            ("PALU", codec_attention("cpu").__name__),
+        }
         assert len(set(map(tuple, greedy(llm, REQUESTS, 12)))) == len(REQUESTS)
-
-
-def used() -> str:
-    from palu_vllm.kernels.choose import codec_attention
-
-    return codec_attention("cpu").__name__

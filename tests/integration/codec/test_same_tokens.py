@@ -2,8 +2,11 @@
 
 import pytest
 
+from palu_vllm.kernels.choose import codec_attention
 from tests.integration.codec.test_families import options
+from tests.integration.serving.test_speculation import ngram
 from tests.support.codecs.models import write_codec, write_exact_codec
+from tests.support.engine_process import ask
 from tests.support.serving import engine, greedy, outputs, prompts
 
 pytestmark = pytest.mark.serving
@@ -45,17 +48,16 @@ def test_chunked_and_preempted(dense, asked, cold, batches):
     assert len(firsts) > len(REQUESTS), "no request began again, so nothing was preempted"
 
 
-def test_drafted(dense, asked, cold, batches):
-    """A prompt that repeats itself is guessed from itself."""
-    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
-    repeating = [request + answer + request for request, answer in zip(REQUESTS, cold, strict=True)]
+@pytest.mark.slow
+def test_drafted(dense, asked):
+    """Prompts that repeat themselves are guessed from themselves."""
+    repeating = [request * 4 for request in prompts(11, 7, 40)]
     with engine(dense(), **asked) as llm:
         expected = greedy(llm, repeating, TOKENS)
-    batches.clear()
-    with engine(dense(), **asked, speculative_config=drafts) as llm:
-        assert greedy(llm, repeating, TOKENS) == expected
-    lengths = {len(request) for request in repeating}
-    assert any(1 < row.query_len <= 4 and row.seq_len not in lengths for batch in batches for row in batch)
+    drafted = ask(dense(), repeating, TOKENS, asked | ngram(3))
+    assert drafted.attention == [["PALU", codec_attention("cpu").__name__]]
+    assert drafted.tokens == drafted.tokens_again == expected
+    assert drafted.accepted_drafts > 0
 
 
 def test_16_bits_in_an_orthogonal_basis_are_the_dense_model(dense, tmp_path):

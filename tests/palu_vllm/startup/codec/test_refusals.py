@@ -178,7 +178,7 @@ def test_models_with_latents_of_their_own(dense, codec, tmp_path):
 def test_images_that_see_each_other_both_ways(dense, codec):
     config = config_of(dense(), of(codec))
     assert of_codecs.prefixes_seen_both_ways(config, None) is None
-    config.model_config.model_arch_config.is_mm_prefix_lm = True
+    config.model_config.is_mm_prefix_lm = True
     assert "serve its language alone with --language-model-only" in of_codecs.prefixes_seen_both_ways(config, None)
 
 

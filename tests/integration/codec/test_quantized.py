@@ -1,0 +1,45 @@
+"""A codec of the original weights serves a copy with linear layers in 4 bits, W4A16 by compressed-tensors."""
+
+import pytest
+import torch
+from compressed_tensors.quantization import disable_quantization
+from vllm import SamplingParams
+
+from tests.integration.checkpoints.test_quantized_weights import PROMPTS, quantized
+from tests.integration.codec.test_families import model_class, options
+from tests.support.codecs.in_transformers import with_codec
+from tests.support.codecs.models import write_codec
+from tests.support.serving import engine
+
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
+
+NEAR = 0.05  # of log probabilities in float16; quantized weights change them by more than three times as much
+
+
+@torch.no_grad()
+def in_transformers(directory, codec) -> torch.Tensor:
+    """Log probabilities ``[prompts, tokens - 1, vocabulary]`` by dequantized weights."""
+    with with_codec(directory, codec) as model:
+        model.apply(disable_quantization)
+        return model(torch.tensor(PROMPTS), use_cache=False).logits[:, :-1].log_softmax(-1)
+
+
+def in_vllm(directory, codec) -> torch.Tensor:
+    with engine(directory, **options(codec, codec_digest="ignore"), dtype="float16", max_logprobs=512) as llm:
+        assert model_class(llm) == "LlamaForCausalLM"
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=512)
+        answers = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], params, use_tqdm=False)
+    rows = [[[row[token].logprob for token in range(512)] for row in a.prompt_logprobs[1:]] for a in answers]
+    return torch.tensor(rows)
+
+
+@pytest.mark.skipif(
+    "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="without AVX-512 vLLM has no 4-bit product"
+)
+def test_served_like_dequantized_weights(dense, tmp_path):
+    """Codes of 8 bits: those of 4 would hide what float16 rounds differently."""
+    codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
+    out = quantized(dense(), tmp_path / "quantized", "W4A16", [])
+    expected, plain = in_transformers(out, codec), in_transformers(dense(), codec)
+    assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
+    assert (in_vllm(out, codec) - expected).abs().amax((1, 2)).median() < NEAR
