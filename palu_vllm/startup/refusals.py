@@ -6,6 +6,7 @@ misses functions without one. The sentence says what was got and what to do.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from vllm.config import VllmConfig
 
@@ -16,11 +17,12 @@ from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connect
 from palu_vllm.startup.served import ServedConfig
 
 Refusal = Callable[[VllmConfig, ServedConfig], str | None]
+AnyRefusal = TypeVar("AnyRefusal", bound=Refusal)
 REFUSALS: list[Refusal] = []
 MAX_DRAFTS = 7  # with the token before them, the queries of one request that decoding takes at once
 
 
-def refusal(function: Refusal) -> Refusal:
+def refusal(function: AnyRefusal) -> AnyRefusal:
     """Adds a function to ``REFUSALS``. It returns None where there is nothing to refuse."""
     REFUSALS.append(function)
     return function

@@ -19,6 +19,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, C
 from vllm.v1.attention.backends.registry import register_backend
 
 from palu_vllm.attention_backend.backend import PaluBackend
+from palu_vllm.attention_backend.codec.impl import CodecImpl
 from palu_vllm.attention_backend.impl import PaluImpl
 from palu_vllm.attention_backend.metadata import PaluMetadataBuilder
 from palu_vllm.models.attention import PaluAttention
@@ -36,6 +37,12 @@ TAKEN = {  # the callable, the parameters that this package passes by name or re
         ["num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "per_layer_sliding_window", "prefix"]
         + ["attn_backend", "head_size_v", "extra_impl_args"],
     ),
+    "attach.Attention": (
+        Attention.__init__,
+        ["self", "num_heads", "head_size", "num_kv_heads", "head_size_v", "prefix", "attn_type", "attn_backend"]
+        + ["kv_sharing_target_layer_name", "extra_impl_args"],
+    ),
+    "attach.get_kv_cache_spec": (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
     "layer.encode": (_encode_layer_name, []),
     "backend.build": (
         AttentionMetadataBuilder.build,
@@ -61,9 +68,10 @@ def parameters(callable_) -> list[str]:
     return list(inspect.signature(callable_).parameters)
 
 
-def test_impl_takes_what_attention_passes():
-    assert parameters(PaluImpl.__init__)[:11] == parameters(AttentionImpl.__init__)
-    assert parameters(PaluImpl.forward) == parameters(AttentionImpl.forward)
+@pytest.mark.parametrize("impl", [PaluImpl, CodecImpl])
+def test_impl_takes_what_attention_passes(impl):
+    assert parameters(impl.__init__)[:11] == parameters(AttentionImpl.__init__)
+    assert parameters(impl.forward) == parameters(AttentionImpl.forward)
 
 
 def test_builder_is_built_as_vllm_builds_it():

@@ -142,5 +142,4 @@ def fast_prefill(config: VllmConfig, codec: Codec) -> str | None:
     return "--kv-sharing-fast-prefill is not proven with a KV codec; leave the flag out."
 
 
-for _alike in (of_latents.other_speculation, of_latents.context_parallelism, of_latents.stages_without_compilation):
-    refusal(_alike)
+REFUSALS += [of_latents.other_speculation, of_latents.context_parallelism, of_latents.stages_without_compilation]

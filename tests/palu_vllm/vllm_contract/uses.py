@@ -51,9 +51,8 @@ ENDPOINT = Use("", "vllm.plugins.endpoint_plugins.interface", "EndpointPlugin")
 SIBLING = Use("", "vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
 STANDS_FOR = {  # members in whose place vLLM has these, though no base class says so
     "models.PaluAttention.__init__": Use("", "vllm.model_executor.models.llama", "LlamaAttention"),
-    "attention_backend.PaluImpl.do_kv_cache_update": Use(
-        "", "vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl"
-    ),
+    "attention_backend.PaluImpl.do_kv_cache_update": SIBLING,
+    "codec.CodecImpl.do_kv_cache_update": SIBLING,
     **{
         f"server.PaluEndpoint.{member}": ENDPOINT
         for member in ("name", "required_tasks", "attach_router", "init_state")
