@@ -33,6 +33,7 @@ SHARING = {
     "vocab_size_per_layer_input": 512,
     "altup_num_inputs": 2,
     "laurel_rank": 8,
+    "tie_word_embeddings": True,
 }
 
 CASES = {  # family, its options, the class that vLLM serves, groups

@@ -14,8 +14,7 @@ from tests.support.serving import attention_used, engine, greedy
 
 pytestmark = pytest.mark.serving
 
-POOL = 8 << 20
-OWN_POOL = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": POOL}
+POOL = 1 << 30  # VLLM_CPU_KVCACHE_SPACE in conftest
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def codec(dense, tmp_path_factory):
 
 def test_formats_by_layer_capacity_and_info(dense, codec):
     said = load_codec(codec)
-    with engine(dense(), **options(codec), **OWN_POOL) as llm:
+    with engine(dense(), **options(codec), num_gpu_blocks_override=None) as llm:
         answers, config = greedy(llm, REQUESTS, 12), llm.llm_engine.vllm_config
         pages = {name: layer.kv_cache.shape[-1] for name, layer in of_layers(config).items()}
     assert list(pages.values()) == [said.layers[number].slot.bytes for number in range(2)]
@@ -39,8 +38,7 @@ def test_formats_by_layer_capacity_and_info(dense, codec):
     info = describe(config)
     assert (info["bytes_per_token"], info["value_path"]) == (said.bytes_per_token, "codec")
     assert info["saved_bytes_per_token"] == dense_bytes_per_token(said, "float32") - said.bytes_per_token
-    held = config.cache_config.num_gpu_blocks * config.cache_config.block_size
-    assert held * said.bytes_per_token == pytest.approx(POOL, rel=0.02)
+    assert config.cache_config.kv_cache_size_tokens * said.bytes_per_token == pytest.approx(POOL, rel=0.02)
 
 
 def of_layers(config) -> dict[str, torch.nn.Module]:

@@ -58,17 +58,20 @@ def write_exact_codec(directory: Path, model: Path) -> Path:
     """16 bits in orthogonal bases, around nothing: as good as no codec."""
     config = AutoConfig.from_pretrained(model)
     heads, dim = config.num_key_value_heads, config.head_dim
-    form, nothing = coded_format(((dim, 16),)), torch.zeros(heads, dim)
     generator = torch.Generator().manual_seed(0)
+
+    def nothing() -> torch.Tensor:
+        return torch.zeros(heads, dim)
 
     def side() -> SideCodec:
         basis = torch.linalg.qr(torch.randn(heads, dim, dim, generator=generator, dtype=torch.float64)).Q
-        return SideCodec(form, basis.float(), nothing)
+        return SideCodec(coded_format(((dim, 16),)), basis.float(), nothing())
 
-    frequencies = torch.zeros(1, dtype=torch.float64)
-    where = torch.zeros(dim, dtype=torch.long)
-    layer = LayerCodec(side(), side(), nothing, nothing, where, frequencies, nothing)
+    def layer() -> LayerCodec:
+        where, frequencies = torch.zeros(dim, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
+        return LayerCodec(side(), side(), nothing(), nothing(), where, frequencies, nothing())
+
     directory.mkdir(parents=True, exist_ok=True)
-    built = dict.fromkeys(range(config.num_hidden_layers), layer)
+    built = {number: layer() for number in range(config.num_hidden_layers)}
     save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
     return directory

@@ -4,10 +4,12 @@ import pickle
 
 import pytest
 import torch
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from palu_vllm.attention_backend.codec import attach
 from palu_vllm.attention_backend.codec.attach import attaching, layer_number, own_part
 from palu_vllm.attention_backend.codec.impl import CodecImpl
+from palu_vllm.kernels.interface import PagedBatch
 from tests.support.codecs.models import random_layer
 
 PER_HEAD, JOINT = ((32, 4),), ((64, 4),)
@@ -97,3 +99,23 @@ def test_soft_caps_sinks_and_windows_are_settings():
     made.process_weights_after_loading(torch.float32)
     settings = made.attention.settings
     assert (settings.soft_cap, settings.sliding_window, len(settings.sinks)) == (50.0, 24, 8)
+
+
+def test_a_codec_is_float32_in_a_model_of_bfloat16():
+    """vLLM builds and finishes a model's layers while its dtype is torch's default."""
+    with set_default_torch_dtype(torch.bfloat16):
+        made = impl()
+        made.process_weights_after_loading(torch.bfloat16)
+    plain = impl()
+    plain.process_weights_after_loading(torch.float32)
+    key, value, query = (torch.randn(5, heads, 32).bfloat16() for heads in (4, 4, 8))
+    batch = PagedBatch(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([5]), torch.tensor([0, 5]), 5, 5)
+    found = []
+    for each in (made, plain):
+        cache = torch.zeros(1, 4, 16, each.codec.slot.bytes, dtype=torch.uint8)
+        each.attention.store(key, value, torch.arange(5), cache, torch.arange(5))
+        out = torch.empty(5, 8, 32)
+        each.attention.attend(query, cache, batch, out)
+        found.append((cache, out))
+    (cache, out), (expected_cache, expected) = found
+    assert torch.equal(cache, expected_cache) and torch.equal(out, expected)
