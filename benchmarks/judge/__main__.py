@@ -32,9 +32,13 @@ def options_of() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--folder", type=Path, default=Path("models"), help="what benchmarks.real_models wrote (default: models)")
     add("--model", type=Path, help="a transformers directory (default: smollm2 in the folder)")
-    add("--checkpoints", type=Path, help="a folder of palu-compress outputs (default: NAME-palu in the folder)")
+    add(
+        "--checkpoints",
+        type=Path,
+        help="a folder of checkpoints and codecs, a directory each (default: NAME-palu in the folder)",
+    )
     add("--kinds", nargs="+", default=list(KINDS), help="of text, KIND_evaluation.txt in the folder")
-    add("--rows", type=int, default=2, help="rows of each kind of text")
+    add("--rows", type=int, default=1, help="rows of each kind of text")
     add("--context", type=int, default=768, help="tokens of a row")
     add("--prompts", type=int, default=50, help="chat prompts whose answers are compared; 0 leaves them out")
     add("--answer-tokens", type=int, default=64, help="of each answer")
@@ -67,9 +71,13 @@ def measures(dense: torch.nn.Module, options: argparse.Namespace) -> tuple[dict[
     chosen = {"kl": divergence}
     chosen |= {"agreed_tokens": answers} if options.prompts else {}
     chosen |= {"needles": found} if options.needle_contexts else {}
-    facts = {"model": options.model.name, "kinds": options.kinds, "rows_of_each": options.rows,
-             "context": options.context, "prompts": options.prompts, "answer_tokens": options.answer_tokens,
-             "needle_contexts": options.needle_contexts, "rows_sha256": digest(texts.ids)}  # fmt: skip
+    facts = {
+        "model": options.model.name,
+        "kinds": options.kinds,
+        "rows_of_each": options.rows,
+        "context": options.context,
+        "rows_sha256": digest(texts.ids),
+    }
     return chosen, facts
 
 

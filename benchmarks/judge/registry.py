@@ -1,14 +1,16 @@
-"""All arms of the judge: the rivals, and palu's checkpoints in a folder."""
+"""All arms of the judge: the rivals, and what a folder has of ours."""
 
 from pathlib import Path
 
 from benchmarks.judge.arms.arm import Arm, Dense
+from benchmarks.judge.arms.codec import CodecArm
 from benchmarks.judge.arms.floats import DTYPES, Fp8, Nvfp4
 from benchmarks.judge.arms.kivi import Kivi
 from benchmarks.judge.arms.kvarn import KVarN
 from benchmarks.judge.arms.palu import Palu
 from benchmarks.judge.arms.per_token_head import PerTokenHead
 from benchmarks.judge.arms.turboquant import TurboQuant
+from palu_vllm.format.codec.file import JSON
 
 RIVALS: tuple[Arm, ...] = (
     *map(Fp8, DTYPES),
@@ -27,7 +29,8 @@ RIVALS: tuple[Arm, ...] = (
 )
 
 
-def arms(checkpoints: Path | None) -> list[Arm]:
-    """The dense model, the rivals, and each directory of ``checkpoints`` that ``palu-compress`` made."""
-    made = sorted(checkpoints.glob("*/palu_report.json")) if checkpoints else []
-    return [Dense(), *RIVALS, *(Palu(report.parent.name, report.parent) for report in made)]
+def arms(made: Path) -> list[Arm]:
+    """The dense model, the rivals, and the checkpoints and codecs in ``made``, named as their directories."""
+    palu = [Palu(path.parent.name, path.parent) for path in sorted(made.glob("*/palu_report.json"))]
+    codecs = [CodecArm(path.parent.name, path.parent) for path in sorted(made.glob(f"*/{JSON}"))]
+    return [Dense(), *RIVALS, *palu, *codecs]

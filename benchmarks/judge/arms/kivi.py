@@ -34,7 +34,7 @@ class Kivi(CacheArm):
         full = whole.key.shape[2] // self.group * self.group
         by_channel = whole.key[:, :, :full].mT.unflatten(-1, (-1, self.group))
         keys = torch.cat([coded(by_channel, self.bits).flatten(-2).mT, whole.key[:, :, full:]], 2)
-        values = coded(whole.value.unflatten(-1, (-1, self.group)), self.bits).flatten(-2)
+        values = coded(whole.value.unflatten(-1, (-1, min(self.group, whole.value.shape[-1]))), self.bits).flatten(-2)
         return KV(keys, values)
 
     def exact(self, tokens: int, device: torch.device) -> KV[torch.Tensor]:
@@ -43,7 +43,8 @@ class Kivi(CacheArm):
 
     def head_bytes(self, head_dim: int) -> float:
         """Codes, and scale and minimum of each group, of keys and of values."""
-        return 2 * head_dim * (self.bits / 8 + 2 * HALF / self.group)
+        scales = 2 * HALF * (1 / self.group + 1 / min(self.group, head_dim))
+        return head_dim * (2 * self.bits / 8 + scales)
 
     def coded_fraction(self, heads: Heads, context: int) -> float:
         keys, values = context // self.residual * self.residual, max(0, context - self.residual)
