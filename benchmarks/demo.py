@@ -1,9 +1,11 @@
 """The main job, end to end: ``make demo``.
 
-Compresses the shipped model at 50 %, serves the dense and the compressed one side by side as real ``vllm serve``
-processes, asks both through the openai client, and prints them side by side.
+Makes a KV codec of the shipped model and compresses it the paper's way at 50 %, serves the dense model, the same model
+with the codec and the compressed one as real ``vllm serve`` processes, asks all three through the openai client, and
+prints them side by side.
 """
 
+import json
 import math
 import os
 import shlex
@@ -17,7 +19,7 @@ from pathlib import Path
 from openai import OpenAI
 from transformers import AutoTokenizer
 
-from benchmarks.common.commands import CommandError, compress
+from benchmarks.common.commands import CommandError, calibrate, compress
 from benchmarks.common.output import command_line
 from benchmarks.common.provenance import ROOT
 from benchmarks.common.server import ONE_THREAD, Server, starting, wait_until_healthy
@@ -28,6 +30,7 @@ FACTS = "The token of silver river is answered king.\nThe token of early bread i
 QUESTION = "What is the token of silver river?"
 TOKENS = 96
 SAMPLES = 8  # of calibration text; more change nothing that is shown
+QUICK = ["--samples", SAMPLES, "--context", 2048]
 CONTEXT, ROWS = 1024, 12  # of held-out text
 FLAGS = ["--enforce-eager", "--max-model-len", "2048"]  # compiling would take longer than all that is asked
 
@@ -110,35 +113,47 @@ def print_side_by_side(columns: dict[str, dict[str, str]]) -> None:
             print(f"  {name}: {column[row]}")
 
 
-def demonstrate(out: Path, rank_ratio: float) -> dict[str, dict[str, str]]:
-    """What is asked of each server. The dense one starts while the other's checkpoint is made."""
+def demonstrate(out: Path, rank_ratio: float, compression: float) -> dict[str, dict[str, str]]:
+    """What is asked of each server. The dense one starts while codec and checkpoint are made."""
     print(f"Serving the dense model: vllm serve {MODEL.relative_to(ROOT)} {' '.join(FLAGS)}", flush=True)
     environment = os.environ | ONE_THREAD
+    palu = ["--attention-backend", "palu", *FLAGS]
     with starting(MODEL, FLAGS, environment=environment) as dense:
-        print(f"Compressing it to {rank_ratio:.0%} of its KV rank", flush=True)
-        compress(out, "--rank-ratio", rank_ratio, "--calib-samples", SAMPLES, quiet=False)
-        flags = ["--attention-backend", "palu", *FLAGS]
-        print(f"Serving the compressed model: vllm serve {shlex.quote(str(out))} {' '.join(flags)}", flush=True)
-        with starting(out, flags, environment=environment) as palu:
-            wait_until_healthy(dense)
-            wait_until_healthy(palu)
-            print(f"Asking both, and scoring them on {HELD_OUT.name}", flush=True)
-            columns = {"dense": ask(dense), "palu": ask(palu)}
-            with ThreadPoolExecutor() as pool:
-                for column, scored in zip(columns.values(), pool.map(perplexity, (dense, palu)), strict=True):
-                    column["held-out perplexity"] = scored
-            return columns
+        print(f"Making a codec for {compression:g} times fewer bytes", flush=True)
+        calibrate(out / "codec", "--target-compression", compression, *QUICK)
+        coded = [*palu, "--additional-config", json.dumps({"palu": {"codec": str(out / "codec")}})]
+        print(f"Serving the same model with it: vllm serve {shlex.join([str(MODEL), *coded])}", flush=True)
+        with starting(MODEL, coded, environment=environment) as codec:
+            print(f"Compressing it the paper's way to {rank_ratio:.0%} of its KV rank", flush=True)
+            compress(out / "compressed", "--rank-ratio", rank_ratio, "--calib-samples", SAMPLES, quiet=False)
+            command = shlex.join([str(out / "compressed"), *palu])
+            print(f"Serving the compressed model: vllm serve {command}", flush=True)
+            with starting(out / "compressed", palu, environment=environment) as paper:
+                return asked({"dense": dense, "codec": codec, "paper's way": paper})
+
+
+def asked(servers: dict[str, Server]) -> dict[str, dict[str, str]]:
+    """The column of every server; what they are asked one after the other, and their perplexity side by side."""
+    for server in servers.values():
+        wait_until_healthy(server)
+    print(f"Asking all, and scoring them on {HELD_OUT.name}", flush=True)
+    columns = {name: ask(server) for name, server in servers.items()}
+    with ThreadPoolExecutor() as pool:
+        for column, scored in zip(columns.values(), pool.map(perplexity, servers.values()), strict=True):
+            column["held-out perplexity"] = scored
+    return columns
 
 
 def main() -> None:
     parser = command_line("benchmarks.demo", __doc__)
     parser.add_argument("--rank-ratio", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, help="keep the compressed checkpoint here (default: a temporary folder)")
+    parser.add_argument("--target-compression", type=float, default=4.0)
+    parser.add_argument("--out", type=Path, help="keep codec and checkpoint here (default: a temporary folder)")
     options = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="palu-demo-") as scratch:
         try:
-            columns = demonstrate(options.out or Path(scratch) / "compressed", options.rank_ratio)
+            columns = demonstrate(options.out or Path(scratch), options.rank_ratio, options.target_compression)
         except CommandError as error:
             sys.exit(str(error))
     print_side_by_side(columns)

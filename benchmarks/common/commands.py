@@ -39,6 +39,15 @@ def compress(
     return json.loads((out / "palu_report.json").read_text(encoding="utf-8"))
 
 
+def calibrate(
+    out: Path, *options: object, model: Path = MODEL, calibration: Path = CALIBRATION, quiet: bool = True
+) -> dict[str, Any]:
+    """Runs ``palu-calibrate`` with ``options`` and returns its report. Raises CommandError if it refuses."""
+    arguments = (model.resolve(), out.resolve(), "--calib-data", calibration.resolve(), *options)
+    run("offline_compress.commands.calibrate", *arguments, quiet=quiet)
+    return json.loads((out / "codec_report.json").read_text(encoding="utf-8"))
+
+
 def perplexity(model: Path, *options: object, text: Path = HELD_OUT) -> dict[str, Any]:
     """What ``benchmarks.perplexity`` says of a model. Raises CommandError if it fails."""
     printed = run("benchmarks.perplexity", "--model", model.resolve(), "--text", text.resolve(), "--json", *options)

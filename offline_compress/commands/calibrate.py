@@ -56,3 +56,7 @@ def _summary(options: CalibrateOptions, report: dict) -> str:
         f"(predicted {report['predicted_kl']:.4f}), {report['seconds']:.0f} s. Serve it: "
         f"vllm serve {shlex.quote(options.model)} --attention-backend palu --additional-config {shlex.quote(setting)}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

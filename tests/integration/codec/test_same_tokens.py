@@ -6,7 +6,7 @@ from palu_vllm.kernels.choose import codec_attention
 from tests.integration.codec.test_families import options
 from tests.integration.serving.test_speculation import ngram
 from tests.support.codecs.models import write_codec, write_exact_codec
-from tests.support.engine_process import ask
+from tests.support.processes.engine import ask
 from tests.support.serving import engine, greedy, outputs, prompts
 
 pytestmark = pytest.mark.serving

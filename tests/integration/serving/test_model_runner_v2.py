@@ -6,7 +6,7 @@ On a CPU vLLM has V1; here V2 runs with its own Triton kernels in Triton's inter
 import pytest
 
 from tests.integration.checkpoints.test_half_rank import RANKS
-from tests.support.engine_process import V2, ask
+from tests.support.processes.engine import V2, ask
 from tests.support.serving import engine, greedy, prompts
 
 pytestmark = pytest.mark.serving

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.integration.checkpoints.test_half_rank import RANKS
-from tests.support.engine_process import ask
+from tests.support.processes.engine import ask
 from tests.support.serving import engine, greedy, prompts
 
 pytestmark = pytest.mark.serving

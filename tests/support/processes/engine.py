@@ -1,4 +1,4 @@
-"""One engine in a process of its own: ``python -m tests.support.engine_process`` answers a JSON question from its
+"""One engine in a process of its own: ``python -m tests.support.processes.engine`` answers a JSON question from its
 input.
 
 For model runner V2, which is chosen when vLLM is imported, and for n-gram drafts, whose numba keeps vLLM 0.32 from
@@ -37,7 +37,7 @@ def ask(
 ) -> Answers:
     """Greedy tokens of an engine with ``options`` in a process with ``environment``; raises where it fails."""
     question = {"model": str(model), "requests": requests, "max_tokens": max_tokens, "options": options}
-    command = [sys.executable, "-m", "tests.support.engine_process"]
+    command = [sys.executable, "-m", "tests.support.processes.engine"]
     process = subprocess.run(
         command, input=json.dumps(question), text=True, capture_output=True, cwd=ROOT, env=os.environ | environment
     )
