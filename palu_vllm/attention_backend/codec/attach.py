@@ -97,7 +97,7 @@ def _codec_of(given: Mapping[str, Any]) -> LayerCodec | None:
     if codec is None or given.get("attn_type", AttentionType.DECODER) != AttentionType.DECODER:
         return None
     name = given.get("prefix", "")
-    layer = codec.layers.get(layer_number(given.get("kv_sharing_target_layer_name") or name))
+    layer = codec.layers.get(layer_of_cache(given))
     if layer is None:
         return None
     if given.get("attn_backend") is not None:
@@ -106,6 +106,11 @@ def _codec_of(given: Mapping[str, Any]) -> LayerCodec | None:
             "make a codec without this layer."
         )
     return own_part(layer, given, name)
+
+
+def layer_of_cache(given: Mapping[str, Any]) -> int:
+    """The number of the layer whose cache a layer reads: that of its target where it shares one."""
+    return layer_number(given.get("kv_sharing_target_layer_name") or given.get("prefix", ""))
 
 
 def layer_number(name: str) -> int:

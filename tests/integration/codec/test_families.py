@@ -22,20 +22,6 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0
             "long_factor": [1.5 + each for each in range(16)], "original_max_position_embeddings": 4}  # fmt: skip
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
-SHARING = {
-    "num_hidden_layers": 4,
-    "num_kv_shared_layers": 2,
-    "sliding_window": 24,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "intermediate_size": 384,
-    "activation_sparsity_pattern": [0.0] * 4,
-    "hidden_size_per_layer_input": 32,
-    "vocab_size_per_layer_input": 512,
-    "altup_num_inputs": 2,
-    "laurel_rank": 8,
-    "tie_word_embeddings": True,
-}
-
 CASES = {  # family, its options, the class that vLLM serves, groups
     "llama": ("llama", {}, "LlamaForCausalLM", 2),
     "qwen2 with biases": ("qwen2", {}, "Qwen2ForCausalLM", 4),
@@ -47,7 +33,6 @@ CASES = {  # family, its options, the class that vLLM serves, groups
         "Gemma3ForCausalLM",
         1,
     ),
-    "gemma3n whose layers share caches": ("gemma3n_text", SHARING, "Gemma3nForCausalLM", 2),
     "phi3 turned in part": (
         "phi3",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},

@@ -28,8 +28,7 @@ def attention(codec: Codec) -> Callable[..., tuple[torch.Tensor, None]]:
         scaling: float,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        shared = getattr(module, "kv_shared_layer_index", None)  # Gemma 3n's layers that read an earlier one's
-        layer = codec.layers[module.layer_idx if shared is None else shared]
+        layer = codec.layers[module.layer_idx]
         window, cap = options.get("sliding_window"), options.get("softcap") or 0.0
         coded = CodecAttention(layer, CodecSettings(query.shape[1], scaling, window, cap))
         positions = torch.arange(query.shape[2])

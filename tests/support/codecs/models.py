@@ -28,8 +28,7 @@ def write_codec(
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = heads // groups * dim
     tiers = tiers_k or ((width, 4),), tiers_v or ((width, 4),)
-    with_cache = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
-    numbers = range(with_cache) if layers is None else layers
+    numbers = range(config.num_hidden_layers) if layers is None else layers
     built = {number: random_layer(heads, dim, groups, *tiers, seed=number) for number in numbers}
     directory.mkdir(parents=True, exist_ok=True)
     save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))

@@ -7,7 +7,7 @@ import torch
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from palu_vllm.attention_backend.codec import attach
-from palu_vllm.attention_backend.codec.attach import attaching, layer_number, own_part
+from palu_vllm.attention_backend.codec.attach import attaching, layer_number, layer_of_cache, own_part
 from palu_vllm.attention_backend.codec.impl import CodecImpl
 from palu_vllm.kernels.interface import PagedBatch
 from tests.support.codecs.models import random_layer
@@ -27,6 +27,12 @@ PER_HEAD, JOINT = ((32, 4),), ((64, 4),)
 )
 def test_the_number_of_a_layer_is_the_only_one_in_its_name(name, number):
     assert layer_number(name) == number
+
+
+def test_a_layer_that_shares_a_cache_has_its_targets_number():
+    own = {"prefix": "model.layers.3.self_attn.attn"}
+    assert layer_of_cache(own) == 3
+    assert layer_of_cache(own | {"kv_sharing_target_layer_name": "model.layers.1.self_attn.attn"}) == 1
 
 
 @pytest.fixture
