@@ -127,9 +127,7 @@ CASES: dict[str, Case] = {
     "start truncated": Case(start(), "StartError", "not a readable safetensors file", truncate),
     "start rank": Case(start(), "StartError", "above the full rank", section(rank_v=[999, 32])),
     "start backend": Case(start(attention_backend="cpu_attn"), "StartError", "only --attention-backend palu serves"),
-    "start dense": Case(
-        start(attention_backend="palu"), "StartError", "nor has a codec", dense=True
-    ),
+    "start dense": Case(start(attention_backend="palu"), "StartError", "nor has a codec", dense=True),
     "start cut": Case(start(tensor_parallel_size=4), "StartError", "would cut a group"),
     "start bits": Case(start(additional_config={"palu": {"latent_bits": 5}}), "StartError", "bits other than"),
     "compress ratio": Case(command(COMPRESS, *SVD, "--rank-ratio", "7"), "ExitError", "rank", dense=True),
