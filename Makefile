@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # files of tests run side by side, the dear ones first; each test uses one thread
 WORKERS ?= 2
+MODELS ?= models
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LOCKED := requirements/torch.txt requirements/cpu.txt
 
@@ -10,7 +11,7 @@ LOCK := --override requirements/overrides.txt --python-version 3.11 --universal 
   --no-annotate --quiet --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio \
   --no-emit-package torchcodec
 
-.PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci demo load lock
+.PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci demo load judge lock
 
 setup: .venv/.ready
 
@@ -51,6 +52,10 @@ demo: setup
 # five minutes of 32 streaming users; its report is benchmarks/results/load_soak.html
 load: setup
 	$(BIN)/python -m benchmarks.load.soak
+
+# caches on a real model; MODELS is what `python -m benchmarks.real_models MODELS` wrote
+judge: setup
+	$(BIN)/python -m benchmarks.judge --folder $(MODELS)
 
 lock: setup
 	$(BIN)/pip install --quiet uv

@@ -10,29 +10,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.judge.arms.arm import CacheArm, Heads, Layer
-from palu_vllm.format.codec.coding import decode
 from palu_vllm.format.codec.file import Codec, load_codec
-from palu_vllm.format.codec.layer_codec import LayerCodec, SideCodec
+from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.format.codec.positions import BLOCK
 from palu_vllm.format.kv import KV
-
-
-def read_side(side: SideCodec, heads: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """``heads [..., kv_heads, head_dim]``, stored around ``centre`` or the sink's, and read back."""
-    payload, scale = side.stored(heads, centre)
-    scale = scale.float()
-    numbers = decode(payload, side.form) * scale.abs()
-    read = torch.einsum("...gr,gdr->...gd", numbers, side.decoder).flatten(-2).unflatten(-1, heads.shape[-2:])
-    per_head = torch.signbit(scale).repeat_interleave(heads.shape[-2] // side.num_groups, -2)
-    return read + torch.where(per_head, side.sink, centre)
 
 
 def read_layer(codec: LayerCodec, whole: KV[torch.Tensor]) -> KV[torch.Tensor]:
     """``[batch, kv_heads, tokens, head_dim]``, tokens at positions 0, 1, ..."""
     key, value = (x.transpose(1, 2) for x in whole)
     centre = codec.key_centre(torch.arange(key.shape[1]) // BLOCK)
-    read = KV(read_side(codec.key, key, centre), read_side(codec.value, value, codec.value_mean))
-    return KV(*(x.transpose(1, 2) for x in read))
+    keys = codec.key.read(*codec.key.stored(key, centre), centre)
+    values = codec.value.read(*codec.value.stored(value, codec.value_mean), codec.value_mean)
+    return KV(keys.transpose(1, 2), values.transpose(1, 2))
 
 
 @dataclass(frozen=True)

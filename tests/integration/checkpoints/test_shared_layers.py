@@ -10,10 +10,10 @@ from palu_vllm.format.checkpoint import read_config
 from palu_vllm.server.facts import served_facts
 from tests.integration.checkpoints.test_half_rank import POOL, with_transformers
 from tests.integration.checkpoints.test_packed import capacity
+from tests.support.oracles.shared_layers import dense_of, shared_tokens
 from tests.support.plain_svd import with_tiers
 from tests.support.processes.engine import V2, ask
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts, server
-from tests.support.shared_layers import dense_of, shared_tokens
 
 pytestmark = pytest.mark.serving
 

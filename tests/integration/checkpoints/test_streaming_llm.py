@@ -8,8 +8,8 @@ from vllm import SamplingParams
 
 from palu_vllm.format.checkpoint import attention_prefix
 from tests.integration.serving.test_requests import free_blocks
+from tests.support.oracles.streaming import StreamingCache, continued
 from tests.support.serving import attention_used, engine, greedy, outputs, prompts
-from tests.support.streaming import StreamingCache, continued
 
 pytestmark = pytest.mark.serving
 

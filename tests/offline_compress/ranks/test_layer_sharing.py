@@ -18,7 +18,7 @@ from offline_compress.ranks.layer_sharing import search_sharing
 from offline_compress.run.errors import CompressionError
 from offline_compress.shared_layers import source_layers
 from palu_vllm.format.checkpoint import SINGLE, attention_prefix, check_shapes, iterate_tensors, read_config
-from tests.support.shared_layers import dense_of, searched_pairs, shared_logits
+from tests.support.oracles.shared_layers import dense_of, searched_pairs, shared_logits
 from tests.support.tiny_models import build_even
 
 LAYERS = 4

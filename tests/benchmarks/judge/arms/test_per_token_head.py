@@ -9,7 +9,7 @@ from vllm.v1.kv_cache_interface import KVQuantMode
 from benchmarks.judge.arms.arm import Heads
 from benchmarks.judge.arms.per_token_head import PerTokenHead, int4, int8
 from tests.benchmarks.judge.arms.cases import heads, relative_error
-from tests.support.vllm_kernels import with_triton
+from tests.support.oracles.vllm_kernels import with_triton
 
 OPS = "vllm.v1.attention.ops"
 TOKENS, BLOCK = 7, 4

@@ -11,7 +11,7 @@ from benchmarks.judge.arms.turboquant import TurboQuant, levels
 from benchmarks.judge.registry import RIVALS
 from palu_vllm.format.kv import KV
 from tests.benchmarks.judge.arms.cases import MIDDLE, heads
-from tests.support.vllm_kernels import with_triton
+from tests.support.oracles.vllm_kernels import with_triton
 
 PRESETS = [arm for arm in RIVALS if isinstance(arm, TurboQuant)]
 TOKENS, BLOCK, DIM = 6, 4, 64
