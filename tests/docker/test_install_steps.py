@@ -62,7 +62,7 @@ def test_everything_is_installed_and_nothing_else_is_left(image):
 
 
 def test_the_commands_are_there(image):
-    for command in ("palu-compress", "palu-convert", "palu-finetune", "palu-doctor"):
+    for command in ("palu-calibrate", "palu-compress", "palu-convert", "palu-finetune", "palu-doctor"):
         assert image.run([command, "--version"]).returncode == 0
 
 

@@ -24,7 +24,7 @@ from palu_vllm import registry
 ROOT = Path(__file__).parents[2]
 TUNED = "palu_vllm/kernels/gpu/tuned/some_device.json"
 HOOK = "palu_vllm_autoload.pth"
-COMMANDS = {"palu-compress", "palu-finetune", "palu-convert", "palu-doctor"}
+COMMANDS = {"palu-calibrate", "palu-compress", "palu-finetune", "palu-convert", "palu-doctor"}
 SCRIPT = """
 from transformers import AutoConfig
 print(AutoConfig.for_model("palu_llama").model_type)
