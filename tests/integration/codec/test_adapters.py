@@ -18,7 +18,8 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 def test_tokens_are_those_of_peft_with_the_codec(dense, tmp_path):
     source, (request,) = dense(), prompts(45)
-    codec = write_codec(tmp_path / "codec", source)
+    # 8 bits: vLLM adds adapters in another order than peft, and a code of 4 bits that flips for it can change a token
+    codec = write_codec(tmp_path / "codec", source, ((64, 8),), ((64, 8),))
     wanted = peft.LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(1)
     with with_codec(source, codec) as model:
