@@ -135,9 +135,8 @@ def _samples(options: CalibrateOptions, directory: Path, vocab_size: int) -> Cal
         generator = torch.Generator().manual_seed(options.seed)
         tokens = torch.randint(vocab_size, (count, options.seqlen), generator=generator)
         return CalibrationSamples("random tokens", tokens)
-    assert options.calib_data is not None
     samples = load_samples(
-        options.calib_data, directory, vocab_size, count, options.seqlen, options.seed, options.calib_field
+        options.calib_data or "", directory, vocab_size, count, options.seqlen, options.seed, options.calib_field
     )
     if len(samples.tokens) <= options.held_out:
         raise CompressionError(
