@@ -12,6 +12,7 @@ class CpuCodecAttention:
     """``store`` and ``attend`` of ``kernels.codec.interface``. Needs ``compiled.why_not()`` to be None."""
 
     def __init__(self, codec: LayerCodec, settings: CodecSettings) -> None:
+        self.settings = settings
         self.positions = position_table(codec.frequencies)
         shape = [codec.num_groups, codec.num_kv_heads, settings.num_heads, settings.sliding_window or 0]
         self.library = torch.classes.palu_cpu.Codec(

@@ -83,7 +83,9 @@ def impl(**changes) -> CodecImpl:
     given = dict(num_heads=8, head_size=32, scale=1.0, num_kv_heads=4, alibi_slopes=None, sliding_window=None,
                  kv_cache_dtype="auto", logits_soft_cap=None, attn_type="decoder",
                  kv_sharing_target_layer_name=None) | changes  # fmt: skip
-    return CodecImpl(**given, codec=random_layer(4, 32, 4, PER_HEAD, PER_HEAD, seed=0))
+    with set_default_torch_dtype(torch.float32):  # as files hold them
+        codec = random_layer(4, 32, 4, PER_HEAD, PER_HEAD, seed=0)
+    return CodecImpl(**given, codec=codec)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_codec_is_float32_in_a_model_of_bfloat16():
     plain = impl()
     plain.process_weights_after_loading(torch.float32)
     key, value, query = (torch.randn(5, heads, 32).bfloat16() for heads in (4, 4, 8))
-    batch = PagedBatch(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([5]), torch.tensor([0, 5]), 5, 5)
+    batch = PagedBatch(*(torch.tensor(each, dtype=torch.int32) for each in ([[0]], [5], [0, 5])), 5, 5)
     found = []
     for each in (made, plain):
         cache = torch.zeros(1, 4, 16, each.codec.slot.bytes, dtype=torch.uint8)
