@@ -11,7 +11,7 @@ LOCK := --override requirements/overrides.txt --python-version 3.11 --universal 
   --no-annotate --quiet --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio \
   --no-emit-package torchcodec
 
-.PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci demo load judge lock
+.PHONY: setup lint format test test-all test-gpu kernels-check kernels-check-ci bench-cpu demo load judge lock
 
 setup: .venv/.ready
 
@@ -45,6 +45,10 @@ kernels-check: setup
 
 kernels-check-ci: setup
 	$(BIN)/python -m benchmarks.kernels.check --arch sm_90 --recommended
+
+# attention of one layer over a codec's slots beside vLLM's own; the last line is JSON
+bench-cpu: setup
+	$(BIN)/python -m benchmarks.latency.cpu_codec
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo

@@ -14,7 +14,8 @@ class CpuCodecAttention:
     def __init__(self, codec: LayerCodec, settings: CodecSettings) -> None:
         self.settings = settings
         self.positions = position_table(codec.frequencies)
-        shape = [codec.num_groups, codec.num_kv_heads, settings.num_heads, settings.sliding_window or 0]
+        heads, window = (codec.num_groups, codec.num_kv_heads, settings.num_heads), settings.sliding_window or 0
+        shape = [*heads, window, codec.value.sink.shape[1], 2 * len(codec.frequencies)]
         self.library = torch.classes.palu_cpu.Codec(
             tiers(codec.key.form), tiers(codec.value.form), code_levels(), code_units(), shape,
             tensors(codec, settings), settings.scale, settings.soft_cap,

@@ -53,10 +53,9 @@ def value_map(codec: LayerCodec) -> torch.Tensor:
     return torch.cat((decoder, codec.value_mean[:, None], codec.value.sink[:, None]), dim=1)
 
 
-def padded_values(codec: LayerCodec) -> torch.Tensor:
-    """The decoder of values for the library's own products: ``[kv_heads, rank, value_dim]``, in whole ``COLUMNS``."""
-    decoder = per_head(codec, codec.value.decoder).transpose(1, 2)
-    return torch.nn.functional.pad(decoder, (0, -decoder.shape[-1] % COLUMNS)).contiguous()
+def padded(matrices: torch.Tensor) -> torch.Tensor:
+    """``[.., columns]`` with zeros up to whole ``COLUMNS``."""
+    return torch.nn.functional.pad(matrices, (0, -matrices.shape[-1] % COLUMNS)).contiguous()
 
 
 def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tensor]:
@@ -64,8 +63,8 @@ def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tenso
     constant centres ``[groups, rank]`` in float64.
     """
     found = {
-        "query_map": query_map(codec, settings),
-        "value_map": value_map(codec),
+        "query_map": padded(query_map(codec, settings)),
+        "value_map": padded(value_map(codec)),
         "encoder_k": codec.key.encoder.transpose(1, 2).contiguous(),
         "encoder_v": codec.value.encoder.transpose(1, 2).contiguous(),
         "sink_k": codec.key.numbers(codec.key.sink),
@@ -75,7 +74,6 @@ def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tenso
         "centre_sin": codec.centre_sin.contiguous(),
         "frequency_of": codec.frequency_of.long(),
         "decoder_k": per_head(codec, codec.key.decoder).contiguous(),
-        "decoder_v": padded_values(codec),
         "first_k": codec.key.sink.contiguous(),
         "first_v": codec.value.sink.contiguous(),
         "mean_v": codec.value_mean.contiguous(),

@@ -116,11 +116,16 @@ void attend_piece(const Layer& layer, const Cache& cache, const float* features,
   const float* usual = usual_scores(layer, features, piece, space);
   int8_t* levels = space.levels.data();
   Tile tile;
+  const uint8_t* next[TILE];
   for (int64_t base = piece.begin / TILE * TILE; base < piece.end; base += TILE) {
     locate(layer, cache, piece.table, piece.group, piece.begin, piece.end, base, space.last, tile);
     int even = tile.even(), count = tile.count();
     decode_plain(layer.key, tile.slots + even, count, levels);
-    dot_products(layer.key, levels, piece.rows.query, rows, count, space.dots.data() + even);
+    int64_t after = base + TILE;
+    Ahead ahead{next, static_cast<int>(std::clamp<int64_t>(piece.end - after, 0, TILE)), layer.value.start + layer.value.bytes};
+    cache.each_slot(piece.table, piece.group, after, after + ahead.count,
+                    [&](int64_t position, const uint8_t* slot) { next[position - after] = slot; });
+    dot_products(layer.key, levels, piece.rows.query, rows, count, ahead, space.dots.data() + even);
     softmax_of(layer, tile, piece, usual, space, state);
     decode_paired(layer.value, tile.slots + even, count, levels);
     weighted_sums(layer.value, levels, space.weights.data() + even, rows, count, space.keep.data(), space.unit.data(),

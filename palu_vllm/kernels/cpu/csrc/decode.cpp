@@ -18,8 +18,9 @@ template <int BITS> inline Bytes levels_of(const Step& step, const uint8_t* firs
   return look_up(step.table, codes);
 }
 
+// The step is a copy: what is written could else be a part of it, for all a compiler knows.
 template <int BITS, bool PAIRED>
-void run(const Step& step, int padded, const uint8_t* const* slots, int count, int8_t* out) {
+void run(const Step step, int padded, const uint8_t* const* slots, int count, int8_t* out) {
   for (int token = 0; token < count; token += 2) {
     Bytes levels = levels_of<BITS>(step, slots[token], slots[token + 1]);
     int8_t* row = out + int64_t(token) * padded;

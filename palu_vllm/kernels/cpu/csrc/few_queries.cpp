@@ -1,16 +1,15 @@
 #include "few_queries.hpp"
 
-#include <ATen/ops/bmm.h>
-#include <ATen/ops/empty.h>
-
 #include <cmath>
 
 #include "coded.hpp"
+#include "matrix.hpp"
 
 namespace palu {
 namespace {
 
 constexpr int64_t TOGETHER = 4;    // queries of a request whose rows share one decoding of a tile
+constexpr int64_t TURNED_TOGETHER = 24; // rows of a KV head that share one pass over its matrices
 constexpr int64_t SUM_LIMIT = INT32_MAX;
 constexpr int64_t LARGEST_LEVEL = 127;
 
@@ -50,26 +49,54 @@ void quantize(const Layer& layer, const float* mapped, int64_t row, Prepared& in
     into.folded[row * layer.features + i] = broken ? 0.f : mapped[rank + 1 + i];
 }
 
-void prepare(const Layer& layer, const at::Tensor& query, Prepared& into) {
-  int64_t tokens = query.size(0), repeats = layer.kv_queries(), rows = tokens * layer.heads;
-  int64_t kv_per_group = layer.kv_heads / layer.groups;
-  at::Tensor by_head = query.view({tokens, layer.kv_heads, repeats, -1}).transpose(0, 1).reshape(
-      {layer.kv_heads, tokens * repeats, -1});
-  at::Tensor mapped = at::bmm(by_head, layer.query_map);
-  const float* numbers = mapped.const_data_ptr<float>();
-  int64_t width = mapped.size(2);
+void reserve(const Layer& layer, int64_t rows, Prepared& into) {
   scratch(into.query, rows * layer.key.padded);
   scratch(into.unit, rows);
   scratch(into.sink, rows);
   scratch(into.broken, rows);
   scratch(into.folded, rows * layer.features);
-  at::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t from = begin; from < end; from++) {
-      int64_t head = from / (tokens * repeats), token = from / repeats % tokens, repeat = from % repeats;
-      int64_t row = (head / kv_per_group * tokens + token) * layer.group_heads() + head % kv_per_group * repeats + repeat;
-      quantize(layer, numbers + from * width, row, into);
-    }
-  });
+}
+
+// Rows of a KV head, those of one query after those of the one before: how many parts they are worked on in.
+int64_t parts_of(const Layer& layer, int64_t tokens) {
+  return (tokens * layer.kv_queries() + TURNED_TOGETHER - 1) / TURNED_TOGETHER;
+}
+
+// Turns a part of a head's queries into the basis of codes; `item` counts heads and their parts.
+void prepare(const Layer& layer, const float* query, int64_t tokens, int64_t item, Prepared& into) {
+  static thread_local std::vector<float> copies, turned;
+  int64_t repeats = layer.kv_queries(), dim = layer.key_dim, width = layer.query_map.size(2);
+  int64_t parts = parts_of(layer, tokens), head = item / parts, first = item % parts * TURNED_TOGETHER;
+  int64_t count = std::min(TURNED_TOGETHER, tokens * repeats - first);
+  float* rows = scratch(copies, TURNED_TOGETHER * dim);
+  float* numbers = scratch(turned, TURNED_TOGETHER * width);
+  for (int64_t i = 0; i < count; i++) {
+    int64_t token = (first + i) / repeats, repeat = (first + i) % repeats;
+    std::copy_n(query + (token * layer.heads + head * repeats + repeat) * dim, dim, rows + i * dim);
+  }
+  const float* map = layer.query_map.const_data_ptr<float>() + head * dim * width;
+  product(count, width, dim, rows, dim, map, width, numbers, width);
+  int64_t group = head / layer.group_size(), member = head % layer.group_size();
+  for (int64_t i = 0; i < count; i++) {
+    int64_t token = (first + i) / repeats, repeat = (first + i) % repeats;
+    quantize(layer, numbers + i * width, (group * tokens + token) * layer.group_heads() + member * repeats + repeat, into);
+  }
+}
+
+// The output of a part of a head's queries, of their `means` [rows, rank_v + 2].
+void finish(const Layer& layer, const float* means, int64_t tokens, int64_t item, float* out) {
+  static thread_local std::vector<float> values;
+  int64_t repeats = layer.kv_queries(), inner = layer.value.rank + 2, width = layer.padded_dim();
+  int64_t parts = parts_of(layer, tokens), head = item / parts, first = item % parts * TURNED_TOGETHER;
+  int64_t count = std::min(TURNED_TOGETHER, tokens * repeats - first);
+  float* found = scratch(values, TURNED_TOGETHER * width);
+  const float* map = layer.value_map.const_data_ptr<float>() + head * inner * width;
+  product(count, width, inner, means + (head * tokens * repeats + first) * inner, inner, map, width, found, width);
+  for (int64_t i = 0; i < count; i++) {
+    int64_t token = (first + i) / repeats, repeat = (first + i) % repeats;
+    std::copy_n(found + i * width, layer.value_dim,
+                out + (token * layer.heads + head * repeats + repeat) * layer.value_dim);
+  }
 }
 
 std::vector<Unit> units_of(const Layer& layer, const std::vector<Request>& requests, int64_t tokens) {
@@ -136,7 +163,8 @@ void join(const Layer& layer, States& states, const Unit& unit, int row, float s
   out[layer.value.rank + 1] = first * share;
 }
 
-void join_unit(const Layer& layer, const Prepared& prepared, States& states, const Unit& unit, int64_t tokens, float* means) {
+void join_unit(const Layer& layer, const Prepared& prepared, States& states, const Unit& unit, int64_t tokens,
+               float* means) {
   int64_t repeats = layer.kv_queries(), heads = layer.group_heads();
   const float* sinks = layer.sinks.defined() ? layer.sinks.const_data_ptr<float>() : nullptr;
   for (int row = 0; row < unit.request.queries * heads; row++) {
@@ -148,14 +176,15 @@ void join_unit(const Layer& layer, const Prepared& prepared, States& states, con
 
 } // namespace
 
-at::Tensor attend_few(const Layer& layer, const Cache& cache, const at::Tensor& query, const float* features,
-                      const std::vector<Request>& requests) {
+void attend_few(const Layer& layer, const Cache& cache, const float* query, int64_t tokens, const float* features,
+                const std::vector<Request>& requests, float* out) {
   static thread_local Prepared prepared;
   static thread_local States states;
+  static thread_local std::vector<float> mean_levels;
   Prepared& rows = prepared; // those of the calling thread, for the others too
   States& all = states;
-  int64_t tokens = query.size(0);
-  prepare(layer, query, rows);
+  reserve(layer, tokens * layer.heads, rows);
+  float* means = scratch(mean_levels, tokens * layer.heads * (layer.value.rank + 2));
   std::vector<Unit> units = units_of(layer, requests, tokens);
   std::vector<std::pair<const Unit*, int64_t>> pieces;
   int64_t longest = 0;
@@ -166,13 +195,14 @@ at::Tensor attend_few(const Layer& layer, const Cache& cache, const at::Tensor& 
   all.rows = longest * layer.group_heads();
   all.padded = layer.value.padded;
   scratch(all.numbers, static_cast<int64_t>(pieces.size()) * all.rows * (all.padded + 3));
-  share_out(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+  auto attend = [&](int64_t i) {
     attend_piece(layer, cache, features, piece_of(layer, *pieces[i].first, rows, pieces[i].second), all.at(i));
-  });
-  at::Tensor means = at::empty({layer.kv_heads, tokens * layer.kv_queries(), layer.value.rank + 2}, query.options());
-  float* out = means.mutable_data_ptr<float>();
-  share_out(static_cast<int64_t>(units.size()), [&](int64_t i) { join_unit(layer, rows, all, units[i], tokens, out); });
-  return means;
+  };
+  int64_t parts = layer.kv_heads * parts_of(layer, tokens);
+  in_stages({{parts, [&](int64_t i) { prepare(layer, query, tokens, i, rows); }},
+             {static_cast<int64_t>(pieces.size()), attend},
+             {static_cast<int64_t>(units.size()), [&](int64_t i) { join_unit(layer, rows, all, units[i], tokens, means); }},
+             {parts, [&](int64_t i) { finish(layer, means, tokens, i, out); }}});
 }
 
 } // namespace palu

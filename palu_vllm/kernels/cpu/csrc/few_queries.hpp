@@ -10,9 +10,9 @@ struct Request {
   int64_t row, queries, length;
 };
 
-// The weighted means of levels with the shares of both centres, float32 [kv_heads, tokens * kv_queries, rank_v + 2], a
-// factor of `value_map`. `query` float32 [tokens, heads, key_dim], contiguous, where `requests` follow one another.
-at::Tensor attend_few(const Layer& layer, const Cache& cache, const at::Tensor& query, const float* features,
-                      const std::vector<Request>& requests);
+// `query` float32 [tokens, heads, key_dim] and `out` [tokens, heads, value_dim], contiguous, where `requests` follow one
+// another.
+void attend_few(const Layer& layer, const Cache& cache, const float* query, int64_t tokens, const float* features,
+                const std::vector<Request>& requests, float* out);
 
 } // namespace palu

@@ -3,7 +3,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <atomic>
+#include <functional>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -20,12 +22,12 @@ constexpr float NONE = -std::numeric_limits<float>::infinity();
 struct Layer {
   Side key, value;
   int64_t groups, kv_heads, heads, key_dim, value_dim, features; // features: numbers of a block's row of the table
-  at::Tensor query_map; // float32 [kv_heads, key_dim, rank_k + 1 + features], see `codec_constants` in Python
-  at::Tensor value_map; // float32 [kv_heads, rank_v + 2, value_dim]
+  // float32, see `codec_constants` in Python; columns in whole COLUMNS, zeros past the last
+  at::Tensor query_map; // [kv_heads, key_dim, rank_k + 1 + features]
+  at::Tensor value_map; // [kv_heads, rank_v + 2, value_dim]
   at::Tensor sinks;     // float32 [heads], or undefined
   // for many queries, see `rebuild.hpp`
   at::Tensor decoder_k; // float32 [kv_heads, key_dim, rank_k]
-  at::Tensor decoder_v; // float32 [kv_heads, rank_v, padded_dim()], zeros past value_dim
   at::Tensor centre_cos, centre_sin, sink_k; // float32 [kv_heads, key_dim]
   at::Tensor mean_v, sink_v;                 // float32 [kv_heads, value_dim]
   std::vector<int64_t> frequency_of;         // [key_dim]
@@ -41,7 +43,7 @@ struct Layer {
     return centre_cos.const_data_ptr<float>()[i] * block[frequency] +
            centre_sin.const_data_ptr<float>()[i] * block[features / 2 + frequency];
   }
-  int64_t padded_dim() const { return decoder_v.size(2); }
+  int64_t padded_dim() const { return value_map.size(2); }
 };
 
 // The cache, uint8 [blocks, groups, block_size, slot bytes] with any strides but the last.
@@ -60,11 +62,25 @@ struct Cache {
   }
 };
 
-// Calls f(item) for every item, on all threads. Who does which is left to chance, so items share no sums.
-template <class F> void share_out(int64_t items, const F& f) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i; begin < end && (i = next++) < items;) f(i);
+// Pieces of work that need those of the stage before: run(item) for every item.
+struct Stage {
+  int64_t items;
+  std::function<void(int64_t)> run;
+};
+
+constexpr int TURNS = 20'000; // of waiting for the last items of a stage, some ten microseconds, before giving way
+
+// Runs stages one after the other on all threads, in one parallel region: on a busy machine every region waits until
+// each thread had its turn. Who does which item is left to chance, so items share no sums.
+inline void in_stages(const std::vector<Stage>& stages) {
+  std::vector<std::atomic<int64_t>> taken(stages.size()), done(stages.size());
+  int threads = at::get_num_threads();
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (size_t s = 0; s < stages.size(); s++) {
+      for (int64_t i; (i = taken[s].fetch_add(1)) < stages[s].items; done[s].fetch_add(1)) stages[s].run(i);
+      for (int turn = 0; done[s].load() < stages[s].items; turn++)
+        if (turn > TURNS) std::this_thread::yield(); // which on a busy machine may cost a time slice
+    }
   });
 }
 

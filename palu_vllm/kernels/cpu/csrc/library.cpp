@@ -1,5 +1,4 @@
 // The class palu_cpu::Codec that Python sees.
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
@@ -46,16 +45,16 @@ struct Codec : torch::CustomClassHolder {
     layer.key = make_side(tiers_k, levels, SCALES);
     layer.value = make_side(tiers_v, levels, SCALES + layer.key.bytes);
     layer.groups = shape.at(0), layer.kv_heads = shape.at(1), layer.heads = shape.at(2), layer.window = shape.at(3);
+    layer.value_dim = shape.at(4), layer.features = shape.at(5);
     layer.query_map = tensors.at("query_map").contiguous();
     layer.value_map = tensors.at("value_map").contiguous();
-    layer.key_dim = layer.query_map.size(1), layer.value_dim = layer.value_map.size(2);
-    layer.features = layer.query_map.size(2) - layer.key.rank - 1;
+    layer.key_dim = layer.query_map.size(1);
     if (tensors.contains("sinks")) layer.sinks = tensors.at("sinks").contiguous();
     layer.soft_cap = static_cast<float>(soft_cap);
     stored.key = {make_encoder(layer.key, levels, units), tensors.at("encoder_k"), tensors.at("sink_k")};
     stored.value = {make_encoder(layer.value, levels, units), tensors.at("encoder_v"), tensors.at("sink_v")};
     stored.value_mean = tensors.at("value_mean");
-    layer.decoder_k = tensors.at("decoder_k"), layer.decoder_v = tensors.at("decoder_v");
+    layer.decoder_k = tensors.at("decoder_k");
     layer.centre_cos = tensors.at("centre_cos"), layer.centre_sin = tensors.at("centre_sin");
     layer.sink_k = tensors.at("first_k"), layer.sink_v = tensors.at("first_v"), layer.mean_v = tensors.at("mean_v");
     const int64_t* frequency_of = tensors.at("frequency_of").const_data_ptr<int64_t>();
@@ -85,27 +84,31 @@ struct Codec : torch::CustomClassHolder {
     if (!tokens) return;
     at::Tensor rows = query.narrow(0, first, tokens).to(at::kFloat).contiguous();
     const float* table = features.const_data_ptr<float>();
-    if (many.empty()) {
-      out.narrow(0, first, tokens).copy_(of_few(cache, rows, table, few));
-      return;
+    at::Tensor to = out.narrow(0, first, tokens);
+    bool direct = to.is_contiguous() && to.scalar_type() == at::kFloat;
+    at::Tensor found = direct ? to : at::empty({tokens, layer.heads, layer.value_dim}, rows.options());
+    for (const Request& request : many) {
+      int64_t row = (request.row - first) * layer.heads;
+      attend_many(layer, Cache(cache), rows.const_data_ptr<float>() + row * layer.key_dim, table, request,
+                  found.mutable_data_ptr<float>() + row * layer.value_dim);
     }
-    at::Tensor found = at::empty({tokens, layer.heads, layer.value_dim}, rows.options());
-    for (const Request& request : many)
-      attend_many(layer, Cache(cache), rows.const_data_ptr<float>() + (request.row - first) * layer.heads * layer.key_dim,
-                  table, request, found.mutable_data_ptr<float>() + (request.row - first) * layer.heads * layer.value_dim);
-    if (!few.empty()) {
-      at::Tensor index = rows_of(few, first);
-      found.index_copy_(0, index, of_few(cache, at::index_select(rows, 0, index), table, few));
-    }
-    out.narrow(0, first, tokens).copy_(found);
+    attend_rest(Cache(cache), rows, table, few, first, found);
+    if (!direct) to.copy_(found);
   }
 
-  // float32 [tokens, heads, value_dim] of requests whose queries are all of `rows`, one after the other.
-  at::Tensor of_few(const at::Tensor& cache, const at::Tensor& rows, const float* table,
-                    const std::vector<Request>& requests) const {
-    at::Tensor means = attend_few(layer, Cache(cache), rows, table, requests);
-    at::Tensor values = at::bmm(means, layer.value_map); // [kv_heads, tokens * kv_queries, value_dim]
-    return values.view({layer.kv_heads, rows.size(0), layer.kv_queries(), -1}).transpose(0, 1).flatten(1, 2);
+  // The requests with few queries, whose rows begin at `first`; where there are others too, rows are copied together.
+  void attend_rest(const Cache& cache, const at::Tensor& rows, const float* table, const std::vector<Request>& few,
+                   int64_t first, at::Tensor& found) const {
+    if (few.empty()) return;
+    at::Tensor index = rows_of(few, first);
+    int64_t tokens = index.size(0);
+    if (tokens == rows.size(0)) {
+      attend_few(layer, cache, rows.const_data_ptr<float>(), tokens, table, few, found.mutable_data_ptr<float>());
+      return;
+    }
+    at::Tensor some = at::index_select(rows, 0, index), out = at::empty({tokens, layer.heads, layer.value_dim}, rows.options());
+    attend_few(layer, cache, some.const_data_ptr<float>(), tokens, table, few, out.mutable_data_ptr<float>());
+    found.index_copy_(0, index, out);
   }
 };
 

@@ -129,15 +129,19 @@ void attend_many(const Layer& layer, const Cache& cache, const float* query, con
     segment.count = std::min(SEGMENT, tiles - first);
     scratch(segment.tiles, layer.groups * segment.count);
     scratch(segment.numbers, layer.kv_heads * segment.count * TILE * (layer.key_dim + layer.padded_dim()));
-    share_out(layer.groups * segment.count, [&](int64_t i) {
+    auto rebuild_tile = [&](int64_t i) {
       static thread_local std::vector<uint8_t> last;
       int64_t group = i / segment.count, number = i % segment.count;
       locate(layer, cache, request.table, group, begin, request.length, (first + number) * TILE, last, segment.tiles[i]);
       rebuild(layer, segment.tiles[i], group, features, segment.whole(layer, group, number));
-    });
-    share_out(static_cast<int64_t>(runs.size()), [&](int64_t i) { attend_run(layer, request, runs[i], segment); });
+    };
+    bool is_last = first + SEGMENT >= tiles;
+    auto attend = [&](int64_t i) {
+      attend_run(layer, request, runs[i], segment);
+      if (is_last) finish(layer, runs[i], out);
+    };
+    in_stages({{layer.groups * segment.count, rebuild_tile}, {static_cast<int64_t>(runs.size()), attend}});
   }
-  share_out(static_cast<int64_t>(runs.size()), [&](int64_t i) { finish(layer, runs[i], out); });
 }
 
 } // namespace palu

@@ -7,6 +7,13 @@
 namespace palu {
 namespace {
 
+constexpr int64_t LINE = 64; // bytes
+
+inline void fetch_two(const Ahead& ahead, int token) {
+  for (int next = token; next < std::min(token + 2, ahead.count); next++)
+    for (int64_t byte = 0; byte < ahead.bytes; byte += LINE) __builtin_prefetch(ahead.slots[next] + byte);
+}
+
 #if defined(__AVX2__)
 
 inline __m256i widened(const int8_t* levels) {
@@ -38,8 +45,9 @@ inline __m128i totals(__m256i a, __m256i b, __m256i c, __m256i d) {
 }
 
 template <int COUNT>
-void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, int32_t* out) {
+void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, const Ahead& ahead, int32_t* out) {
   for (int token = 0; token < count; token += 2, levels += 2 * side.padded) {
+    fetch_two(ahead, token);
     __m256i sum[COUNT + 1][2]{}; // of rows and the two tokens
     for (int i = 0; i < side.width; i += 16) {
       __m256i first = widened(levels + i), second = widened(levels + side.padded + i);
@@ -91,9 +99,10 @@ void weighted(const Side& side, const int8_t* paired, const int16_t* weights, in
 #else
 
 template <int COUNT>
-void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, int32_t* out) {
+void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, const Ahead& ahead, int32_t* out) {
   for (int row = 0; row < COUNT; row++)
     for (int token = 0; token < count; token++) {
+      if (row == 0 && token % 2 == 0) fetch_two(ahead, token);
       int32_t sum = 0;
       for (int i = 0; i < side.width; i++)
         sum += int32_t(levels[token * side.padded + i]) * query[row * side.padded + i];
@@ -134,9 +143,11 @@ template <class F> void in_parts(int rows, F f) {
 
 } // namespace
 
-void dot_products(const Side& side, const int8_t* levels, const int16_t* query, int rows, int count, int32_t* out) {
+void dot_products(const Side& side, const int8_t* levels, const int16_t* query, int rows, int count, const Ahead& ahead,
+                  int32_t* out) {
   in_parts(rows, [&](int first, auto constant) {
-    dots<constant()>(side, levels, query + first * side.padded, count, out + first * TILE);
+    Ahead once = first ? Ahead{nullptr, 0, 0} : ahead;
+    dots<constant()>(side, levels, query + first * side.padded, count, once, out + first * TILE);
   });
 }
 

@@ -76,7 +76,7 @@ void rebuild(const Layer& layer, const Tile& tile, int64_t group, const float* f
     add_key_centre(layer, tile, features, group * size * dim + i, whole.keys + i * TILE);
   numbers_of(layer.value, tile, tile.scale_v, space);
   for (int64_t head = 0; head < size; head++) {
-    const float* map = layer.decoder_v.const_data_ptr<float>() + (group * size + head) * rank_v * padded;
+    const float* map = layer.value_map.const_data_ptr<float>() + (group * size + head) * (rank_v + 2) * padded;
     float* values = whole.values + head * TILE * padded;
     product(TILE, padded, rank_v, space.numbers.data(), rank_v, map, padded, values, padded);
     add_value_centre(layer, tile, group * size + head, values);

@@ -1,30 +1,42 @@
 #include "tile.hpp"
 
-#include <c10/util/Half.h>
-
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 
 namespace palu {
 namespace {
 
-void read_scale(const uint8_t* bytes, float& size, float& first, bool& broken) {
-  uint16_t bits;
-  std::memcpy(&bits, bytes, 2);
-  float scale = c10::detail::fp16_ieee_to_fp32_value(bits);
-  broken = !std::isfinite(scale);
-  first = std::signbit(scale) ? 1.f : 0.f;
-  size = broken ? 0.f : std::abs(scale);
+// float16 scales to sizes, signs and whether they are finite, in a form that compilers vectorise; exact, subnormals too.
+void read_scales(const uint32_t* halves, float* size, float* first, int* broken, Tile& tile) {
+  int any_first = 0, any_broken = 0;
+  for (int t = 0; t < TILE; t++) {
+    uint32_t shifted = (halves[t] & 0x7fff) << 13;
+    float number;
+    std::memcpy(&number, &shifted, 4);
+    int is_broken = (halves[t] & 0x7c00) == 0x7c00, is_first = static_cast<int>(halves[t] >> 15 & 1);
+    size[t] = is_broken ? 0.f : number * 0x1p112f;
+    first[t] = static_cast<float>(is_first);
+    broken[t] = is_broken;
+    any_first |= is_first;
+    any_broken |= is_broken;
+  }
+  tile.any_first |= any_first;
+  tile.any_broken |= any_broken;
 }
 
 } // namespace
 
 void locate(const Layer& layer, const Cache& cache, const int32_t* table, int64_t group, int64_t begin, int64_t end,
             int64_t base, std::vector<uint8_t>& last, Tile& tile) {
-  std::memset(static_cast<void*>(&tile), 0, sizeof(tile));
+  uint32_t scales_k[TILE], scales_v[TILE];
   tile.base = base;
+  tile.any_first = tile.any_broken = 0;
   tile.begin = static_cast<int>(std::max<int64_t>(begin - base, 0));
   tile.end = static_cast<int>(std::min<int64_t>(end - base, TILE));
+  if (tile.begin > 0 || tile.end < TILE) {
+    std::fill_n(scales_k, TILE, 0u);
+    std::fill_n(scales_v, TILE, 0u);
+  }
   int64_t bytes = layer.value.start + layer.value.bytes;
   cache.each_slot(table, group, base + tile.begin, base + tile.end, [&](int64_t position, const uint8_t* slot) {
     int64_t t = position - base;
@@ -33,14 +45,13 @@ void locate(const Layer& layer, const Cache& cache, const int32_t* table, int64_
       tile.slots[t] = scratch(last, bytes + OVERREAD);
       std::memcpy(last.data(), slot, bytes);
     }
-    read_scale(slot, tile.scale_k[t], tile.first_k[t], tile.broken_k[t]);
-    read_scale(slot + 2, tile.scale_v[t], tile.first_v[t], tile.broken_v[t]);
-    tile.any_first |= tile.first_k[t] + tile.first_v[t] > 0.f;
-    tile.any_broken |= tile.broken_k[t] | tile.broken_v[t];
+    uint16_t both[2];
+    std::memcpy(both, slot, 4);
+    scales_k[t] = both[0];
+    scales_v[t] = both[1];
   });
-  cache.each_slot(table, group, base + TILE, std::min(end, base + 2 * TILE), [&](int64_t, const uint8_t* slot) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(slot + byte);
-  });
+  read_scales(scales_k, tile.scale_k, tile.first_k, tile.broken_k, tile);
+  read_scales(scales_v, tile.scale_v, tile.first_v, tile.broken_v, tile);
   if (tile.begin & 1) tile.slots[tile.begin - 1] = tile.slots[tile.begin];
   if (tile.end & 1) tile.slots[tile.end] = tile.slots[tile.end - 1];
 }

@@ -1,0 +1,110 @@
+"""How long does attention of one layer take on a CPU over a codec's slots, beside vLLM's own over whole keys?
+
+``make bench-cpu``. All arms of a shape take turns in one process, so that what else the machine does meets all alike;
+a row has the medians. The last line is JSON. ``--repeats N`` takes turns N times.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.common.output import command_line, say, write_result
+from benchmarks.latency.cpu_arms import Run, Shape, Tiers, coded, dense, latents
+
+THREE_OF_THREE, EIGHT_OF_FOUR = (3, 3, 64), (8, 4, 128)
+SHAPES = [
+    Shape(8, 2048, *THREE_OF_THREE), Shape(1, 8192, *THREE_OF_THREE), Shape(8, 2048, *EIGHT_OF_FOUR),
+    Shape(32, 512, *THREE_OF_THREE), Shape(1, 2048, *THREE_OF_THREE, queries=2048),
+    Shape(1, 2048, *EIGHT_OF_FOUR, queries=2048),
+]  # fmt: skip
+# groups and tiers of K and V with which a token takes a quarter of its bytes in 16 bits
+CODECS: dict[tuple[int, int, int], dict[str, tuple[int, tuple[Tiers, Tiers]]]] = {
+    THREE_OF_THREE: {
+        "codec-4x": (1, (((16, 8), (48, 4), (64, 3), (64, 2)), ((32, 8), (64, 4), (48, 3), (48, 2)))),
+        "codec-4x, groups of 1": (3, (((64, 4),), ((16, 4), (48, 3)))),
+    },
+    EIGHT_OF_FOUR: {
+        "codec-4x": (2, (((32, 8), (128, 4), (160, 3), (192, 2)), ((64, 8), (224, 4), (128, 3), (96, 2)))),
+        "codec-4x, groups of 2": (4, (((16, 8), (80, 4), (96, 3), (64, 2)), ((32, 8), (112, 4), (64, 3), (48, 2)))),
+        "codec-4x, groups of 1": (8, (((128, 4),), ((32, 4), (96, 3)))),
+    },
+}
+PAPER_GROUP = {THREE_OF_THREE: 3, EIGHT_OF_FOUR: 4}
+DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def timed(arms: dict[str, Run], repeats: int) -> dict[str, float]:
+    """Median seconds of every arm, the arms in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(repeats + 1):
+        for name, run in arms.items():
+            start = time.perf_counter()
+            run()
+            if turn:  # the first warms up
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def copied(count: int) -> Run:
+    """A copy of as many bytes: half are read and half are written."""
+    source = torch.empty(count // 2, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def products(shape: Shape, group_width: int) -> int:
+    """Multiplications of one attention whose vectors are ``group_width`` wide, of K and V."""
+    pairs = shape.queries * (2 * shape.context - shape.queries + 1) // 2
+    return 2 * shape.requests * pairs * shape.heads * group_width
+
+
+def cells_of(shape: Shape, repeats: int) -> list[dict[str, Any]]:
+    """One row per arm that is not dense."""
+    heads = (shape.kv_heads, shape.queries_per_kv, shape.head_dim)
+    built = {name: coded(shape, *codec) for name, codec in CODECS[heads].items()}
+    built["paper, half the rank"] = latents(shape, PAPER_GROUP[heads])
+    widths = {name: shape.kv_heads // groups * shape.head_dim for name, (groups, _) in CODECS[heads].items()}
+    dense_arms = {name: dense(shape, dtype) for name, dtype in DENSE.items()}
+    copies = {"copy": copied(64 << 20)}
+    seconds = timed(dense_arms | {name: run for name, (run, _) in built.items()} | copies, repeats)
+    fastest = min(DENSE, key=lambda name: seconds[name])
+    rows = []
+    for name, (_, size) in built.items():
+        row = {
+            "shape": shape.name, "phase": "decode" if shape.queries == 1 else "prefill", "arm": name,
+            "dense_ms": seconds[fastest] * 1e3, "palu_ms": seconds[name] * 1e3,
+            "ratio": seconds[name] / seconds[fastest], "fastest_dense": fastest,
+            "dense_all_ms": {arm: seconds[arm] * 1e3 for arm in DENSE},
+            "fewer_bytes": shape.dense_bytes(torch.bfloat16) / size, "bytes_per_second": size / seconds[name],
+            "copy_bytes_per_second": (64 << 20) / seconds["copy"],
+        }  # fmt: skip
+        if name in widths:
+            row["products_per_second"] = products(shape, widths[name]) / seconds[name]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = command_line("benchmarks.latency.cpu_codec", __doc__ or "", "cpu_codec.json")
+    parser.add_argument("--repeats", type=int, default=40, help="turns of every arm (default: 40, prompts 5)")
+    parser.add_argument("--shapes", default="", help="only shapes whose name holds this")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    chosen = [shape for shape in SHAPES if options.shapes in shape.name]
+    found = []
+    for shape in chosen:
+        repeats = options.repeats if shape.queries == 1 else max(1, options.repeats // 8)
+        found.append(cells_of(shape, repeats))
+        for row in found[-1]:
+            say(row)
+    cells = list(itertools.chain.from_iterable(found))
+    write_result(options.out, {"cells": cells, "repeats": options.repeats})
+    print(json.dumps({"cells": [{key: row[key] for key in list(row)[:6]} for row in cells]}))
+
+
+if __name__ == "__main__":
+    main()
