@@ -1,7 +1,8 @@
 """How long does attention of one layer take on a CPU over a codec's slots, beside vLLM's own over whole keys?
 
 ``make bench-cpu``. All arms of a shape take turns in one process, so that what else the machine does meets all alike;
-a row has the medians. The last line is JSON. ``--repeats N`` takes turns N times.
+a row has the medians, and the least times for a machine that is never quiet. The last line is JSON.
+``--repeats N`` takes turns N times.
 """
 
 import itertools
@@ -37,8 +38,8 @@ PAPER_GROUP = {THREE_OF_THREE: 3, EIGHT_OF_FOUR: 4}
 DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def timed(arms: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Median seconds of every arm, the arms in turns."""
+def timed(arms: dict[str, Run], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median and least seconds of every arm, the arms in turns."""
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats + 1):
         for name, run in arms.items():
@@ -46,7 +47,7 @@ def timed(arms: dict[str, Run], repeats: int) -> dict[str, float]:
             run()
             if turn:  # the first warms up
                 taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return {name: (statistics.median(seconds), min(seconds)) for name, seconds in taken.items()}
 
 
 def copied(count: int) -> Run:
@@ -70,7 +71,9 @@ def cells_of(shape: Shape, repeats: int) -> list[dict[str, Any]]:
     widths = {name: shape.kv_heads // groups * shape.head_dim for name, (groups, _) in CODECS[heads].items()}
     dense_arms = {name: dense(shape, dtype) for name, dtype in DENSE.items()}
     copies = {"copy": copied(64 << 20)}
-    seconds = timed(dense_arms | {name: run for name, (run, _) in built.items()} | copies, repeats)
+    times = timed(dense_arms | {name: run for name, (run, _) in built.items()} | copies, repeats)
+    seconds, least = ({name: pair[number] for name, pair in times.items()} for number in range(2))
+    least_dense = min(least[name] for name in DENSE)
     fastest = min(DENSE, key=lambda name: seconds[name])
     rows = []
     for name, (_, size) in built.items():
@@ -78,6 +81,8 @@ def cells_of(shape: Shape, repeats: int) -> list[dict[str, Any]]:
             "shape": shape.name, "phase": "decode" if shape.queries == 1 else "prefill", "arm": name,
             "dense_ms": seconds[fastest] * 1e3, "palu_ms": seconds[name] * 1e3,
             "ratio": seconds[name] / seconds[fastest], "fastest_dense": fastest,
+            "least_dense_ms": least_dense * 1e3, "least_palu_ms": least[name] * 1e3,
+            "ratio_of_least": least[name] / least_dense,
             "dense_all_ms": {arm: seconds[arm] * 1e3 for arm in DENSE},
             "fewer_bytes": shape.dense_bytes(torch.bfloat16) / size, "bytes_per_second": size / seconds[name],
             "copy_bytes_per_second": (64 << 20) / seconds["copy"],
