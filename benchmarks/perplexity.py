@@ -73,6 +73,13 @@ def load_llm(model: Path, context: int, dtype: str, **options):
     )
 
 
+def codec_options(codec: Path | None) -> dict:
+    """What vLLM is told of a directory that ``palu-calibrate`` wrote."""
+    if codec is None:
+        return {}
+    return {"attention_backend": "palu", "additional_config": {"palu": {"codec": str(codec)}}}
+
+
 def perplexity(
     model: Path,
     text: Path,
@@ -81,15 +88,16 @@ def perplexity(
     limit: int | None = None,
     spread: bool = False,
     kv_cache_dtype: str = "auto",
+    codec: Path | None = None,
 ) -> dict:
-    """``{"perplexity", "tokens", "seconds", ...}`` of one checkpoint on one text file.
+    """``{"perplexity", "tokens", "seconds", ...}`` of one checkpoint, with its ``codec`` if any, on one text file.
 
     ``limit`` rows are the first ones, or with ``spread`` taken evenly from the whole text.
     """
     from vllm import SamplingParams
 
     started = time.perf_counter()
-    llm = load_llm(model, context, dtype, kv_cache_dtype=kv_cache_dtype)
+    llm = load_llm(model, context, dtype, kv_cache_dtype=kv_cache_dtype, **codec_options(codec))
     tokenizer = llm.get_tokenizer()
     ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
     rows = rows_of(ids, context, tokenizer.encode(""), None if spread else limit)
@@ -108,6 +116,7 @@ def perplexity(
         "context": context,
         "dtype": dtype,
         "kv_cache_dtype": kv_cache_dtype,
+        "codec": codec and str(codec),
     }
 
 
@@ -120,11 +129,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="score the first N rows only")
     parser.add_argument("--spread", action="store_true", help="spread the rows of --limit evenly over the text")
     parser.add_argument("--kv-cache-dtype", default="auto", help="as vLLM's --kv-cache-dtype")
+    parser.add_argument("--codec", type=Path, help="a codec of the model, written by palu-calibrate")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
     options = parser.parse_args()
-    for path in (options.model, options.text):
-        if not path.exists():
-            sys.exit(f"{path} does not exist; expected a model directory and a text file.")
+    for path in (options.model, options.text, options.codec):
+        if path and not path.exists():
+            sys.exit(f"{path} does not exist; expected a model directory, a text file, and a codec's directory if any.")
     try:
         result = perplexity(
             options.model,
@@ -134,6 +144,7 @@ def main() -> None:
             options.limit,
             options.spread,
             options.kv_cache_dtype,
+            options.codec,
         )
     except ValueError as error:
         sys.exit(str(error))

@@ -1,8 +1,8 @@
 """Arms of one model as real servers with equal bytes of KV cache, measured side by side.
 
-``python -m benchmarks.serving --arms dense,fp8,palu,palu-6x`` compresses what has to be compressed, starts every arm,
-and for each context sends to each arm first as many requests as its own pool holds, then, repeated and in turn, the
-same load to all. Writes JSON, one HTML page, and a picture.
+``python -m benchmarks.serving --arms dense,fp8,codec-4x,palu-6x`` makes codecs and checkpoints, starts every arm, and
+for each context sends to each arm first as many requests as its own pool holds, then, repeated and in turn, the same
+load to all. Writes JSON, one HTML page, and a picture.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from benchmarks.common import commands
 from benchmarks.common.output import RESULTS, command_line
 from benchmarks.common.provenance import provenance
 from benchmarks.common.server import Server, serve
-from benchmarks.common.shipped import CALIBRATION, MODEL
-from benchmarks.serving.arms import HELP, Arm, compress, parse_arms, why_missing
+from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
+from benchmarks.serving.arms import HELP, Arm, make, parse_arms, why_missing
 from benchmarks.serving.cell import Load, measure
 from benchmarks.serving.plots import comparison
 from benchmarks.serving.pool import bytes_per_token, contexts_held, equal_pool
@@ -44,9 +44,10 @@ class Started:
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     made = command_line("benchmarks.serving", __doc__)
-    made.add_argument("--arms", default="dense,fp8,palu,palu-6x", help=HELP)
+    made.add_argument("--arms", default="dense,fp8,codec-4x,palu-6x", help=HELP)
     made.add_argument("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
     made.add_argument("--calib-data", type=Path, default=CALIBRATION)
+    made.add_argument("--text", type=Path, default=HELD_OUT, help="for perplexity (default: the shipped held-out text)")
     made.add_argument(
         "--pool-mib", type=float, default=48, help="bytes of KV cache of every arm (default: %(default)s)"
     )
@@ -78,15 +79,16 @@ def common_flags(options: argparse.Namespace, arm: Arm) -> list[str]:
 
 
 def perplexity(arm: Arm, options: argparse.Namespace) -> float:
-    """On the shipped held-out text, through vLLM with the arm's cache."""
+    """On held-out text, through vLLM with the arm's cache."""
     asked = ["--kv-cache-dtype", arm.cache_dtype, "--dtype", options.dtype, "--limit", 16, "--spread"]
-    return commands.perplexity(arm.model, *asked)["perplexity"]
+    coded = ["--codec", arm.codec] if arm.codec else []
+    return commands.perplexity(arm.model, *asked, *coded, text=options.text)["perplexity"]
 
 
 def start(arm: Arm, options: argparse.Namespace, stack: ExitStack) -> Started:
     """Starts the arm's server with its share of bytes. Raises RuntimeError where vLLM does not serve it."""
     print(f"{arm.name}: starting", file=sys.stderr)
-    compress(arm, options.model, options.calib_data)
+    make(arm, options.model, options.calib_data)
     flags, pool = common_flags(options, arm), round(options.pool_mib * 2**20)
     size = bytes_per_token(arm.model, flags)
     server = stack.enter_context(serve(arm.model, [*flags, *equal_pool(pool, size, options.block_size)]))

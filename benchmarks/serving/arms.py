@@ -1,5 +1,6 @@
 """The arms of ``benchmarks.serving``: which checkpoint, served with which flags."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import get_args
 from benchmarks.common import commands
 from benchmarks.common.shipped import CALIBRATION_SAMPLES
 from palu_vllm.format.checkpoint import read_config
+from palu_vllm.format.codec.file import JSON
 
 PALU = ("--attention-backend", "palu")
-BUDGET = re.compile(r"palu-(\d+(?:\.\d+)?)x")
+BUDGET, CODEC_BUDGET = (re.compile(rf"{kind}-(\d+(?:\.\d+)?)x") for kind in ("palu", "codec"))
 NAMED_ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
 HELP = (
-    "dense; a cache dtype of vLLM (fp8, fp8_e5m2, ...), on the dense model; palu (half the rank in 16 bits); palu-6x "
-    "(palu-compress --target-compression 6); NAME=DIR (a compressed checkpoint that exists)"
+    "dense; a cache dtype of vLLM (fp8, fp8_e5m2, ...), on the dense model; codec-4x (palu-calibrate "
+    "--target-compression 4), on the dense model; palu (half the rank in 16 bits); palu-6x (palu-compress "
+    "--target-compression 6); NAME=DIR (a compressed checkpoint or a codec that exists)"
 )
 
 
@@ -26,6 +29,7 @@ class Arm:
     name: str
     model: Path
     flags: tuple[str, ...] = ()
+    codec: Path | None = None
 
     @property
     def cache_dtype(self) -> str:
@@ -39,6 +43,12 @@ def cache_dtypes() -> tuple[str, ...]:
     return get_args(CacheDType)
 
 
+def coded(name: str, model: Path, codec: Path) -> Arm:
+    """The model as it is, with a codec."""
+    settings = json.dumps({"palu": {"codec": str(codec)}})
+    return Arm(name, model, (*PALU, "--additional-config", settings), codec)
+
+
 def compress_flags(name: str) -> tuple[str, ...] | None:
     """The options of ``palu-compress`` that make an arm; None for one that needs no compression."""
     if name == "palu":
@@ -48,13 +58,17 @@ def compress_flags(name: str) -> tuple[str, ...] | None:
 
 
 def parse_arm(name: str, model: Path, scratch: Path) -> Arm:
-    """Raises ValueError with one sentence for a name that means nothing, or a directory that is no palu checkpoint."""
+    """Raises ValueError with one sentence for a name that means nothing, or a directory that is nothing of ours."""
     title, _, directory = name.partition("=")
     if directory:
+        if (Path(directory) / JSON).exists():
+            return coded(title, model, Path(directory))
         read_config(Path(directory))
         return Arm(title, Path(directory), PALU)
     if name == "dense":
         return Arm(name, model)
+    if CODEC_BUDGET.fullmatch(name):
+        return coded(name, model, scratch / name)
     if compress_flags(name) is not None:
         return Arm(name, scratch / name, PALU)
     if name in cache_dtypes():
@@ -76,8 +90,11 @@ def why_missing(error: RuntimeError) -> str:
     return next((found[0] for line in lines if (found := NAMED_ERROR.search(line))), lines[-1])
 
 
-def compress(arm: Arm, model: Path, calibration: Path) -> None:
-    """Writes the checkpoint of an arm that is made here; nothing for others."""
+def make(arm: Arm, model: Path, calibration: Path) -> None:
+    """Writes the codec or the checkpoint of an arm that is made here; nothing for others."""
+    budget = CODEC_BUDGET.fullmatch(arm.name)
+    if budget and arm.codec and not arm.codec.exists():
+        commands.calibrate(arm.codec, "--target-compression", budget[1], model=model, calibration=calibration)
     flags = compress_flags(arm.name)
     if flags is None or arm.model.exists():
         return

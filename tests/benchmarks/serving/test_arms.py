@@ -2,7 +2,9 @@
 
 import pytest
 
-from benchmarks.serving.arms import PALU, Arm, compress_flags, parse_arm, parse_arms, why_missing
+from benchmarks.serving import arms as made_arms
+from benchmarks.serving.arms import PALU, Arm, coded, compress_flags, make, parse_arm, parse_arms, why_missing
+from palu_vllm.format.codec.file import JSON
 
 
 def test_names(tmp_path, dense, palu):
@@ -31,6 +33,21 @@ def test_a_name_that_means_nothing(name, tmp_path):
     assert compress_flags(name) is None
     with pytest.raises(ValueError, match="expected dense; a cache dtype of vLLM"):
         parse_arm(name, tmp_path, tmp_path)
+
+
+def test_a_codec_is_made_for_its_arm_or_is_there(tmp_path, dense, monkeypatch):
+    model, asked = dense("llama"), []
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / JSON).write_text("{}")
+    arms = parse_arms(["codec-4x", f"mine={tmp_path / 'own'}"], model, tmp_path)
+    assert arms == [coded("codec-4x", model, tmp_path / "codec-4x"), coded("mine", model, tmp_path / "own")]
+    assert '{"palu": {"codec": "%s"}}' % (tmp_path / "own") in arms[1].flags
+    monkeypatch.setattr(made_arms.commands, "calibrate", lambda *given, **others: asked.append((given, others)))
+    for arm in arms:
+        make(arm, model, tmp_path / "text")
+    assert asked == [
+        ((tmp_path / "codec-4x", "--target-compression", "4"), {"model": model, "calibration": tmp_path / "text"})
+    ]
 
 
 def test_a_directory_that_is_no_palu_checkpoint(dense, tmp_path):
