@@ -18,17 +18,18 @@ from palu_vllm.format.codec.levels import UNQUANTIZED, distortion
 from palu_vllm.format.kv import KV
 from palu_vllm.format.latent_format import CodedFormat, CodedSlot, Tier
 
-TIER_BITS = (8, 4, 3, 2)
+TIER_BITS = (8, 5, 4, 3, 2, 1)
 STEPS = ((64, 8), (256, 16), (512, 32))  # up to a width, tiers end at multiples of so many numbers; then of 64
 BISECTIONS = 60
 
 
 @dataclass(frozen=True)
 class Menu:
-    """All formats of one width with their numbers, and their bytes ``[formats]``."""
+    """All formats of one width with their numbers, their bytes ``[formats]``, and numbers by ``TIER_BITS``."""
 
     formats: dict[CodedFormat, int]
     bytes: np.ndarray
+    sizes: np.ndarray  # [formats, tiers]
 
     @property
     def width(self) -> int:
@@ -37,14 +38,10 @@ class Menu:
     def losses(self, of: Basis) -> np.ndarray:
         """What each costs, ``[formats]``."""
         sums = np.concatenate([np.zeros((len(of.variances), 1)), np.cumsum(of.variances.sqrt().numpy(), 1)], 1)
-        found = np.zeros(len(self.formats))
-        for form, number in self.formats.items():
-            start = 0
-            for tier in form.tiers:
-                part = sums[:, start + tier.size] - sums[:, start]
-                found[number] += 0.5 * distortion(tier.bits) * (part**2).sum() / tier.size
-                start += tier.size
-        return found
+        ends = self.sizes.cumsum(1)
+        parts = sums[:, ends] - sums[:, ends - self.sizes]  # [groups, formats, tiers]
+        means = (parts**2).sum(0) / np.maximum(self.sizes, 1)
+        return means @ np.array([0.5 * distortion(bits) for bits in TIER_BITS])
 
 
 @cache
@@ -52,7 +49,7 @@ def menu(width: int) -> Menu:
     """Tiers of falling bits that end at multiples of a step, but for the last; nothing is cut."""
     step = next((step for widest, step in STEPS if width <= widest), 64)
     whole, rest = divmod(width, step)
-    formats = []
+    formats, rows = [], []
     for sizes in itertools.product(range(whole + 1), repeat=len(TIER_BITS) - 1):
         last = whole - sum(sizes)
         if last < 0:
@@ -61,7 +58,9 @@ def menu(width: int) -> Menu:
         counts[-1] += rest
         tiers = tuple(Tier(count, bits) for count, bits in zip(counts, TIER_BITS, strict=True) if count)
         formats.append(CodedFormat(tiers))
-    return Menu({form: number for number, form in enumerate(formats)}, np.array([form.bytes for form in formats]))
+        rows.append(counts)
+    sizes = np.array([form.bytes for form in formats])
+    return Menu({form: number for number, form in enumerate(formats)}, sizes, np.array(rows))
 
 
 def unquantized(width: int) -> CodedFormat:
@@ -118,7 +117,7 @@ def allocate(layers: Sequence[Layer], budget: float, max_formats: int) -> Alloca
     if found is None:
         smallest = _bytes(layers, [layer.best(1e6) for layer in layers])
         raise CompressionError(
-            f"a token gets {budget:.0f} bytes, and 2 bits per number take {smallest}; ask for less compression."
+            f"a token gets {budget:.0f} bytes, and 1 bit per number takes {smallest}; ask for less compression."
         )
     return _filled(layers, found, budget)
 

@@ -7,10 +7,11 @@ into *tiers*, leading numbers (largest singular values) first. Its bytes, padded
 1. per quantized tier its scale, then its minimum, float16; of symmetric codes only the scale; all padded likewise;
 2. per tier its numbers: those of 16 bits as they are; quantized ones as codes in bit planes.
 
-Codes of 8, 4 and 2 bits are one plane of that width, codes of 3 bits a plane of the low two bits and a plane of the
-high one. A plane of width w of n numbers has ``B = ceil(n w / 8)`` bytes; number i is in byte ``i % B`` at bit
-``i // B * w``, so that shifting a plane once gives numbers that are neighbours. A number is ``minimum + scale * code``,
-or, with symmetric codes of b bits, ``scale * (code - 2^(b-1))``.
+Codes of 8, 4, 2 and 1 bits are one plane of that width; codes of 5 and 3 bits are a plane of the low four or two bits
+and a plane of the high one. Latents have no codes of 5 bits and of 1. A plane of width w of n numbers has
+``B = ceil(n w / 8)`` bytes; number i is in byte ``i % B`` at bit ``i // B * w``, so that shifting a plane once gives
+numbers that are neighbours. A number is ``minimum + scale * code``, or, with symmetric codes of b bits,
+``scale * (code - 2^(b-1))``.
 
 A *scale group* is a tier that ``cut_into_scale_groups`` has cut further, so that it has a scale of its own.
 """
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of a code -> widths of its planes, lowest bits first
+# bits of a code -> widths of its planes, lowest bits first
+PLANES = {8: (8,), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 UNQUANTIZED = 16
-BITS = (UNQUANTIZED, *PLANES)
+BITS = (UNQUANTIZED, 8, 4, 3, 2)  # of latents
+CODED_BITS = (UNQUANTIZED, *PLANES)
 HEADER_BYTES = 4  # scale and minimum of a tier
 SYMMETRIC_HEADER_BYTES = 2  # scale alone
 ALIGNMENT = 4  # bytes: what a latent is padded to, and its scales and minima together
@@ -127,9 +130,9 @@ class CodedFormat:
     tiers: tuple[Tier, ...]
 
     def __post_init__(self) -> None:
-        known = all(tier.size > 0 and tier.bits in BITS for tier in self.tiers)
+        known = all(tier.size > 0 and tier.bits in CODED_BITS for tier in self.tiers)
         if not self.tiers or not known or (len(self.tiers) > 1 and not all(tier.is_quantized for tier in self.tiers)):
-            raise ValueError(f"tiers {self.tiers} are neither of 8, 4, 3 and 2 bits nor a single one of 16")
+            raise ValueError(f"tiers {self.tiers} are neither of 8, 5, 4, 3, 2 and 1 bits nor a single one of 16")
 
     @property
     def is_quantized(self) -> bool:

@@ -1,7 +1,7 @@
 """Levels of codes: whole numbers from -127 to 127, so that int8, int16, bfloat16 and float32 hold them exactly.
 
-The levels of 2, 3 and 4 bits are those of Lloyd and Max for a unit Gaussian, rounded to whole multiples of a unit in
-which the largest is 127; those of 8 bits are equal steps. A codec's matrices are made for numbers in these units.
+The levels of 1 to 5 bits are those of Lloyd and Max for a unit Gaussian, rounded to whole multiples of a unit; those of
+8 bits are equal steps. A codec's matrices are made for numbers in these units.
 """
 
 from functools import cache
@@ -11,12 +11,15 @@ import torch
 LARGEST = 127
 # upper half of the Lloyd-Max levels of a unit Gaussian (Max, Quantizing for minimum distortion, 1960, table I)
 GAUSSIAN = {
+    1: (0.7979,),
     2: (0.4528, 1.5104),
     3: (0.2451, 0.7560, 1.3439, 2.1520),
     4: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326),
-}
-# the largest level in standard deviations of the numbers
-RANGE = {bits: upper[-1] for bits, upper in GAUSSIAN.items()} | {8: 3.94}
+    5: (0.0659, 0.1980, 0.3312, 0.4665, 0.6047, 0.7469, 0.8942, 1.0484,
+        1.2114, 1.3859, 1.5757, 1.7866, 2.0280, 2.3169, 2.6902, 3.2597),
+}  # fmt: skip
+# 127 units in standard deviations of the numbers: the largest level, but where other roundings are nearer (5 bits)
+RANGE = {bits: upper[-1] for bits, upper in GAUSSIAN.items()} | {5: 3.504, 8: 3.94}
 UNQUANTIZED = 16
 
 

@@ -49,9 +49,9 @@ void pack_plane(const uint8_t* codes, int size, int shift, int width, uint8_t* p
 }
 
 void pack(const Tier& tier, const uint8_t* codes, uint8_t* plane) {
-  int width = tier.bits == 3 ? 2 : tier.bits;
+  int width = low_width(tier.bits);
   pack_plane(codes, tier.size, 0, width, plane);
-  if (tier.bits == 3) pack_plane(codes, tier.size, 2, 1, plane + (tier.size * 2 + 7) / 8);
+  if (has_high_plane(tier.bits)) pack_plane(codes, tier.size, width, 1, plane + (tier.size * width + 7) / 8);
 }
 
 float size_of(const Encoder& encoder, const float* y) {
@@ -91,7 +91,7 @@ Encoder make_encoder(const Side& side, const std::vector<int64_t>& levels, const
   Encoder encoder{&side, {}};
   for (const Tier& tier : side.tiers) {
     Coder coder;
-    double unit = tier.bits == 8 ? units.at(3) : tier.bits == 16 ? 1. : units.at(tier.bits - 2);
+    double unit = tier.bits == 8 ? units.at(5) : tier.bits == 16 ? 1. : units.at(tier.bits - 1);
     coder.unit = static_cast<float>(unit);
     coder.weight = unit * unit;
     for (int code = 0; code < 1 << tier.bits && tier.bits <= 8; code++)

@@ -23,7 +23,7 @@ void find_high_bits(Step& step, int first, int start, int bytes) {
 }
 
 void add_steps(std::vector<Step>& steps, const Tier& tier, const std::vector<int64_t>& levels) {
-  int width = tier.bits == 3 ? 2 : tier.bits;
+  int width = low_width(tier.bits);
   int bytes = plane_bytes(tier.size, width);
   for (int part = 0; part * bytes < tier.size; part++) {
     int numbers = std::min(bytes, tier.size - part * bytes);
@@ -33,9 +33,9 @@ void add_steps(std::vector<Step>& steps, const Tier& tier, const std::vector<int
       step.dst = tier.number + part * bytes + j;
       step.low = tier.byte + j;
       step.shift = part * width;
-      for (int code = 0; code < 16 && tier.bits != 8; code++)
-        step.table[code] = static_cast<int8_t>(levels[first_level(tier.bits) + code % (1 << tier.bits)]);
-      if (tier.bits == 3) find_high_bits(step, part * bytes + j, tier.byte + bytes, plane_bytes(tier.size, 1));
+      for (int code = 0; code < 32 && tier.bits != 8; code++)
+        step.table[code / 16][code % 16] = static_cast<int8_t>(levels[first_level(tier.bits) + code % (1 << tier.bits)]);
+      if (has_high_plane(tier.bits)) find_high_bits(step, part * bytes + j, tier.byte + bytes, plane_bytes(tier.size, 1));
       steps.push_back(step);
     }
   }
@@ -50,8 +50,8 @@ Side make_side(const std::vector<int64_t>& sizes_and_bits, const std::vector<int
     Tier tier{int(sizes_and_bits[i]), int(sizes_and_bits[i + 1]), side.rank, start + side.bytes};
     side.quantized = tier.bits != 16;
     side.rank += tier.size;
-    int width = tier.bits == 3 ? 2 : tier.bits;
-    side.bytes += plane_bytes(tier.size, width) + (tier.bits == 3 ? plane_bytes(tier.size, 1) : 0);
+    side.bytes += plane_bytes(tier.size, low_width(tier.bits));
+    if (has_high_plane(tier.bits)) side.bytes += plane_bytes(tier.size, 1);
     side.tiers.push_back(tier);
     if (side.quantized) add_steps(side.steps, tier, levels);
   }

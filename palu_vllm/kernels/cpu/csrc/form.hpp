@@ -12,12 +12,12 @@ constexpr int OVERREAD = 16; // bytes that a step may read past a slot
 struct Step {
   int bits;
   int dst;                       // first number
-  int low;                       // first byte of the plane (its low plane for 3 bits), from the start of the slot
+  int low;                       // first byte of the plane (the low one of 3 and 5 bits), from the start of the slot
   int shift;                     // bits to shift that plane down by
-  int high[2];                   // 3 bits: where two windows of the high plane begin
-  alignas(16) uint8_t take[2][16]; // 3 bits: which byte of a window a number's high bit is in; 0x80 for none
-  alignas(16) uint8_t bit[16];     // 3 bits: which bit of it
-  alignas(16) int8_t table[16];    // the level of every code; unused for 8 bits
+  int high[2];                   // 3 and 5 bits: where two windows of the high plane begin
+  alignas(16) uint8_t take[2][16]; // 3 and 5 bits: which byte of a window a number's high bit is in; 0x80 for none
+  alignas(16) uint8_t bit[16];     // 3 and 5 bits: which bit of it
+  alignas(16) int8_t table[2][16]; // the level of every code, those of 5 bits with a high bit apart; unused for 8 bits
 };
 
 struct Tier {
@@ -36,10 +36,14 @@ struct Side {
   bool quantized = true;
 };
 
-// `sizes_and_bits`: of every tier one after the other. `levels`: those of codes of 2, 3 and 4 bits, one after the other.
+// `sizes_and_bits`: of every tier one after the other. `levels`: those of codes of 1 to 5 bits, one after the other.
 Side make_side(const std::vector<int64_t>& sizes_and_bits, const std::vector<int64_t>& levels, int start);
 
 // Where the levels of codes of `bits` begin among `levels`.
-inline int first_level(int bits) { return bits == 2 ? 0 : bits == 3 ? 4 : 12; }
+inline int first_level(int bits) { return (1 << bits) - 2; }
+
+// Whether the highest bit of codes lies in a plane of its own, and the width of the other plane.
+constexpr bool has_high_plane(int bits) { return bits == 3 || bits == 5; }
+constexpr int low_width(int bits) { return bits - has_high_plane(bits); }
 
 } // namespace palu

@@ -26,10 +26,12 @@ inline Bytes bits_at(Bytes x, int shift, int mask) {
 }
 inline Bytes take(Bytes x, const uint8_t* places) { return _mm256_shuffle_epi8(x, both(places)); }
 inline Bytes either(Bytes x, Bytes y) { return _mm256_or_si256(x, y); }
-inline Bytes four_where(Bytes x, const uint8_t* bit) {
+inline Bytes all_ones_where(Bytes x, const uint8_t* bit) {
   __m256i bits = both(bit);
-  return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(x, bits), bits), _mm256_set1_epi8(4));
+  return _mm256_cmpeq_epi8(_mm256_and_si256(x, bits), bits);
 }
+inline Bytes only(Bytes x, int mask) { return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>(mask))); }
+inline Bytes pick(Bytes chosen, Bytes x, Bytes y) { return _mm256_blendv_epi8(y, x, chosen); }
 inline Bytes look_up(const int8_t* table, Bytes codes) { return _mm256_shuffle_epi8(both(table), codes); }
 inline void store_two(int8_t* first, int8_t* second, Bytes x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(first), _mm256_castsi256_si128(x));
@@ -71,8 +73,14 @@ inline Bytes take(const Bytes& x, const uint8_t* places) {
 inline Bytes either(const Bytes& x, const Bytes& y) {
   return each([&](int token, int i) { return x.at[token][i] | y.at[token][i]; });
 }
-inline Bytes four_where(const Bytes& x, const uint8_t* bit) {
-  return each([&](int token, int i) { return x.at[token][i] & bit[i] ? 4 : 0; });
+inline Bytes all_ones_where(const Bytes& x, const uint8_t* bit) {
+  return each([&](int token, int i) { return x.at[token][i] & bit[i] ? 255 : 0; });
+}
+inline Bytes only(const Bytes& x, int mask) {
+  return each([&](int token, int i) { return x.at[token][i] & mask; });
+}
+inline Bytes pick(const Bytes& chosen, const Bytes& x, const Bytes& y) {
+  return each([&](int token, int i) { return chosen.at[token][i] ? x.at[token][i] : y.at[token][i]; });
 }
 inline Bytes look_up(const int8_t* table, const Bytes& codes) {
   return each([&](int token, int i) { return table[codes.at[token][i]]; });

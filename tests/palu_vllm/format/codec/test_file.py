@@ -46,7 +46,7 @@ def other_version(directory):
 
 def unknown_bits(directory):
     about = json.loads((directory / JSON).read_text())
-    about["layers"]["0"]["key"] = [[64, 5]]
+    about["layers"]["0"]["key"] = [[64, 6]]
     (directory / JSON).write_text(json.dumps(about))
 
 
