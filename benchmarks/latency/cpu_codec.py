@@ -22,16 +22,17 @@ SHAPES = [
     Shape(32, 512, *THREE_OF_THREE), Shape(1, 2048, *THREE_OF_THREE, queries=2048),
     Shape(1, 2048, *EIGHT_OF_FOUR, queries=2048),
 ]  # fmt: skip
-# groups and tiers of K and V with which a token takes a quarter of its bytes in 16 bits
+# groups and tiers of K and V with which a token takes a quarter of its bytes in 16 bits; all heads together is what
+# palu-calibrate does by default where they are as few as here, each by itself is its --per-head
 CODECS: dict[tuple[int, int, int], dict[str, tuple[int, tuple[Tiers, Tiers]]]] = {
     THREE_OF_THREE: {
         "codec-4x": (1, (((16, 8), (48, 4), (64, 3), (64, 2)), ((32, 8), (64, 4), (48, 3), (48, 2)))),
-        "codec-4x, groups of 1": (3, (((64, 4),), ((16, 4), (48, 3)))),
+        "codec-4x, per head": (3, (((64, 4),), ((16, 4), (48, 3)))),
     },
     EIGHT_OF_FOUR: {
         "codec-4x": (2, (((32, 8), (128, 4), (160, 3), (192, 2)), ((64, 8), (224, 4), (128, 3), (96, 2)))),
         "codec-4x, groups of 2": (4, (((16, 8), (80, 4), (96, 3), (64, 2)), ((32, 8), (112, 4), (64, 3), (48, 2)))),
-        "codec-4x, groups of 1": (8, (((128, 4),), ((32, 4), (96, 3)))),
+        "codec-4x, per head": (8, (((128, 4),), ((32, 4), (96, 3)))),
     },
 }
 PAPER_GROUP = {THREE_OF_THREE: 3, EIGHT_OF_FOUR: 4}

@@ -125,6 +125,7 @@ void attend_piece(const Layer& layer, const Cache& cache, const float* features,
     Ahead ahead{next, static_cast<int>(std::clamp<int64_t>(piece.end - after, 0, TILE)), layer.value.start + layer.value.bytes};
     cache.each_slot(piece.table, piece.group, after, after + ahead.count,
                     [&](int64_t position, const uint8_t* slot) { next[position - after] = slot; });
+    if (ahead.count & 1) next[ahead.count] = next[ahead.count - 1]; // they are fetched by twos
     dot_products(layer.key, levels, piece.rows.query, rows, count, ahead, space.dots.data() + even);
     softmax_of(layer, tile, piece, usual, space, state);
     decode_paired(layer.value, tile.slots + even, count, levels);

@@ -8,15 +8,27 @@ namespace palu {
 constexpr int LANES = 16;    // numbers of a step
 constexpr int OVERREAD = 16; // bytes that a step may read past a slot
 
+// Where one bit of 16 numbers is, in two windows of 16 bytes.
+struct Bits {
+  int window[2];                   // first byte of each, from the start of the slot
+  bool one_window;
+  alignas(16) uint8_t take[2][16]; // which byte of a window a number's bit is in; 0x80 for none
+  alignas(16) uint8_t bit[16];     // which bit of it
+};
+
+// How a step gets its 16 codes. A plane is shifted where 16 neighbours lie in neighbouring bytes; the bits of a plane of
+// less than 16 bytes are picked one by one.
+enum class Reading { shifted, picked };
+
 // Numbers dst .. dst + 15 of a token; those past the end of their plane's part are garbage that later steps overwrite.
 struct Step {
   int bits;
+  Reading reading;
   int dst;                       // first number
   int low;                       // first byte of the plane (the low one of 3 and 5 bits), from the start of the slot
   int shift;                     // bits to shift that plane down by
-  int high[2];                   // 3 and 5 bits: where two windows of the high plane begin
-  alignas(16) uint8_t take[2][16]; // 3 and 5 bits: which byte of a window a number's high bit is in; 0x80 for none
-  alignas(16) uint8_t bit[16];     // 3 and 5 bits: which bit of it
+  Bits low_bits[2];              // where the bits of a picked plane are; of one bit only the first
+  Bits high;                     // 3 and 5 bits: where those of the high plane are
   alignas(16) int8_t table[2][16]; // the level of every code, those of 5 bits with a high bit apart; unused for 8 bits
 };
 

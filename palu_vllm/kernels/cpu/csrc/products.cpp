@@ -9,9 +9,14 @@ namespace {
 
 constexpr int64_t LINE = 64; // bytes
 
+// Fetches the slots of the tokens that take the places of `token` and its neighbour.
 inline void fetch_two(const Ahead& ahead, int token) {
-  for (int next = token; next < std::min(token + 2, ahead.count); next++)
-    for (int64_t byte = 0; byte < ahead.bytes; byte += LINE) __builtin_prefetch(ahead.slots[next] + byte);
+  if (token >= ahead.count) return;
+  const uint8_t *first = ahead.slots[token], *second = ahead.slots[token + 1];
+  for (int64_t byte = 0; byte < ahead.bytes; byte += LINE) {
+    __builtin_prefetch(first + byte);
+    __builtin_prefetch(second + byte);
+  }
 }
 
 #if defined(__AVX2__)
@@ -36,7 +41,10 @@ inline __m256i add_products(__m256i sum, __m256i x, __m256i y) {
 }
 
 // Keeps a compiler from taking the next products first, for which it would need more registers than there are.
-inline void in_this_order(__m256i& x) { asm volatile("" : "+x"(x)); }
+inline __m256i in_this_order(__m256i x) {
+  asm volatile("" : "+x"(x));
+  return x;
+}
 
 // The totals of four sums.
 inline __m128i totals(__m256i a, __m256i b, __m256i c, __m256i d) {
@@ -44,28 +52,52 @@ inline __m128i totals(__m256i a, __m256i b, __m256i c, __m256i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
-template <int COUNT>
-void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, const Ahead& ahead, int32_t* out) {
-  for (int token = 0; token < count; token += 2, levels += 2 * side.padded) {
-    fetch_two(ahead, token);
-    __m256i sum[COUNT + 1][2]{}; // of rows and the two tokens
-    for (int i = 0; i < side.width; i += 16) {
+// Products of COUNT rows with the levels of 2 or 4 tokens, which begin at `levels`.
+template <int COUNT, int TOKENS>
+inline void dots_of(const Side& side, const int8_t* levels, const int16_t* query, int32_t* out) {
+  __m256i sum[COUNT][TOKENS]{};
+  for (int i = 0; i < side.width; i += 16) {
+    if constexpr (TOKENS == 2) { // their levels stay in registers, rows are read once
       __m256i first = widened(levels + i), second = widened(levels + side.padded + i);
+#pragma GCC unroll 8
       for (int row = 0; row < COUNT; row++) {
-        __m256i numbers = sixteen(query + row * side.padded + i);
-        in_this_order(numbers);
-        sum[row][0] = add_products(sum[row][0], first, numbers);
-        sum[row][1] = add_products(sum[row][1], second, numbers);
-        in_this_order(sum[row][0]);
-        in_this_order(sum[row][1]);
+        __m256i numbers = in_this_order(sixteen(query + row * side.padded + i));
+        sum[row][0] = in_this_order(add_products(sum[row][0], first, numbers));
+        sum[row][1] = in_this_order(add_products(sum[row][1], second, numbers));
+      }
+    } else { // sums leave no registers for rows
+#pragma GCC unroll 4
+      for (int token = 0; token < TOKENS; token++) {
+        __m256i own = widened(levels + token * side.padded + i);
+#pragma GCC unroll 8
+        for (int row = 0; row < COUNT; row++)
+          sum[row][token] = in_this_order(add_products(sum[row][token], own, sixteen(query + row * side.padded + i)));
       }
     }
-    for (int row = 0; row < COUNT; row += 2) {
-      __m128i total = totals(sum[row][0], sum[row][1], sum[row + 1][0], sum[row + 1][1]);
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(out + row * TILE + token), total);
-      if (row + 1 < COUNT)
-        _mm_storeh_pd(reinterpret_cast<double*>(out + (row + 1) * TILE + token), _mm_castsi128_pd(total));
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < COUNT; row++) {
+    if constexpr (TOKENS == 4) {
+      __m128i total = totals(sum[row][0], sum[row][1], sum[row][2], sum[row][3]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + row * TILE), total);
+    } else {
+      __m128i total = totals(sum[row][0], sum[row][1], sum[row][0], sum[row][1]);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(out + row * TILE), total);
     }
+  }
+}
+
+template <int COUNT>
+void dots(const Side& side, const int8_t* levels, const int16_t* query, int count, const Ahead& ahead, int32_t* out) {
+  int token = 0;
+  for (; token + 4 <= count && COUNT <= 3; token += 4) {
+    fetch_two(ahead, token);
+    fetch_two(ahead, token + 2);
+    dots_of<COUNT, 4>(side, levels + token * side.padded, query, out + token);
+  }
+  for (; token < count; token += 2) {
+    fetch_two(ahead, token);
+    dots_of<COUNT, 2>(side, levels + token * side.padded, query, out + token);
   }
 }
 
@@ -82,15 +114,16 @@ void weighted(const Side& side, const int8_t* paired, const int16_t* weights, in
     const int8_t* levels = paired + 2 * i;
     for (int token = 0; token < count; token += 2, levels += 2 * side.padded) {
       __m256i first = widened(levels), second = widened(levels + 16);
+#pragma GCC unroll 8
       for (int row = 0; row < COUNT; row++) {
         __m256i pair = two_times(weights + row * TILE + token);
-        sum[row][0] = add_products(sum[row][0], first, pair);
-        sum[row][1] = add_products(sum[row][1], second, pair);
-        in_this_order(sum[row][0]);
-        in_this_order(sum[row][1]);
+        sum[row][0] = in_this_order(add_products(sum[row][0], first, pair));
+        sum[row][1] = in_this_order(add_products(sum[row][1], second, pair));
       }
     }
+#pragma GCC unroll 8
     for (int row = 0; row < COUNT; row++)
+#pragma GCC unroll 2
       for (int half = 0; half < 2; half++)
         keep_and_add(sums + row * side.padded + i + 8 * half, keep[row], unit[row], sum[row][half]);
   }

@@ -1,24 +1,26 @@
 #include "tile.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace palu {
 namespace {
 
 // float16 scales to sizes, signs and whether they are finite, in a form that compilers vectorise; exact, subnormals too.
-void read_scales(const uint32_t* halves, float* size, float* first, int* broken, Tile& tile) {
-  int any_first = 0, any_broken = 0;
+void read_scales(const int32_t* __restrict halves, float* __restrict size, float* __restrict first,
+                 int32_t* __restrict broken, Tile& tile) {
+  int32_t any_first = 0, any_broken = 0;
   for (int t = 0; t < TILE; t++) {
-    uint32_t shifted = (halves[t] & 0x7fff) << 13;
-    float number;
-    std::memcpy(&number, &shifted, 4);
-    int is_broken = (halves[t] & 0x7c00) == 0x7c00, is_first = static_cast<int>(halves[t] >> 15 & 1);
-    size[t] = is_broken ? 0.f : number * 0x1p112f;
+    int32_t is_broken = -((halves[t] & 0x7c00) == 0x7c00);
+    size[t] = std::bit_cast<float>((halves[t] & 0x7fff & ~is_broken) << 13) * 0x1p112f;
+    broken[t] = is_broken & 1;
+    any_broken |= is_broken & 1;
+  }
+  for (int t = 0; t < TILE; t++) {
+    int32_t is_first = halves[t] >> 15 & 1;
     first[t] = static_cast<float>(is_first);
-    broken[t] = is_broken;
     any_first |= is_first;
-    any_broken |= is_broken;
   }
   tile.any_first |= any_first;
   tile.any_broken |= any_broken;
@@ -28,14 +30,14 @@ void read_scales(const uint32_t* halves, float* size, float* first, int* broken,
 
 void locate(const Layer& layer, const Cache& cache, const int32_t* table, int64_t group, int64_t begin, int64_t end,
             int64_t base, std::vector<uint8_t>& last, Tile& tile) {
-  uint32_t scales_k[TILE], scales_v[TILE];
+  alignas(32) int32_t scales_k[TILE], scales_v[TILE];
   tile.base = base;
   tile.any_first = tile.any_broken = 0;
   tile.begin = static_cast<int>(std::max<int64_t>(begin - base, 0));
   tile.end = static_cast<int>(std::min<int64_t>(end - base, TILE));
   if (tile.begin > 0 || tile.end < TILE) {
-    std::fill_n(scales_k, TILE, 0u);
-    std::fill_n(scales_v, TILE, 0u);
+    std::fill_n(scales_k, TILE, 0);
+    std::fill_n(scales_v, TILE, 0);
   }
   int64_t bytes = layer.value.start + layer.value.bytes;
   cache.each_slot(table, group, base + tile.begin, base + tile.end, [&](int64_t position, const uint8_t* slot) {

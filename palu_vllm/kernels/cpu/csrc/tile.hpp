@@ -12,7 +12,7 @@ struct Tile {
   const uint8_t* slots[TILE];         // even and odd neighbours of wanted tokens included
   float scale_k[TILE], scale_v[TILE]; // sizes, 0 where not finite or not wanted
   float first_k[TILE], first_v[TILE]; // 1 where the centre is that of the first token
-  int broken_k[TILE], broken_v[TILE]; // 1 where not finite
+  int32_t broken_k[TILE], broken_v[TILE]; // 1 where not finite
   int any_first, any_broken;
   int even() const { return begin & ~1; }
   int count() const { return ((end + 1) & ~1) - even(); }
