@@ -85,9 +85,13 @@ def parse_arms(names: Sequence[str], model: Path, scratch: Path) -> list[Arm]:
 
 
 def why_missing(error: RuntimeError) -> str:
-    """The first exception that the end of a server's log names; the others follow from it. Else the last line."""
+    """The first exception that the end of a server's log names; the others follow from it. Else the last line.
+
+    Warnings name exceptions that others may meet.
+    """
     lines = str(error).strip().splitlines()
-    return next((found[0] for line in lines if (found := NAMED_ERROR.search(line))), lines[-1])
+    said = [line for line in lines if "WARNING" not in line]
+    return next((found[0] for line in said if (found := NAMED_ERROR.search(line))), lines[-1])
 
 
 def make(arm: Arm, model: Path, calibration: Path) -> None:

@@ -59,8 +59,8 @@ def menu(width: int) -> Menu:
         tiers = tuple(Tier(count, bits) for count, bits in zip(counts, TIER_BITS, strict=True) if count)
         formats.append(CodedFormat(tiers))
         rows.append(counts)
-    sizes = np.array([form.bytes for form in formats])
-    return Menu({form: number for number, form in enumerate(formats)}, sizes, np.array(rows))
+    numbers = {form: number for number, form in enumerate(formats)}
+    return Menu(numbers, np.array([form.bytes for form in formats]), np.array(rows))
 
 
 def unquantized(width: int) -> CodedFormat:
@@ -69,12 +69,12 @@ def unquantized(width: int) -> CodedFormat:
 
 
 class Layer:
-    """One layer's losses of every format of K and of V."""
+    """One layer's losses of every format of K and of V, ``ratio`` times what its moments say."""
 
-    def __init__(self, bases: KV[Basis]) -> None:
+    def __init__(self, bases: KV[Basis], ratio: float = 1.0) -> None:
         self.groups = len(bases.key.variances)
         self.menus = bases.map(lambda each: menu(each.width))
-        self.losses = KV(*(menu.losses(each) for menu, each in zip(self.menus, bases, strict=True)))
+        self.losses = KV(*(ratio * menu.losses(each) for menu, each in zip(self.menus, bases, strict=True)))
 
     def best(self, price: float) -> CodedSlot:
         """The slot of least loss and cost."""
@@ -94,10 +94,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The slot of every layer, and the loss that they add up to, per token."""
+    """The slot of every layer, and what it loses per token."""
 
     slots: tuple[CodedSlot, ...]
-    loss: float
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Of all layers."""
+        return sum(self.losses)
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], slots: Sequence[CodedSlot]) -> "Allocation":
+        return cls(tuple(slots), tuple(layer.loss(slot) for layer, slot in zip(layers, slots, strict=True)))
 
 
 def allocate(layers: Sequence[Layer], budget: float, max_formats: int) -> Allocation:
@@ -135,7 +144,7 @@ def _filled(layers: Sequence[Layer], found: Allocation, budget: float) -> Alloca
         ]
         gain, number, slot = max(steps, key=lambda step: step[0], default=(0.0, 0, found.slots[0]))
         if gain <= 0:
-            return Allocation(tuple(slots), sum(layer.loss(slot) for layer, slot in zip(layers, slots, strict=True)))
+            return Allocation.of(layers, slots)
         slots[number] = slot
 
 
@@ -155,7 +164,7 @@ def _priced(layers: Sequence[Layer], price: float, max_formats: int) -> Allocati
         totals = [np.minimum(reached, np.minimum(costs[:, each], 1e300)).sum() for each in range(len(candidates))]
         kept.append(int(np.argmin(totals)))
     slots = tuple(candidates[kept[int(row[kept].argmin())]] for row in costs)
-    return Allocation(slots, sum(layer.loss(slot) for layer, slot in zip(layers, slots, strict=True)))
+    return Allocation.of(layers, slots)
 
 
 def _widths(layers: Sequence[Layer]) -> int:

@@ -1,5 +1,6 @@
 """From moments to a codec: centres and bases of every layer, then formats, then matrices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +47,20 @@ def solve_all(collected: Collected) -> dict[int, SolvedLayer]:
     return {number: solve(layer, collected.frequencies) for number, layer in sorted(collected.layers.items())}
 
 
-def chosen(solved: dict[int, SolvedLayer], compression: float, max_formats: int) -> Allocation:
-    """Slots of all layers at ``compression`` times fewer bytes than 16 bits. Raises CompressionError for too many."""
+def chosen(
+    solved: dict[int, SolvedLayer], compression: float, max_formats: int, ratios: Mapping[int, float] | None = None
+) -> Allocation:
+    """Slots of all layers at ``compression`` times fewer bytes than 16 bits. Raises CompressionError for too many.
+
+    ``ratios``: what a layer loses over what its moments say, 1 where nothing is known.
+    """
     if compression < LEAST_CODED:
         slots = [CodedSlot(*layer.bases.map(lambda each: unquantized(each.width))) for layer in solved.values()]
-        return Allocation(tuple(slots), 0.0)
+        return Allocation(tuple(slots), (0.0,) * len(slots))
     budget = sum(layer.dense_bytes for layer in solved.values()) / compression
-    return allocate([Layer(layer.bases) for layer in solved.values()], budget, max_formats)
+    known = ratios or {}
+    layers = [Layer(layer.bases, known.get(number, 1.0)) for number, layer in solved.items()]
+    return allocate(layers, budget, max_formats)
 
 
 def build(solved: SolvedLayer, slot: CodedSlot) -> LayerCodec:

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
-from offline_compress.codec.build import SolvedLayer, build, chosen, solve_all
+from offline_compress.codec.build import LEAST_CODED, SolvedLayer, build, chosen, solve_all
 from offline_compress.codec.collect import FIRST_TEXTS, Collected, Collector, sample_positions
 from offline_compress.codec.judge import codec_divergence
 from offline_compress.codec.options import CalibrateOptions
+from offline_compress.codec.probes import loss_ratios
 from offline_compress.codec.report import codec_report, estimate, write_card, write_codec_plot
 from offline_compress.model.source import find_directory
 from offline_compress.run.errors import CompressionError, reason
@@ -24,7 +25,7 @@ from palu_vllm.format.codec.layer_codec import LayerCodec
 
 REPORT = "codec_report.json"
 RANDOM_SHARE = 4  # one sample of random tokens for so many of text
-PROBE_COMPRESSION = 4.5  # at which the measured loss is held against the predicted one
+PROBE_COMPRESSION = 5.0  # at which measured losses are held against predicted ones
 COLLECTED = "moments.pt"
 
 
@@ -45,7 +46,8 @@ def run(options: CalibrateOptions, on_event: OnEvent) -> dict[str, Any]:
         if not solved:
             raise CompressionError(f"{options.model} has no attention layer that can be coded; choose another model.")
         held_out = samples.tokens[-options.held_out :]
-        codec, facts = _codec(model, solved, held_out, options, on_event)
+        ratios = _ratios(model, solved, samples.tokens[0], options, on_event)
+        codec, facts = _codec(model, solved, ratios, held_out, options, on_event)
         about = {"name": options.model, "digest": made_from["model"], "num_layers": _num_layers(config)}
         save_codec(out, Codec(codec, about, {"context": options.context}))
         report = codec_report(options, samples, solved, codec, facts, time.monotonic() - started)
@@ -55,9 +57,23 @@ def run(options: CalibrateOptions, on_event: OnEvent) -> dict[str, Any]:
     return report
 
 
+def _ratios(
+    model: PreTrainedModel,
+    solved: dict[int, SolvedLayer],
+    sample: torch.Tensor,
+    options: CalibrateOptions,
+    on_event: OnEvent,
+) -> dict[int, float]:
+    """What layers lose over what moments say; nothing is known where nothing is quantized."""
+    if options.target_compression < LEAST_CODED:
+        return {}
+    return loss_ratios(model, sample, solved, chosen(solved, PROBE_COMPRESSION, options.max_formats), on_event)
+
+
 def _codec(
     model: PreTrainedModel,
     solved: dict[int, SolvedLayer],
+    ratios: dict[int, float],
     held_out: torch.Tensor,
     options: CalibrateOptions,
     on_event: OnEvent,
@@ -65,13 +81,13 @@ def _codec(
     """The layers' codecs, and what they cost: predicted, and measured on samples that nothing was fitted to."""
 
     def made(compression: float) -> tuple[dict[int, LayerCodec], float]:
-        allocation = chosen(solved, compression, options.max_formats)
+        allocation = chosen(solved, compression, options.max_formats, ratios)
         slots = zip(solved.items(), allocation.slots, strict=True)
         return {number: build(layer, slot) for (number, layer), slot in slots}, allocation.loss
 
     probe, expected = made(PROBE_COMPRESSION)
     ratio = codec_divergence(model, held_out[:1], probe) / max(expected, 1e-30)
-    on_event({"event": "note", "text": f"a probe loses {ratio:.2f} times what the moments predict"})
+    on_event({"event": "note", "text": f"a probe loses {ratio:.2f} times what its layers lose one by one"})
     codec, loss = made(options.target_compression)
     kl = codec_divergence(model, held_out, codec)
     return codec, {"predicted_kl": ratio * loss, "kl": kl}

@@ -112,8 +112,9 @@ def estimate(directory: Path, config: Any, options: CalibrateOptions) -> dict[st
         for tensor in stored_tensors(file).values()
     )
     rows = options.samples * 5 // 4
-    tokens = options.seqlen * (PASSES * rows + 2 * options.held_out + 3)
     text = config.get_text_config()
+    probes = text.num_hidden_layers + 1
+    tokens = options.seqlen * (PASSES * rows + probes + 2 * options.held_out + 3)
     logits = options.seqlen * text.vocab_size * FLOAT32
     return {
         "model": options.model,

@@ -62,6 +62,7 @@ def test_an_arm_twice(dense, tmp_path):
 
 def test_the_reason_is_the_first_exception_of_the_log():
     log = """vllm serve ended with 1:
+(APIServer pid=5) WARNING [utils.py:60] Found ulimit of 9. This can cause errors like `OSError: Too many open files`.
 (EngineCore pid=7) ValueError: No common block size for 16.
 (APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.
   warnings.warn('resource_tracker: There appear to be 2 leaked objects')
