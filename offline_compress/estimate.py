@@ -1,4 +1,4 @@
-"""What ``--dry-run`` prints: memory and disk that a compression will need, from what each of its steps says."""
+"""What ``--dry-run`` prints: memory, disk and time that a compression will need, from what each of its steps says."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from offline_compress.calibration.samples import CalibrationSamples
 from offline_compress.checkpoint.output import tensor_specs
 from offline_compress.checkpoint.palu_config import palu_config
 from offline_compress.checkpoint.report import sizes
+from offline_compress.duration import seconds
 from offline_compress.factors.layer import peak_bytes as writing_bytes
 from offline_compress.factors.layer_views import disk_bytes as views_disk_bytes
 from offline_compress.model.source import READING_BYTES
@@ -44,6 +45,7 @@ def estimate(plan: Plan, rule: Rule, samples: CalibrationSamples | None, baselin
             "predicted_sharing_memory_bytes": sharing,
             "disk_bytes": sum(spec.num_bytes for spec in tensor_specs(plan, palu)),
             "temporary_disk_bytes": temporary_bytes(plan, rule, count),
+            "predicted_seconds": seconds(plan, rule, count),
         }
     )
 

@@ -46,6 +46,10 @@ class CompressOptions:
         metavar="X",
     )
     bytes_per_token: int | None = _budget("the same, as bytes of all layers", least=1, default=None, metavar="N")
+    exhaustive: bool = _budget(
+        "try every way of storing in attention, instead of predicting what its rounding costs; ten times as long",
+        default=False,
+    )
     rank_ratio: float = _ranks(
         "fraction of the KV rank to keep, in (0, 1]", "--param_ratio_target", default=DEFAULT_RATIO, metavar="R"
     )
@@ -161,7 +165,7 @@ class CompressOptions:
     seed: int = _calibration("chooses the samples among the text", least=0, default=42)
     device: str = _running("auto, cpu, cuda or cuda:N", default="auto")
     overwrite: bool = _running("replace OUT, once the new one is complete", default=False)
-    dry_run: bool = _running("print ranks, bytes, memory and disk; write nothing", default=False)
+    dry_run: bool = _running("print ranks, bytes, memory, disk and time; write nothing", default=False)
     resume: bool = _running(
         "go on with the work of a run that was killed, and keep the work if this run ends early", default=False
     )
@@ -196,6 +200,8 @@ class CompressOptions:
             raise CompressionError(
                 f"target compression is {self.target_compression}; expected how many times fewer bytes, like 6."
             )
+        if self.exhaustive and not self.has_budget:
+            raise CompressionError("--exhaustive acts on --target-compression and --bytes-per-token only; drop it.")
         if self.has_budget and (self.rank_ratio != DEFAULT_RATIO or self.search != "uniform"):
             raise CompressionError("a budget chooses the ranks itself; give it without --rank-ratio and --search.")
 

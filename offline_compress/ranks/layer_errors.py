@@ -1,4 +1,8 @@
-"""The errors of one layer's attention with every way of storing its keys and values, on its calibration samples."""
+"""The errors of one layer's attention with every way of storing its keys and values, on its calibration samples.
+
+They are predicted (``predicted_errors.py``), or all tried in attention, which takes ten times as long and is what
+predictions are held to; and those of a few ways that were chosen are tried.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,15 +16,16 @@ from offline_compress.calibration.probe import AttentionProbe
 from offline_compress.calibration.statistics import kept_tokens
 from offline_compress.factors.all_groups import decomposition_bytes, factor_bytes
 from offline_compress.factors.layer_views import LayerView
-from offline_compress.factors.objective import Objective
 from offline_compress.factors.refit import Read, Refit, read_keys, read_values
 from offline_compress.factors.refit import peak_bytes as refit_bytes
 from offline_compress.grouping import Grouping
 from offline_compress.model.access import KEY, VALUE, dense_bytes
 from offline_compress.plan import Plan
-from offline_compress.ranks.storage_errors import Projected, plain_errors, storage_errors
+from offline_compress.ranks.predicted_errors import Rounding, rounding_costs, roundings
+from offline_compress.ranks.storage_errors import Projected, Storage, plain_errors, storage_errors, unrounded
 from offline_compress.ranks.storage_grid import Grid, candidate_ranks
 from palu_vllm.format.kv import KV
+from palu_vllm.format.latent_format import TierFractions
 
 COMPARED_SAMPLES = 2  # on which all ways of storing are tried
 FLOAT32, FLOAT64 = 4, 8
@@ -44,43 +49,77 @@ class LayerErrors:
         return {"tables": [table.tolist() for table in self.tables], "plain": self.plain.tolist()}
 
 
+@dataclass(frozen=True)
+class Side:
+    """Keys or values of the compared samples, with their factors at some ranks, and what errors are measured by."""
+
+    projected: Sequence[Projected]
+    errors: Sequence[Error]
+
+    def tried(self, storages: Sequence[Sequence[Storage]]) -> torch.Tensor:
+        """``[ranks, tiers]``, each tried in attention, mean over samples."""
+        pairs = zip(self.projected, self.errors, strict=True)
+        return torch.stack([storage_errors(projected, error, storages) for projected, error in pairs]).mean(0)
+
+    def predicted(self, storages: Sequence[Sequence[Storage]], rounding: Rounding) -> torch.Tensor:
+        """The same, predicted, with roundings of the first sample."""
+        cut = self.tried([[unrounded(row[0].form.rank)] for row in storages])
+        return cut + rounding_costs(self.projected[0], rounding, storages)
+
+
 @torch.no_grad()
-def layer_errors(plan: Plan, grids: KV[Grid], view: LayerView) -> LayerErrors:
-    """Of the layer of ``view``. Raises ValueError where no samples were kept."""
+def sides_of(plan: Plan, grids: KV[Grid], view: LayerView, ranks: KV[Sequence[int]]) -> KV[Side]:
+    """Of the layer of ``view``, with factors that are fitted at ``ranks``. Raises ValueError without samples."""
     if view.probes is None:
         raise ValueError("errors are measured on samples, and none were kept")
     samples, finished = list(view.probes.first(COMPARED_SAMPLES)), view.probes.finished(KEY)
     refitted = view.probes if plan.refits else ()
 
-    def table(grid: Grid, name: str, objective: Objective, read: Read, errors: Sequence[Error]) -> torch.Tensor:
-        inputs = [rows for _, rows in samples]
-        compared = list(zip(inputs, errors, strict=True))
-        return _table(grid, view.weight(name), objective, Refit(read, refitted), compared)
+    def side(grid: Grid, name: str, read: Read, errors: Sequence[Error], own: Sequence[int]) -> Side:
+        weight, full = view.weight(name), grid.groups.full_rank
+        objective = view.objectives.key if name == KEY else view.objectives.value
+        factors = objective.factors(weight, full)
+        fitted = Refit(read, refitted).at_ranks(factors, weight, [rank for rank in own if rank < full])
+        split = (-1, full // grid.groups.size)
+        wholes = [(rows @ weight.float().T).unflatten(-1, split).transpose(0, 1) for _, rows in samples]
+        projected = [
+            Projected.of(factors, rows, whole, fitted) for (_, rows), whole in zip(samples, wholes, strict=True)
+        ]
+        return Side(projected, errors)
 
     key_errors = [partial(_key_error, probe, finished) for probe, _ in samples]
     value_errors = [probe.value_error for probe, _ in samples]
-    key = table(grids.key, KEY, view.objectives.key, read_keys, key_errors)
-    value = table(grids.value, VALUE, view.objectives.value, read_values, value_errors)
-    return LayerErrors(KV(key, value), torch.stack([plain_errors(probe) for probe, _ in samples]).mean(0))
+    key = side(grids.key, KEY, read_keys, key_errors, ranks.key)
+    return KV(key, side(grids.value, VALUE, read_values, value_errors, ranks.value))
 
 
-def _table(
-    grid: Grid,
-    weight: torch.Tensor,
-    objective: Objective,
-    refit: Refit,
-    samples: Sequence[tuple[torch.Tensor, Error]],
-) -> torch.Tensor:
-    """``[ranks, tiers]`` of one projection, mean over samples of inputs and what their errors are measured by."""
-    factors = objective.factors(weight, grid.groups.full_rank)
-    fitted, storages = refit.at_ranks(factors, weight, grid.ranks[:-1]), grid.storages()
-    head_dim = grid.groups.full_rank // grid.groups.size
+@torch.no_grad()
+def layer_errors(plan: Plan, grids: KV[Grid], view: LayerView) -> LayerErrors:
+    """Of every way of storing the layer of ``view``. Raises ValueError where no samples were kept."""
+    sides, storages = sides_of(plan, grids, view, grids.map(lambda grid: grid.ranks)), grids.map(Grid.storages)
+    probes = [probe for probe, _ in view.probes.first(COMPARED_SAMPLES)] if view.probes else []
+    if plan.options.exhaustive:
+        tables = KV(sides.key.tried(storages.key), sides.value.tried(storages.value))
+    else:
+        rounding = roundings(view, probes[0], plan.groupings)
+        key = sides.key.predicted(storages.key, rounding.key)
+        tables = KV(key, sides.value.predicted(storages.value, rounding.value))
+    return LayerErrors(tables, torch.stack([plain_errors(probe) for probe in probes]).mean(0))
 
-    def of_sample(inputs: torch.Tensor, error: Error) -> torch.Tensor:
-        whole = (inputs @ weight.float().T).unflatten(-1, (-1, head_dim)).transpose(0, 1)
-        return storage_errors(Projected.of(factors, inputs, whole, fitted), error, storages)
 
-    return torch.stack([of_sample(*sample) for sample in samples]).mean(0)
+@torch.no_grad()
+def chosen_errors(
+    plan: Plan, grids: KV[Grid], view: LayerView, choices: Sequence[KV[tuple[int, TierFractions]]]
+) -> list[float]:
+    """Of a few ways of storing the layer, ranks and tiers of keys and of values, keys and values together; tried."""
+    sides = sides_of(plan, grids, view, KV(*([rank for rank, _ in side] for side in zip(*choices, strict=True))))
+    return [
+        sum(
+            side.tried([[grid.storage(*own)]]).item()
+            for side, grid, own in zip(sides, grids, choice, strict=True)
+        )
+        for choice in choices
+    ]  # fmt: skip
 
 
 def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ import torch
 from offline_compress.calibration.probe import AttentionProbe, rotate
 from offline_compress.factors.clip_ratio import best_clip_ratio
 from offline_compress.factors.decomposition import Factors
-from palu_vllm.format.latent_format import LatentFormat, Tier
+from palu_vllm.format.latent_format import UNQUANTIZED, LatentFormat, Tier
 from palu_vllm.format.packing import rounded
 
 PLAIN_BITS = (8, 4, 3, 2)  # of caches that only quantize, one scale per token and head
@@ -42,6 +42,11 @@ class Storage:
         return replace(self.form, clip=best_clip_ratio(latents, up, self.form))
 
 
+def unrounded(rank: int) -> Storage:
+    """Latents as they are."""
+    return Storage(LatentFormat((Tier(rank, UNQUANTIZED),), "float32"))
+
+
 @dataclass(frozen=True)
 class Projected:
     """Keys or values of calibration tokens, with all factors of their projection.
@@ -67,16 +72,19 @@ class Projected:
         latents = (inputs @ factors.down.to(inputs).T).unflatten(-1, (len(factors.up), -1))
         return cls(whole, latents, factors.up.to(inputs), {rank: up.to(inputs) for rank, up in fitted.items()})
 
-    def stored(self, rank: int, storage: Storage) -> torch.Tensor:
-        """``whole`` as attention sees it with these latents; at full rank, heads are stored without factors."""
-        kv_heads, tokens, head_dim = self.whole.shape
+    def of_rank(self, rank: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents ``[tokens, groups, rank]`` and what rebuilds from them; at full rank, heads are stored without it."""
         groups, full, _ = self.up.shape
         if rank == full:
-            rebuilt = storage.read_back(self.whole.transpose(0, 1).reshape(tokens, groups, full))
-        else:
-            up = self.fitted.get(rank, self.up[:, :rank])
-            rebuilt = torch.einsum("tgr,grf->tgf", storage.read_back(self.latents[..., :rank], up), up)
-        return rebuilt.reshape(tokens, kv_heads, head_dim).transpose(0, 1)
+            return self.whole.transpose(0, 1).reshape(-1, groups, full), None
+        return self.latents[..., :rank], self.fitted.get(rank, self.up[:, :rank])
+
+    def stored(self, rank: int, storage: Storage) -> torch.Tensor:
+        """``whole`` as attention sees it with these latents."""
+        latents, up = self.of_rank(rank)
+        read = storage.read_back(latents, up)
+        rebuilt = read if up is None else torch.einsum("tgr,grf->tgf", read, up)
+        return rebuilt.reshape(-1, *self.whole[:, 0].shape).transpose(0, 1)
 
 
 def storage_errors(

@@ -45,9 +45,9 @@ class Grid:
 
     def storages(self) -> list[list[Storage]]:
         """``[ranks][tiers]``."""
-        return [[self._storage(rank, fractions) for fractions in self.tiers] for rank in self.ranks]
+        return [[self.storage(rank, fractions) for fractions in self.tiers] for rank in self.ranks]
 
-    def _storage(self, rank: int, fractions: TierFractions) -> Storage:
+    def storage(self, rank: int, fractions: TierFractions) -> Storage:
         mixing = None
         if self.plan.mixes([fractions]):
             whole = rank == self.groups.full_rank

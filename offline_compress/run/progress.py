@@ -1,13 +1,14 @@
-"""Progress is told by a bar on a terminal, and by JSON lines elsewhere.
+"""Progress is told by a bar on a terminal, and by JSON lines elsewhere; both say how long the rest of a pass takes.
 
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``sharing`` (one per pair of
 layers that is tried; each of these with a ``text``), ``fisher`` (one per sample), ``probe`` (one per layer, where there
-is a budget), ``energy``, ``conditions`` or ``factors`` (one per layer, where ranks follow from them), ``step`` (of the
-greedy search, about as many as it says) and ``layer`` (one per layer, with ranks, relative errors, seconds and resident
-memory).
+is a budget) and ``trial`` (one per layer, of the best choices), ``energy``, ``conditions`` or ``factors`` (one per
+layer, where ranks follow from them), ``step`` (of the greedy search, about as many as it says) and ``layer`` (one per
+layer, with ranks, relative errors, seconds and resident memory).
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -25,13 +26,34 @@ def ignore(_event: dict[str, Any]) -> None:
 def shown_on(stream: TextIO) -> Iterator[OnEvent]:
     """A listener that shows events on ``stream``."""
     if not stream.isatty():
-        yield lambda event: print(json.dumps(event), file=stream, flush=True)
+        yield _Lines(stream)
         return
     bars = _Bars(stream)
     try:
         yield bars
     finally:
         bars.close()
+
+
+class _Lines:
+    """A line of JSON per event; repeated ones say how many seconds those of their kind will take."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+        self._stream, self._clock = stream, clock
+        self._first: dict[str, tuple[int, float]] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "of" in event:
+            event = event | self._left(event["event"], event["number"], event["of"])
+        print(json.dumps(event), file=self._stream, flush=True)
+
+    def _left(self, kind: str, number: int, of: int) -> dict[str, float]:
+        now = self._clock()
+        first, began = self._first.setdefault(kind, (number, now))
+        if number <= first:  # nothing has been timed yet
+            return {}
+        each = (now - began) / (number - first)
+        return {"seconds_left": round(each * (of - number - 1), 1)}
 
 
 class _Bars:

@@ -1,7 +1,8 @@
 """Ranks, bits and tiers for a number of bytes per token: ``--target-compression`` and ``--bytes-per-token``.
 
 The views of the layers give the errors of all ranks and tiers (``layer_errors.py``), from which ``storage_budget.py``
-chooses. Beside it, in the same measure, stands what caches would cost that only quantize.
+chooses. Where errors are predicted, the best choices are then tried in attention, and the best of these is taken.
+Beside it, in the same measure, stands what caches would cost that only quantize.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 
 from offline_compress.factors.layer_views import view_bytes
 from offline_compress.plan import Plan
-from offline_compress.ranks.layer_errors import COMPARED_SAMPLES, LayerErrors, layer_errors
+from offline_compress.ranks.layer_errors import COMPARED_SAMPLES, LayerErrors, chosen_errors, layer_errors
 from offline_compress.ranks.layer_errors import peak_bytes as comparing_bytes
 from offline_compress.ranks.rule import Calibration, Chosen, Needs, Rule, samples_of
 from offline_compress.ranks.storage_budget import Choice, Curve, choices
@@ -25,6 +26,7 @@ from palu_vllm.format.kv import KV
 from palu_vllm.format.latent_format import HEADER_BYTES, TierFractions
 
 SHOWN = 5  # of the choices that were considered
+FINALISTS = 3  # of predicted choices that are tried
 
 
 class Budget(Rule):
@@ -55,6 +57,8 @@ class Budget(Rule):
             _curves(tried.key, [table.key for table in tables]), _curves(tried.value, [table.value for table in tables])
         )
         found = [replace(choice, ranks=tuple(plan.for_all(choice.ranks))) for choice in choices(curves, budget)]
+        if not plan.options.exhaustive:
+            found = _tried(plan, tried, data, journal.section("finalists"), tell, found)
         return Chosen(list(found[0].ranks), {"budget": _report(plan, budget, found, layers)}, found[0].tiers)
 
 
@@ -69,6 +73,25 @@ def _errors(plan: Plan, tried: KV[Grid], data: Calibration, journal: Journal, te
         tell({"event": "probe", "number": layer, "of": plan.num_layers})
 
     return [LayerErrors.of(entry["errors"]) for entry in journal.over_layers(plan.num_layers, measured, told)]
+
+
+def _tried(
+    plan: Plan, grids: KV[Grid], data: Calibration, journal: Journal, tell: OnEvent, found: Sequence[Choice]
+) -> list[Choice]:
+    """The best choices with the errors that they have in attention, best first, before the others."""
+    finalists, views = found[:FINALISTS], data.views.behind(len(journal.layers()))
+
+    def measured(layer: int) -> dict[str, Any]:
+        ways = [KV(*zip(choice.ranks[layer], choice.tiers, strict=True)) for choice in finalists]
+        return {"errors": chosen_errors(plan, grids, next(views), ways)}
+
+    def told(layer: int, _: dict[str, Any]) -> None:
+        tell({"event": "trial", "number": layer, "of": plan.num_layers})
+
+    entries = plan.of_caching(journal.over_layers(plan.num_layers, measured, told))
+    errors = [sum(layer) for layer in zip(*(entry["errors"] for entry in entries), strict=True)]
+    best = [replace(choice, predicted_error=error) for choice, error in zip(finalists, errors, strict=True)]
+    return [*sorted(best, key=lambda choice: choice.predicted_error), *found[FINALISTS:]]
 
 
 def _curves(grid: Grid, errors: Sequence[torch.Tensor]) -> dict[TierFractions, Sequence[Curve]]:

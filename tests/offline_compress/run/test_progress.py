@@ -1,7 +1,7 @@
 import io
 import json
 
-from offline_compress.run.progress import shown_on
+from offline_compress.run.progress import _Lines, shown_on
 
 EVENTS = [
     {"event": "note", "text": "group size 3"},
@@ -24,7 +24,18 @@ def show(stream: io.StringIO) -> str:
 
 
 def test_json_lines():
-    assert [json.loads(line) for line in show(io.StringIO()).splitlines()] == EVENTS
+    shown = [json.loads(line) for line in show(io.StringIO()).splitlines()]
+    assert shown.pop() == EVENTS[-1] | {"seconds_left": 0}
+    assert shown == EVENTS[:-1]
+
+
+def test_lines_say_how_long_the_rest_takes():
+    stream, now = io.StringIO(), iter([10.0, 13.0, 16.0])
+    lines = _Lines(stream, lambda: next(now))
+    for number in (4, 5, 6):  # a run that goes on behind its fourth layer
+        lines({"event": "layer", "number": number, "of": 10})
+    left = [json.loads(line).get("seconds_left") for line in stream.getvalue().splitlines()]
+    assert left == [None, 3.0 * 4, 3.0 * 3]
 
 
 def test_bars_on_a_terminal():
