@@ -150,7 +150,7 @@ class CompressOptions:
         metavar="NAME",
     )
     whiten_samples: int = _calibration(
-        "most samples for the whitening", "--n_whiten_calib_samples", least=1, default=256, metavar="N"
+        "most samples for the whitening", "--n_whiten_calib_samples", least=1, default=32, metavar="N"
     )
     fisher_samples: int = _calibration(
         "most samples for the Fisher information", "--n_fisher_calib_samples", least=1, default=32, metavar="N"

@@ -45,8 +45,10 @@ def roundings(view: LayerView, probe: AttentionProbe, groups: KV[Grouping]) -> K
     heads = range(len(probe.keys))
     key = torch.stack([sum(read_energy(probe, head, query).sum(0) for query in range(per_kv)) for head in heads])
     value = torch.stack([(probe.probabilities[head].square() / probe.energy[:, None]).sum((0, 1)) for head in heads])
-    metrics = KV(*(objective.error_metric for objective in view.objectives))
-    if metrics.key is None or metrics.value is None:
+    found = view.objectives.map(lambda objective: objective.error_metric)
+    if found.key is not None and found.value is not None:
+        metrics = KV(found.key, found.value)
+    else:
         per_head = key_metric([probe])
         own = torch.stack([torch.block_diag(*some) for some in per_head.split(groups.key.size)])
         metrics = KV(
