@@ -27,10 +27,12 @@ def test_texts_share_no_document():
     assert len(calibration) > 50 and len(evaluation) > 50
 
 
+@pytest.mark.slow
 def test_a_passage_that_returns_costs_half(dense):
     assert dense["returning_loss_ratio"] <= 0.5
 
 
+@pytest.mark.slow
 def test_facts_are_recalled_over_a_thousand_tokens(dense):
     assert dense["recall"] >= 0.8
 
@@ -41,6 +43,7 @@ def test_plain_svd_at_a_quarter_hurts_clearly(dense, tmp_path):
     assert check(tmp_path / "out")["perplexity"] > 1.1 * dense["perplexity"]
 
 
+@pytest.mark.slow
 def test_documented_numbers_are_measured(dense):
     recorded = json.loads((MODEL / "training.json").read_text())["checked"]
     assert recorded == pytest.approx(dense, rel=0.02)

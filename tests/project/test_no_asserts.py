@@ -32,6 +32,7 @@ def test_no_assert_statement(path):
     assert not asserts(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_alike_without_assertions(palu, dense, tmp_path):
     models = [str(palu()), str(dense())]
     command = [sys.executable, "-O", "-m", "tests.support.bad_inputs", *models, str(tmp_path / "optimized")]

@@ -20,10 +20,10 @@ CASES = {
     "window_factored": ("mistral", {"sliding_window": 24, "value_path": "factored"}, CHUNKED),
     "4_bits_preempted": ("llama", {}, FEW_BLOCKS | {"additional_config": {"palu": {"latent_bits": 4}}}),
 }
-QUICK, *SLOW = CASES
 
 
-@pytest.mark.parametrize("case", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_runner_v1(case, palu):
     family, changes, options = CASES[case]
     model = palu(family, **RANKS, **changes)
