@@ -111,6 +111,14 @@ def coded(shape: Shape, groups: int, tiers: tuple[Tiers, Tiers]) -> tuple[Run, i
     return lambda: attention.attend(query, cache, batch, out), shape.requests * shape.context * codec.bytes_per_token
 
 
+def rebuild_alone(shape: Shape, group_size: int) -> Run:
+    """The product that gives all keys from latents of half the rank: the least that the paper's path takes."""
+    width = group_size * shape.head_dim
+    latent = torch.randn(shape.kv_heads // group_size, shape.requests * shape.context, width // 2)
+    up = torch.randn(shape.kv_heads // group_size, width // 2, width)
+    return lambda: torch.matmul(latent, up)
+
+
 def latents(shape: Shape, group_size: int) -> tuple[Run, int]:
     """The paper's path at half the rank, float32, and the bytes of the latents."""
     rank = group_size * shape.head_dim // 2

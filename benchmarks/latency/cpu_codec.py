@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.output import command_line, say, write_result
-from benchmarks.latency.cpu_arms import Run, Shape, Tiers, coded, dense, latents
+from benchmarks.latency.cpu_arms import Run, Shape, Tiers, coded, dense, latents, rebuild_alone
 
 THREE_OF_THREE, EIGHT_OF_FOUR = (3, 3, 64), (8, 4, 128)
 SHAPES = [
@@ -71,8 +71,8 @@ def cells_of(shape: Shape, repeats: int) -> list[dict[str, Any]]:
     built["paper, half the rank"] = latents(shape, PAPER_GROUP[heads])
     widths = {name: shape.kv_heads // groups * shape.head_dim for name, (groups, _) in CODECS[heads].items()}
     dense_arms = {name: dense(shape, dtype) for name, dtype in DENSE.items()}
-    copies = {"copy": copied(64 << 20)}
-    times = timed(dense_arms | {name: run for name, (run, _) in built.items()} | copies, repeats)
+    others = {"copy": copied(64 << 20), "rebuild": rebuild_alone(shape, PAPER_GROUP[heads])}
+    times = timed(dense_arms | {name: run for name, (run, _) in built.items()} | others, repeats)
     seconds, least = ({name: pair[number] for name, pair in times.items()} for number in range(2))
     least_dense = min(least[name] for name in DENSE)
     fastest = min(DENSE, key=lambda name: seconds[name])
@@ -90,6 +90,8 @@ def cells_of(shape: Shape, repeats: int) -> list[dict[str, Any]]:
         }  # fmt: skip
         if name in widths:
             row["products_per_second"] = products(shape, widths[name]) / seconds[name]
+        else:
+            row["ratio_of_rebuild_alone"] = seconds["rebuild"] / seconds[fastest]
         rows.append(row)
     return rows
 
