@@ -49,8 +49,18 @@ def with_codec(model: Path, codec: Path) -> Iterator[PreTrainedModel]:
 
 
 @torch.no_grad()
+def scores(model: PreTrainedModel, request: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Logits ``[tokens, vocabulary]`` of every token of the answer, given the request and those before it."""
+    ids = torch.tensor([[*request, *answer]])
+    return model(ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
+
+
 def chosen(model: PreTrainedModel, request: Sequence[int], answer: Sequence[int]) -> list[int]:
     """The greedy token after the request and after every token of the answer but the last."""
-    ids = torch.tensor([[*request, *answer]])
-    logits = model(ids, use_cache=False).logits[0]
-    return logits[len(request) - 1 : -1].argmax(-1).tolist()
+    return scores(model, request, answer).argmax(-1).tolist()
+
+
+def behind(model: PreTrainedModel, request: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """How far the logit of every token of the answer is below the largest one, ``[tokens]``; 0 where it is greedy."""
+    found = scores(model, request, answer)
+    return found.amax(-1) - found.gather(-1, torch.tensor(answer)[:, None])[:, 0]
