@@ -20,6 +20,7 @@ from benchmarks.common.processes import Progress, own_session
 CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 VLLM = Path(sys.executable).with_name("vllm")
 QUIET_SECONDS, NOTICE_SECONDS = 180, 30
+SHOWN = 4000  # characters of a log that explain a failure
 # for a tiny model with others beside it: threads bound to cores would only wait for each other
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -41,8 +42,11 @@ class Server:
         return int(found.group(1).replace(",", ""))
 
     def printed(self) -> str:
-        """The end of the log; not of a device, which may have none."""
-        return self.log.read_text(errors="replace")[-4000:] if self.log.is_file() else str(self.log)
+        """The last lines of the log; not of a device, which may have none."""
+        if not self.log.is_file():
+            return str(self.log)
+        text = self.log.read_text(errors="replace")
+        return text if len(text) <= SHOWN else text[-SHOWN:].partition("\n")[2]
 
     def is_healthy(self) -> bool:
         try:

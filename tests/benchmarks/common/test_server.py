@@ -60,3 +60,13 @@ def test_server_that_ends_is_quoted(stand_in, tmp_path):
     with pytest.raises(RuntimeError, match="(?s)ended with 3.*No such model"), serve(tmp_path, log=tmp_path / "log"):
         pass
     assert (tmp_path / "log").read_text() == "No such model\n"
+
+
+def test_a_long_log_is_shown_in_whole_lines(tmp_path):
+    log = tmp_path / "log"
+    running = server.Server("http://127.0.0.1:1", "model", log, None)
+    assert running.printed() == str(log)
+    log.write_text("short\n")
+    assert running.printed() == "short\n"
+    log.write_text("WARNING: a line that is cut\n" + "x" * 80 + "\n" + "y" * (server.SHOWN - 90) + "\n")
+    assert running.printed() == "x" * 80 + "\n" + "y" * (server.SHOWN - 90) + "\n"
