@@ -6,7 +6,7 @@ from pathlib import Path
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.option_field import check_device, check_fields, option
 
-HIGHEST_COMPRESSION, LOWEST_COMPRESSION = 10.0, 1.0
+HIGHEST_COMPRESSION, LOWEST_COMPRESSION = 7.5, 1.0
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ into *tiers*, leading numbers (largest singular values) first. Its bytes, padded
 1. per quantized tier its scale, then its minimum, float16; of symmetric codes only the scale; all padded likewise;
 2. per tier its numbers: those of 16 bits as they are; quantized ones as codes in bit planes.
 
-Codes of 8, 4, 2 and 1 bits are one plane of that width; codes of 5 and 3 bits are a plane of the low four or two bits
-and a plane of the high one. Latents have no codes of 5 bits and of 1. A plane of width w of n numbers has
+Codes of 8, 4 and 2 bits are one plane of that width; codes of 5 and 3 bits are a plane of the low four or two bits
+and a plane of the high one. Latents have no codes of 5 bits. A plane of width w of n numbers has
 ``B = ceil(n w / 8)`` bytes; number i is in byte ``i % B`` at bit ``i // B * w``, so that shifting a plane once gives
 numbers that are neighbours. A number is ``minimum + scale * code``, or, with symmetric codes of b bits,
 ``scale * (code - 2^(b-1))``.
@@ -22,7 +22,7 @@ from itertools import accumulate, groupby
 
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # bits of a code -> widths of its planes, lowest bits first
-PLANES = {8: (8,), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
+PLANES = {8: (8,), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
 UNQUANTIZED = 16
 BITS = (UNQUANTIZED, 8, 4, 3, 2)  # of latents
 CODED_BITS = (UNQUANTIZED, *PLANES)
@@ -132,7 +132,7 @@ class CodedFormat:
     def __post_init__(self) -> None:
         known = all(tier.size > 0 and tier.bits in CODED_BITS for tier in self.tiers)
         if not self.tiers or not known or (len(self.tiers) > 1 and not all(tier.is_quantized for tier in self.tiers)):
-            raise ValueError(f"tiers {self.tiers} are neither of 8, 5, 4, 3, 2 and 1 bits nor a single one of 16")
+            raise ValueError(f"tiers {self.tiers} are neither of 8, 5, 4, 3 and 2 bits nor a single one of 16")
 
     @property
     def is_quantized(self) -> bool:

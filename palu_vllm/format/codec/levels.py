@@ -1,6 +1,6 @@
 """Levels of codes: whole numbers from -127 to 127, so that int8, int16, bfloat16 and float32 hold them exactly.
 
-The levels of 1 to 5 bits are those of Lloyd and Max for a unit Gaussian, rounded to whole multiples of a unit; those of
+The levels of 2 to 5 bits are those of Lloyd and Max for a unit Gaussian, rounded to whole multiples of a unit; those of
 8 bits are equal steps. A codec's matrices are made for numbers in these units.
 """
 
@@ -11,7 +11,6 @@ import torch
 LARGEST = 127
 # upper half of the Lloyd-Max levels of a unit Gaussian (Max, Quantizing for minimum distortion, 1960, table I)
 GAUSSIAN = {
-    1: (0.7979,),
     2: (0.4528, 1.5104),
     3: (0.2451, 0.7560, 1.3439, 2.1520),
     4: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326),

@@ -17,13 +17,13 @@ def tiers(form: CodedFormat) -> list[int]:
 
 
 def code_levels() -> list[int]:
-    """The levels of codes of 1 to 5 bits, one after the other."""
-    return [int(level) for bits in range(1, 6) for level in levels(bits)]
+    """The levels of codes of 2 to 5 bits, one after the other."""
+    return [int(level) for bits in range(2, 6) for level in levels(bits)]
 
 
 def code_units() -> list[float]:
-    """What the levels of 1 to 5 and of 8 bits count in, in standard deviations."""
-    return [unit(bits) for bits in (1, 2, 3, 4, 5, 8)]
+    """What the levels of 2 to 5 and of 8 bits count in, in standard deviations."""
+    return [unit(bits) for bits in (2, 3, 4, 5, 8)]
 
 
 def per_head(codec: LayerCodec, decoder: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,7 @@ def test_dry_run_says_memory_and_time_and_writes_nothing(model, text, tmp_path, 
 
 REFUSED = {
     "no data": ([], "--calib-data FILE or --no-data"),
-    "too much": (["--calib-data", "TEXT", "--target-compression", "11"], "expected 1 to 10"),
+    "too much": (["--calib-data", "TEXT", "--target-compression", "9"], "expected 1 to 7.5"),
     "samples beyond the context": (["--calib-data", "TEXT", "--seqlen", "200"], "less than a sample"),
     "group": (["--calib-data", "TEXT", "--group-size", "3"], "does not divide"),
     "little text": (["--calib-data", "SHORT"], "give more text"),

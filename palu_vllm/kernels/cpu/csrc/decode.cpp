@@ -17,9 +17,8 @@ template <bool ONE_WINDOW> inline Bytes set(const Bits& bits, const uint8_t* fir
 template <int WIDTH, Reading READING> inline Bytes low_codes(const Step& step, const uint8_t* first, const uint8_t* second) {
   if constexpr (READING == Reading::shifted)
     return bits_at(load_two(first + step.low, second + step.low), step.shift, (1 << WIDTH) - 1);
-  Bytes codes = only(set<true>(step.low_bits[0], first, second), 1);
-  if constexpr (WIDTH == 2) codes = either(codes, only(set<true>(step.low_bits[1], first, second), 2));
-  return codes;
+  Bytes low = only(set<true>(step.low_bits[0], first, second), 1);
+  return either(low, only(set<true>(step.low_bits[1], first, second), 2));
 }
 
 // Codes of a step, of two tokens, to levels.
@@ -62,8 +61,7 @@ template <bool PAIRED> Run run_of(const Step& step) {
     case 5: return with_windows<5, shifted, PAIRED>(step);
     case 4: return run<4, shifted, true, PAIRED>;
     case 3: return by_bit ? run<3, picked, true, PAIRED> : with_windows<3, shifted, PAIRED>(step);
-    case 2: return by_bit ? run<2, picked, true, PAIRED> : run<2, shifted, true, PAIRED>;
-    default: return by_bit ? run<1, picked, true, PAIRED> : run<1, shifted, true, PAIRED>;
+    default: return by_bit ? run<2, picked, true, PAIRED> : run<2, shifted, true, PAIRED>;
   }
 }
 

@@ -91,7 +91,7 @@ Encoder make_encoder(const Side& side, const std::vector<int64_t>& levels, const
   Encoder encoder{&side, {}};
   for (const Tier& tier : side.tiers) {
     Coder coder;
-    double unit = tier.bits == 8 ? units.at(5) : tier.bits == 16 ? 1. : units.at(tier.bits - 1);
+    double unit = tier.bits == 8 ? units.at(4) : tier.bits == 16 ? 1. : units.at(tier.bits - 2);
     coder.unit = static_cast<float>(unit);
     coder.weight = unit * unit;
     for (int code = 0; code < 1 << tier.bits && tier.bits <= 8; code++)

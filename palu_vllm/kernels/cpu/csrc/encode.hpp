@@ -17,7 +17,7 @@ struct Encoder {
   std::vector<Coder> coders; // of its tiers
 };
 
-// `units`: of 1 to 5 and of 8 bits.
+// `units`: of 2 to 5 and of 8 bits.
 Encoder make_encoder(const Side& side, const std::vector<int64_t>& levels, const std::vector<double>& units);
 
 // Writes side.bytes to `payload`; returns the scale's float16. `y` has side.rank numbers, `codes` room for as many.

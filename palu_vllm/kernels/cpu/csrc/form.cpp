@@ -26,7 +26,7 @@ Bits find_bits(int first, int start, int bytes, int width, int number) {
 void add_steps(std::vector<Step>& steps, const Tier& tier, const std::vector<int64_t>& levels) {
   int width = low_width(tier.bits);
   int bytes = plane_bytes(tier.size, width);
-  bool picked = width <= 2 && bytes < LANES;
+  bool picked = width == 2 && bytes < LANES;
   int row = picked ? tier.size : bytes; // numbers that follow each other
   for (int part = 0; part * row < tier.size; part++) {
     int numbers = std::min(row, tier.size - part * row);

@@ -27,7 +27,7 @@ struct Step {
   int dst;                       // first number
   int low;                       // first byte of the plane (the low one of 3 and 5 bits), from the start of the slot
   int shift;                     // bits to shift that plane down by
-  Bits low_bits[2];              // where the bits of a picked plane are; of one bit only the first
+  Bits low_bits[2];              // where the two bits of a picked plane are
   Bits high;                     // 3 and 5 bits: where those of the high plane are
   alignas(16) int8_t table[2][16]; // the level of every code, those of 5 bits with a high bit apart; unused for 8 bits
 };
@@ -48,11 +48,11 @@ struct Side {
   bool quantized = true;
 };
 
-// `sizes_and_bits`: of every tier one after the other. `levels`: those of codes of 1 to 5 bits, one after the other.
+// `sizes_and_bits`: of every tier one after the other. `levels`: those of codes of 2 to 5 bits, one after the other.
 Side make_side(const std::vector<int64_t>& sizes_and_bits, const std::vector<int64_t>& levels, int start);
 
 // Where the levels of codes of `bits` begin among `levels`.
-inline int first_level(int bits) { return (1 << bits) - 2; }
+inline int first_level(int bits) { return (1 << bits) - 4; }
 
 // Whether the highest bit of codes lies in a plane of its own, and the width of the other plane.
 constexpr bool has_high_plane(int bits) { return bits == 3 || bits == 5; }
