@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--block-size", type=int, default=32)
     made.add_argument("--dtype", default="float16")
+    made.add_argument("--enforce-eager", action="store_true", help="compile nothing: servers start faster")
     made.add_argument("--dummy", action="store_true", help="random weights: speed only, no quality")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(
@@ -75,6 +76,7 @@ def common_flags(options: argparse.Namespace, arm: Arm) -> list[str]:
     longest = str(longest_request(options))
     flags = ["--dtype", options.dtype, "--max-model-len", longest, "--max-num-seqs", str(MAX_REQUESTS),
              "--block-size", str(options.block_size), "--no-enable-prefix-caching"]  # fmt: skip
+    flags += ["--enforce-eager"] if options.enforce_eager else []
     return [*flags, *(("--load-format", "dummy") if options.dummy else ()), *arm.flags]
 
 
@@ -133,7 +135,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         ]
     return {
         "model": options.model.name, "pool_bytes": round(options.pool_mib * 2**20), "output": options.output,
-        "block_size": options.block_size, "dtype": options.dtype, "on_cpu": not torch.cuda.is_available(),
+        "block_size": options.block_size, "dtype": options.dtype, "enforce_eager": options.enforce_eager,
+        "on_cpu": not torch.cuda.is_available(),
         "arms": arms, "rows": rows, "held_over_dense": held_ratios(rows), "provenance": provenance(),
     }  # fmt: skip
 
