@@ -94,7 +94,7 @@ def start(arm: Arm, options: argparse.Namespace, stack: ExitStack) -> Started:
     flags, pool = common_flags(options, arm), round(options.pool_mib * 2**20)
     size = bytes_per_token(arm.model, flags)
     server = stack.enter_context(serve(arm.model, [*flags, *equal_pool(pool, size, options.block_size)]))
-    facts = {"bytes_per_token": size, "capacity_tokens": server.capacity_tokens(), "flags": list(arm.flags)}
+    facts = {"bytes_per_token": size, "capacity_tokens": server.capacity_tokens(), "flags": arm.said_flags}
     return Started(arm, server, facts if options.dummy else facts | {"perplexity": perplexity(arm, options)})
 
 

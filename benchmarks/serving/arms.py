@@ -32,6 +32,11 @@ class Arm:
     codec: Path | None = None
 
     @property
+    def said_flags(self) -> list[str]:
+        """Without the place where the codec lies on this machine."""
+        return [flag.replace(str(self.codec), self.name) if self.codec else flag for flag in self.flags]
+
+    @property
     def cache_dtype(self) -> str:
         """As vLLM's ``--kv-cache-dtype``."""
         return self.flags[1] if self.flags[:1] == ("--kv-cache-dtype",) else "auto"

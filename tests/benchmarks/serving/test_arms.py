@@ -42,6 +42,7 @@ def test_a_codec_is_made_for_its_arm_or_is_there(tmp_path, dense, monkeypatch):
     arms = parse_arms(["codec-4x", f"mine={tmp_path / 'own'}"], model, tmp_path)
     assert arms == [coded("codec-4x", model, tmp_path / "codec-4x"), coded("mine", model, tmp_path / "own")]
     assert '{"palu": {"codec": "%s"}}' % (tmp_path / "own") in arms[1].flags
+    assert str(tmp_path) not in " ".join(arms[1].said_flags) and '"codec": "mine"' in arms[1].said_flags[-1]
     monkeypatch.setattr(made_arms.commands, "calibrate", lambda *given, **others: asked.append((given, others)))
     for arm in arms:
         make(arm, model, tmp_path / "text")
