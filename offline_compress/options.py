@@ -47,7 +47,7 @@ class CompressOptions:
     )
     bytes_per_token: int | None = _budget("the same, as bytes of all layers", least=1, default=None, metavar="N")
     exhaustive: bool = _budget(
-        "try every way of storing in attention, instead of predicting what its rounding costs; ten times as long",
+        "try every way of storing in attention, instead of predicting what its rounding costs; far slower",
         default=False,
     )
     rank_ratio: float = _ranks(

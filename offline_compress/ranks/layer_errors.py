@@ -1,6 +1,6 @@
 """The errors of one layer's attention with every way of storing its keys and values, on its calibration samples.
 
-They are predicted (``predicted_errors.py``), or all tried in attention, which takes ten times as long and is what
+They are predicted (``predicted_errors.py``), or all tried in attention, which takes far longer and is what
 predictions are held to; and those of a few ways that were chosen are tried.
 """
 
