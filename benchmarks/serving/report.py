@@ -7,8 +7,8 @@ from benchmarks.common import report
 from benchmarks.common.report import Part
 
 ON_CPU = (
-    "Measured on a CPU. Latents rebuild keys there, which nothing hides: what they save shows in the contexts held, not in "
-    "the time per token. Codecs rebuild nothing."
+    "Measured on a CPU. Latents rebuild keys there, which nothing hides: what they save shows in the contexts held, "
+    "not in the time per token. Codecs rebuild nothing."
 )
 NOTE = (
     "Every arm has the same bytes of KV cache. Contexts held: as many requests as its own pool takes, sent at once; "
