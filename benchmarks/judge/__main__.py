@@ -13,33 +13,29 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common.output import command_line, say
+from benchmarks.common.output import say
 from benchmarks.judge.agreement import agreement, mastered, needles, retrieval
 from benchmarks.judge.arms.arm import Arm, Heads
+from benchmarks.judge.asked import options_of, rows_asked
 from benchmarks.judge.divergence import Reference, summaries
 from benchmarks.judge.registry import arms
 from benchmarks.judge.report import write_report
 from benchmarks.judge.rows import ResultFile
-from benchmarks.judge.texts import KINDS, dense_answers, digest, load_tokenizer, prompts, rows_of_kinds
+from benchmarks.judge.texts import dense_answers, load_tokenizer, prompts
 
 LONG = 32768  # tokens, where windows and sinks are next to nothing
 DEPTHS = [0.1, 0.3, 0.5, 0.7, 0.9]
 Measure = Callable[[torch.nn.Module], dict[str, Any]]
 
 
-def options_of() -> argparse.ArgumentParser:
-    parser = command_line("benchmarks.judge", __doc__, "judge_smollm2.json")
+def parser_of() -> argparse.ArgumentParser:
+    parser = options_of("benchmarks.judge", __doc__)
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("models"), help="what benchmarks.real_models wrote (default: models)")
-    add("--model", type=Path, help="a transformers directory (default: smollm2 in the folder)")
     add(
         "--checkpoints",
         type=Path,
         help="a folder of checkpoints and codecs, a directory each (default: NAME-palu in the folder)",
     )
-    add("--kinds", nargs="+", default=list(KINDS), help="of text, KIND_evaluation.txt in the folder")
-    add("--rows", type=int, default=1, help="rows of each kind of text")
-    add("--context", type=int, default=768, help="tokens of a row")
     add("--prompts", type=int, default=50, help="chat prompts whose answers are compared; 0 leaves them out")
     add("--answer-tokens", type=int, default=64, help="of each answer")
     add("--needle-contexts", type=int, nargs="*", default=[1024], help="tokens around a needle; none leaves them out")
@@ -51,7 +47,7 @@ def options_of() -> argparse.ArgumentParser:
 def measures(dense: torch.nn.Module, options: argparse.Namespace) -> tuple[dict[str, Callable[[], Measure]], dict]:
     """Each by the field that says it is done, made when it is needed; and the facts of all."""
     tokenizer = load_tokenizer(options.model)
-    texts = rows_of_kinds(tokenizer, options.folder, tuple(options.kinds), options.rows, options.context)
+    texts, facts = rows_asked(options)
     asked = prompts(tokenizer, options.prompts)
 
     def divergence() -> Measure:
@@ -71,13 +67,6 @@ def measures(dense: torch.nn.Module, options: argparse.Namespace) -> tuple[dict[
     chosen = {"kl": divergence}
     chosen |= {"agreed_tokens": answers} if options.prompts else {}
     chosen |= {"needles": found} if options.needle_contexts else {}
-    facts = {
-        "model": options.model.name,
-        "kinds": options.kinds,
-        "rows_of_each": options.rows,
-        "context": options.context,
-        "rows_sha256": digest(texts.ids),
-    }
     return chosen, facts
 
 
@@ -109,7 +98,7 @@ def sizes(arm: Arm, heads: Heads, context: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = options_of().parse_args()
+    options = parser_of().parse_args()
     options.model = options.model or options.folder / "smollm2"
     options.checkpoints = options.checkpoints or options.model.with_name(f"{options.model.name}-palu")
     if not options.report_only:
