@@ -1,28 +1,27 @@
-"""Time per decoded token of the dense and the compressed model on a CPU, in one run.
+"""Time per decoded token of several arms on a CPU: ``python -m benchmarks.serving.cpu --arms dense,codec-4x``.
 
-``python -m benchmarks.serving.cpu [--json]`` starts a server for the dense model, one for the compressed model, and one
-for it with packed latents of ``--latent-bits``, lets all stay up, and asks them in
-turn: ``--batch`` concurrent streams that each decode ``--tokens`` tokens behind ``--context`` tokens. The time
-per token of a stream is the time between its first and its last token over the tokens between them.
-The share of the key rebuild is measured on the attention layer alone (``benchmarks.kernels.cpu_attention``).
+Every arm has a server of its own. All stay up and are asked in turn: ``--batch`` concurrent streams that each decode
+``--tokens`` tokens behind ``--context`` tokens. The time per token of a stream is the time between its first and its
+last token over the tokens between them. Ratios are of medians over the repeats, to the first arm.
 """
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
 from transformers import AutoTokenizer
 
-from benchmarks.common.commands import compress, run
-from benchmarks.common.output import command_line, write_result
+from benchmarks.common.output import command_line, table, write_result
 from benchmarks.common.server import Server, serve
-from benchmarks.common.shipped import HELD_OUT, MODEL
+from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
+from benchmarks.serving.arms import HELP, Arm, make, parse_arms
 
 
 def stream_seconds_per_token(server: Server, prompt: list[int], tokens: int) -> float:
@@ -46,74 +45,78 @@ def batch_seconds_per_token(server: Server, prompts: list[list[int]], tokens: in
         return statistics.median(pool.map(lambda prompt: stream_seconds_per_token(server, prompt, tokens), prompts))
 
 
-def distinct_prompts(context: int, batch: int) -> list[list[int]]:
-    ids = AutoTokenizer.from_pretrained(MODEL).encode(HELD_OUT.read_text(encoding="utf-8"))
-    length = context + 1
-    if len(ids) < length * batch:
+def distinct_prompts(options: argparse.Namespace) -> list[list[int]]:
+    """``batch`` prompts of ``context + 1`` tokens of the text. Raises ValueError where it is too short."""
+    ids = AutoTokenizer.from_pretrained(options.model).encode(options.text.read_text(encoding="utf-8"))
+    length = options.context + 1
+    if len(ids) < length * options.batch:
         raise ValueError(
-            f"{HELD_OUT.name} has {len(ids)} tokens; expected {length} x {batch}: lower --context or --batch."
+            f"{options.text.name} has {len(ids)} tokens; expected {length} x {options.batch}: "
+            "lower --context or --batch."
         )
-    return [ids[i * length : (i + 1) * length] for i in range(batch)]
+    return [ids[i * length : (i + 1) * length] for i in range(options.batch)]
 
 
-def rebuild_share(context: int, batch: int) -> dict:
-    """The parts of one layer's decode attention, from a run of ``benchmarks.kernels.cpu_attention`` at these sizes."""
-    sizes = ["--context", context, "--batch", batch]
-    return json.loads(run("benchmarks.kernels.cpu_attention", *sizes, "--json"))
+def flags(arm: Arm, options: argparse.Namespace) -> list[str]:
+    longest = options.context + 1 + options.tokens
+    eager = ["--enforce-eager"] if options.enforce_eager else []
+    return ["--dtype", options.dtype, "--max-model-len", str(longest), *eager, *arm.flags]
 
 
-def measure(options: argparse.Namespace) -> dict:
-    prompts = distinct_prompts(options.context, options.batch)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    prompts = distinct_prompts(options)
     with ExitStack() as stack:
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palu-serving-"))) / "compressed"
-        ranks = ["--search", options.search] if options.search else []
-        report = compress(out, "--rank-ratio", options.rank_ratio, *ranks)
-        palu = ["--dtype", options.dtype, "--attention-backend", "palu"]
-        packed = ["--additional-config", json.dumps({"palu": {"latent_bits": options.latent_bits}})]
-        arms = {
-            "dense": stack.enter_context(serve(MODEL, ["--dtype", options.dtype])),
-            "palu": stack.enter_context(serve(out, palu)),
-            "palu_packed": stack.enter_context(serve(out, [*palu, *packed])),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palu-serving-")))
+        arms = parse_arms(options.arms.split(","), options.model, scratch)
+        servers = {}
+        for arm in arms:
+            make(arm, options.model, options.calib_data)
+            print(f"{arm.name}: starting", file=sys.stderr, flush=True)
+            servers[arm.name] = stack.enter_context(serve(arm.model, flags(arm, options), pool_gib=options.pool_gib))
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
         for _ in range(options.repeats):
-            for name, server in arms.items():
+            for name, server in servers.items():
                 seconds[name].append(batch_seconds_per_token(server, prompts, options.tokens))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+                print(f"{name}: {1e3 * seconds[name][-1]:.1f} ms per token", file=sys.stderr, flush=True)
     return {
-        "ratio": round(medians["palu"] / medians["dense"], 2),
-        "packed_over_unpacked": round(medians["palu_packed"] / medians["palu"], 2),
-        "milliseconds_per_token": {name: round(1000 * value, 2) for name, value in medians.items()},
-        "repeats_ms": {name: [round(1000 * v, 2) for v in values] for name, values in seconds.items()},
-        "context": options.context, "batch": options.batch, "rank_ratio": options.rank_ratio,
-        "objective": report["objective"], "search": report["search"],
-        "rebuild_work_per_token": report["rebuild_work_per_token"],
-        "latent_bits": options.latent_bits, "dtype": options.dtype,
-        "attention_layer": rebuild_share(options.context, options.batch),
+        "model": options.model.name, "context": options.context, "batch": options.batch, "tokens": options.tokens,
+        "dtype": options.dtype, "enforce_eager": options.enforce_eager, "rows": rows_of(seconds),
     }  # fmt: skip
+
+
+def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Milliseconds per token of every arm, and their ratio to the first arm's."""
+    medians = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(medians.values()))
+    return [
+        {"arm": name, "ms_per_token": round(medians[name], 2), "ratio": round(medians[name] / first, 3),
+         "repeats_ms": [round(1e3 * value, 2) for value in values]}
+        for name, values in seconds.items()
+    ]  # fmt: skip
 
 
 def main() -> None:
     parser = command_line("benchmarks.serving.cpu", __doc__, "serving_cpu.json")
-    parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rank-ratio", type=float, default=0.5)
-    parser.add_argument("--search", help="as palu-compress --search (default: its own)")
-    parser.add_argument("--latent-bits", type=int, default=4, help="of the packed server")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", action="store_true")
+    add = parser.add_argument
+    add("--arms", default="dense,codec-4x,palu,palu-6x", help=HELP)
+    add("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
+    add("--calib-data", type=Path, default=CALIBRATION, help="of the arms that are made here")
+    add("--text", type=Path, default=HELD_OUT, help="that is decoded from (default: the shipped held-out text)")
+    add("--context", type=int, default=2048, help="tokens before the first decoded one")
+    add("--batch", type=int, default=8, help="concurrent streams")
+    add("--tokens", type=int, default=48, help="decoded by every stream")
+    add("--repeats", type=int, default=3)
+    add("--dtype", default="float32")
+    add("--pool-gib", type=float, default=1, help="KV cache of every server")
+    add("--enforce-eager", action="store_true", help="compile nothing: servers start faster")
     options = parser.parse_args()
-    result = measure(options)
+    try:
+        result = measure(options)
+    except ValueError as error:
+        sys.exit(str(error))
     write_result(options.out, result)
-    if options.json:
-        print(json.dumps(result))
-        return
-    per_token = result["milliseconds_per_token"]
-    print(f"dense {per_token['dense']} ms per token, palu {per_token['palu']} ms: {result['ratio']}x")
-    print(f"packed: {per_token['palu_packed']} ms, {result['packed_over_unpacked']}x the unpacked")
-    print(f"one layer's attention: {json.dumps(result['attention_layer'])}")
+    rows = [(row["arm"], row["ms_per_token"], row["ratio"]) for row in result["rows"]]
+    print(table(("arm", "ms per token", f"times {rows[0][0]}"), rows))
 
 
 if __name__ == "__main__":
