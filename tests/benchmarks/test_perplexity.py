@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common.provenance import ROOT
 from benchmarks.perplexity import main, row_loss, rows_of
+from tests.support.codecs.in_transformers import with_codec
+from tests.support.codecs.models import EIGHT_TO_TWO, write_codec
 from tests.support.processes import forked
 from tests.support.tiny_models import build_dense
 
@@ -46,27 +49,37 @@ def test_loss_leaves_the_first_token_out():
     assert row_loss(logprobs, [3, 5, 7]) == pytest.approx(1.75)
 
 
-@pytest.mark.serving
-def test_command_agrees_with_transformers(tmp_path):
-    model_dir = build_dense(tmp_path / "dense", "llama")
-    text = tmp_path / "text.txt"
-    text.write_text("In the beginning God created the heaven and the earth. " * 20)
-    command = [sys.executable, "-m", "benchmarks.perplexity", "--model", str(model_dir), "--text", str(text)]
-    printed = subprocess.run(
-        [*command, "--context", "48", "--dtype", "float32", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    ).stdout
-    result = json.loads(printed)
+def in_transformers(model, model_dir, text) -> tuple[int, float]:
+    """Scored tokens and perplexity of rows of 48 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     rows = rows_of(tokenizer.encode(text.read_text(), add_special_tokens=False), 48, tokenizer.encode(""))
     with torch.inference_mode():
-        losses = [(model(ids, labels=ids).loss.item(), len(row) - 1) for row in rows for ids in [torch.tensor([row])]]
-    assert result["tokens"] == sum(count for _, count in losses)
-    expected = math.exp(sum(loss * count for loss, count in losses) / result["tokens"])
+        losses = [
+            (model(ids, labels=ids, use_cache=False).loss.item(), len(row) - 1)
+            for row in rows
+            for ids in [torch.tensor([row])]
+        ]
+    tokens = sum(count for _, count in losses)
+    return tokens, math.exp(sum(loss * count for loss, count in losses) / tokens)
+
+
+@pytest.mark.serving
+@pytest.mark.parametrize("coded", [False, True], ids=["dense", "codec"])
+def test_command_agrees_with_transformers(tmp_path, coded):
+    model_dir, text = build_dense(tmp_path / "dense", "llama"), tmp_path / "text.txt"
+    text.write_text("In the beginning God created the heaven and the earth. " * 20)
+    command = [sys.executable, "-m", "benchmarks.perplexity", "--model", str(model_dir), "--text", str(text)]
+    command += ["--context", "48", "--dtype", "float32", "--json"]
+    with ExitStack() as stack:
+        if coded:
+            codec = write_codec(tmp_path / "codec", model_dir, EIGHT_TO_TWO, EIGHT_TO_TWO)
+            command += ["--codec", str(codec)]
+            model = stack.enter_context(with_codec(model_dir, codec))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        tokens, expected = in_transformers(model, model_dir, text)
+    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    assert result["tokens"] == tokens
     assert result["perplexity"] == pytest.approx(expected, rel=1e-3)
 
 
