@@ -1,13 +1,15 @@
 """Models as they are, with a codec in vLLM's own classes: greedy tokens are those of transformers with that codec.
 
-In float32. Both run the model's own network; keys and values are coded after norm and RoPE in both.
+In float32. Both run the model's own network; keys and values are coded after norm and RoPE in both. One token of a case
+may be the other one of a tie.
 """
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support.codecs.in_transformers import chosen, with_codec
+from tests.support.codecs.in_transformers import behind, with_codec
 from tests.support.codecs.models import EIGHT_TO_TWO, write_codec
 from tests.support.serving import attention_used, engine, greedy, prompts
 from tests.support.tiny_models import edit_config
@@ -15,6 +17,7 @@ from tests.support.tiny_models import edit_config
 pytestmark = pytest.mark.serving
 
 REQUESTS = prompts(5, 33, 130)
+TIE = 0.01  # of logits whose deviation is 1.5: C++ rounds queries and weights to 16 bits
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "max_trained_positions": 512}
 # vLLM turns every position as transformers does those of a text as long as the context, twice what was trained
 AT_THE_END = {"rope_type": "default", "rope_theta": 10000.0 * 3.0 ** (32 / 30)}
@@ -75,5 +78,6 @@ def test_tokens_are_those_of_transformers_with_the_codec(case, dense, tmp_path):
         assert {name for name, _ in attention_used(llm)} == {"PALU"}
         answers = greedy(llm, REQUESTS, 12)
     with with_codec(in_transformers(source, tmp_path / "same"), codec) as model:
-        assert answers == [chosen(model, *pair) for pair in zip(REQUESTS, answers, strict=True)]
+        gaps = torch.cat([behind(model, *pair) for pair in zip(REQUESTS, answers, strict=True)])
+    assert gaps.max() < TIE and (gaps > 0).sum() <= 1, "a token is another, and not by a tie"
     assert min(len(set(tokens)) for tokens in answers) > 4, "degenerate tokens prove nothing"

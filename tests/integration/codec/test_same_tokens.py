@@ -51,10 +51,10 @@ def test_chunked_and_preempted(dense, asked, cold, batches):
 @pytest.mark.slow
 def test_drafted(dense, asked):
     """Prompts that repeat themselves are guessed from themselves."""
-    repeating = [request * 4 for request in prompts(11, 7, 40)]
+    repeating, tokens = [prompts(11)[0] * 6, prompts(7)[0] * 20], 96
     with engine(dense(), **asked) as llm:
-        expected = greedy(llm, repeating, TOKENS)
-    drafted = ask(dense(), repeating, TOKENS, asked | ngram(3))
+        expected = greedy(llm, repeating, tokens)
+    drafted = ask(dense(), repeating, tokens, asked | ngram(3))
     assert drafted.attention == [["PALU", codec_attention("cpu").__name__]]
     assert drafted.tokens == drafted.tokens_again == expected
     assert drafted.accepted_drafts > 0

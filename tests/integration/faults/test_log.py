@@ -40,4 +40,5 @@ def test_vllms_progress_bar_is_what_ends_it_at_the_start(model):
         ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, env=outside({}))
     assert ended.returncode == 1
     cause = "OSError: [Errno 28] No space left on device"
-    assert any(line.endswith(cause) for line in ended.stdout.splitlines()) and "for st_file in tqdm(" in ended.stdout
+    found = any(line.endswith(cause) for line in ended.stdout.splitlines()) and "for st_file in tqdm(" in ended.stdout
+    assert found, ended.stdout[-3000:]
