@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
 from offline_compress.codec.build import LEAST_CODED, SolvedLayer, build, chosen, solve_all
 from offline_compress.codec.collect import FIRST_TEXTS, Collected, Collector, sample_positions
+from offline_compress.codec.drift import usual_drift
 from offline_compress.codec.judge import codec_divergence
 from offline_compress.codec.options import CalibrateOptions
 from offline_compress.codec.probes import loss_ratios
@@ -20,10 +21,9 @@ from offline_compress.run.journal import write_at_once
 from offline_compress.run.progress import OnEvent
 from offline_compress.run.staging import STATE, check_target, staged_directory
 from palu_vllm.format.codec.digest import model_digest
-from palu_vllm.format.codec.file import Codec, save_codec
+from palu_vllm.format.codec.file import DRIFT, REPORT, Codec, save_codec
 from palu_vllm.format.codec.layer_codec import LayerCodec
 
-REPORT = "codec_report.json"
 RANDOM_SHARE = 4  # one sample of random tokens for so many of text
 PROBE_COMPRESSION = 5.0  # at which measured losses are held against predicted ones
 COLLECTED = "moments.pt"
@@ -39,7 +39,7 @@ def run(options: CalibrateOptions, on_event: OnEvent) -> dict[str, Any]:
         return estimate(directory, config, options)
     samples = _samples(options, directory, config.get_text_config().vocab_size)
     with staged_directory(options.out, options.resume) as out:
-        model = _load(directory, options.device)
+        model = load_model(directory, options.device)
         made_from = {"options": _asked(options), "samples": samples.digest, "model": model_digest(directory)}
         collected = _collected(model, samples.tokens[: -options.held_out], options, made_from, out, on_event)
         solved = solve_all(collected)
@@ -49,7 +49,8 @@ def run(options: CalibrateOptions, on_event: OnEvent) -> dict[str, Any]:
         ratios = _ratios(model, solved, samples.tokens[0], options, on_event)
         codec, facts = _codec(model, solved, ratios, held_out, options, on_event)
         about = {"name": options.model, "digest": made_from["model"], "num_layers": _num_layers(config)}
-        save_codec(out, Codec(codec, about, {"context": options.context}))
+        usual = usual_drift(model, held_out, codec)
+        save_codec(out, Codec(codec, about, {"context": options.context, DRIFT: usual}))
         report = codec_report(options, samples, solved, codec, facts, time.monotonic() - started)
         write_at_once(out / REPORT, report)
         write_card(report, out)
@@ -171,7 +172,8 @@ def _config(directory: Path) -> Any:
         ) from error
 
 
-def _load(directory: Path, device: str) -> PreTrainedModel:
+def load_model(directory: Path, device: str) -> PreTrainedModel:
+    """The model, which nothing trains, on ``auto`` or a device of torch. Raises CompressionError."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = torch.float32 if where == "cpu" else "auto"
     try:

@@ -61,8 +61,8 @@ def codec_report(
         "context": options.context,
         "formats": [{"key": _tiers(slot.key), "value": _tiers(slot.value), "bytes": slot.bytes} for slot in slots],
         "layers": {str(number): slots.index(layer.slot) for number, layer in codec.items()},
-        "bits_k": [_bits(layer.key.form) for layer in codec.values()],
-        "bits_v": [_bits(layer.value.form) for layer in codec.values()],
+        "bits_k": [layer.key.form.mean_bits for layer in codec.values()],
+        "bits_v": [layer.value.form.mean_bits for layer in codec.values()],
         "group_size": {str(number): layer.num_kv_heads // layer.num_groups for number, layer in codec.items()},
         "calibration": samples.label,
         "provenance": program_facts() | {"calibration_sha256": samples.digest},
@@ -71,11 +71,6 @@ def codec_report(
 
 def _tiers(form: CodedFormat) -> list[list[int]]:
     return [[tier.size, tier.bits] for tier in form.tiers]
-
-
-def _bits(form: CodedFormat) -> float:
-    """Per number, the scale left out."""
-    return sum(tier.size * tier.bits for tier in form.tiers) / form.rank
 
 
 def write_card(report: dict[str, Any], directory: Path) -> None:

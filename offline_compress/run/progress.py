@@ -3,8 +3,8 @@
 Events are dictionaries with a key ``event``: ``note``, ``checked``, ``calibration``, ``sharing`` (one per pair of
 layers that is tried; each of these with a ``text``), ``fisher`` (one per sample), ``probe`` (one per layer, where there
 is a budget) and ``trial`` (one per layer, of the best choices), ``energy``, ``conditions`` or ``factors`` (one per
-layer, where ranks follow from them), ``step`` (of the greedy search, about as many as it says) and ``layer`` (one per
-layer, with ranks, relative errors, seconds and resident memory).
+layer, where ranks follow from them), ``step`` (of the greedy search, about as many as it says), ``row`` (of a text that
+is judged) and ``layer`` (one per layer, with ranks, relative errors, seconds and resident memory).
 """
 
 import json

@@ -143,6 +143,11 @@ class CodedFormat:
         """Numbers."""
         return sum(tier.size for tier in self.tiers)
 
+    @property
+    def mean_bits(self) -> float:
+        """Per number, the scale left out."""
+        return sum(tier.size * tier.bits for tier in self.tiers) / self.rank
+
     def payload_bytes(self, tier: Tier) -> int:
         if not tier.is_quantized:
             return 2 * tier.size

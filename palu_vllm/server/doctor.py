@@ -1,4 +1,7 @@
-"""``palu-doctor OUT``: is this machine able to serve this checkpoint, and does it serve the right tokens?"""
+"""``palu-doctor OUT``: is this machine able to serve this checkpoint, and does it serve the right tokens?
+
+With ``--codec``: the same of a model as it is and its codec, see ``codec_doctor``.
+"""
 
 import argparse
 import json
@@ -17,6 +20,8 @@ from palu_vllm.huggingface.tokenizer_agreement import compare_tokenizers, tokeni
 from palu_vllm.kernels.choose import codec_path, kernel_path
 from palu_vllm.server.agreement import require_equal_tokens
 from palu_vllm.version import __version__
+
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -114,12 +119,21 @@ def _same_tokenizer(base: Path, directory: Path) -> str:
     return compare_tokenizers(tokenizer_of(directory), tokenizer_of(base))
 
 
-def examine(directory: Path, announce: Callable[[str], None], base: Path | None = None) -> Iterator[Finding]:
-    """Runs ``CHECKS`` in order and stops behind the first that fails, for the later ones rest on it.
+def examine(directory: Path, announce: Announce, base: Path | None = None) -> Iterator[Finding]:
+    """Runs ``CHECKS`` in order; with ``base``, the dense model, the tokenizers of both are compared too."""
+    return findings(CHECKS | ({"tokenizer": partial(_same_tokenizer, base)} if base else {}), directory, announce)
 
-    With ``base``, the dense model, the tokenizers of both are compared too.
-    """
-    checks = CHECKS | ({"tokenizer": partial(_same_tokenizer, base)} if base else {})
+
+def examine_codec(model: Path, announce: Announce, codec: str, text: Path | None) -> Iterator[Finding]:
+    """Whether a codec is that of a model as it is, and with ``text`` what it costs there."""
+    from palu_vllm.server.codec_doctor import codec_checks  # heavy
+
+    general = {"vLLM": _vllm_version, "plugin": _registered}
+    return findings(general | codec_checks(codec, text), model, announce)
+
+
+def findings(checks: dict[str, Callable[[Path], str]], directory: Path, announce: Announce) -> Iterator[Finding]:
+    """Of checks in order, up to the first that fails, for the later ones rest on it."""
     for check, run in checks.items():
         announce(check)
         try:
@@ -129,32 +143,56 @@ def examine(directory: Path, announce: Callable[[str], None], base: Path | None 
             return
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table, or JSON; returns 0 if every check passed."""
+def command() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="palu-doctor", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="OUT", help="a directory that palu-compress wrote")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="OUT", help="a directory that palu-compress wrote; with --codec the model"
+    )
     parser.add_argument(
         "--base", type=Path, metavar="MODEL", help="the dense model: compares tokens and chat templates with its own"
     )
+    parser.add_argument("--codec", metavar="DIR", help="a codec of the model, by palu-calibrate: checks that instead")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="judges the codec on up to four rows of this text")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def refused(options: argparse.Namespace) -> str | None:
+    """The sentence for paths and options that make no sense, None for others."""
+    if options.text and not options.codec:
+        return "--text judges a codec; give --codec DIR too."
+    if options.base and options.codec:
+        return "--base compares a compressed checkpoint with its model; leave it out where there is a --codec."
+    if options.text and not options.text.is_file():
+        return f"{options.text} is not a file; expected a text in UTF-8."
     if not (options.checkpoint / "config.json").is_file():
-        print(
-            f"palu-doctor: {options.checkpoint} has no config.json; expected a directory that palu-compress wrote.",
-            file=sys.stderr,
-        )
+        expected = "the directory of a model" if options.codec else "a directory that palu-compress wrote"
+        return f"{options.checkpoint} has no config.json; expected {expected}."
+    return None
+
+
+def _asked(options: argparse.Namespace, announce: Announce) -> Iterator[Finding]:
+    if options.codec:
+        return examine_codec(options.checkpoint, announce, options.codec, options.text)
+    return examine(options.checkpoint, announce, options.base)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table, or JSON; returns 0 if every check passed."""
+    options = command().parse_args(arguments)
+    if sentence := refused(options):
+        print(f"palu-doctor: {sentence}", file=sys.stderr)
         return 1
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    findings = []
-    tell = partial(print, "checking", end=" ...\n", file=sys.stderr)
-    for finding in examine(options.checkpoint, tell, options.base):
-        findings.append(finding)
+    found: list[Finding] = []
+    for finding in _asked(options, partial(print, "checking", end=" ...\n", file=sys.stderr)):
+        found.append(finding)
         if not options.json:
             print(f"{'ok' if finding.ok else 'FAILED':<8}{finding.check:<16}{finding.detail}", flush=True)
-    passed = all(finding.ok for finding in findings)
+    passed = all(finding.ok for finding in found)
     if options.json:
-        print(json.dumps({"ok": passed, "checks": [asdict(finding) for finding in findings]}))
+        print(json.dumps({"ok": passed, "checks": [asdict(finding) for finding in found]}))
     return 0 if passed else 1
 
 

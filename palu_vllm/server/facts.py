@@ -1,4 +1,4 @@
-"""What a served palu model, or a model with a codec, keeps in its cache, for the banner, metrics and the info route."""
+"""What a served model keeps in its cache: latents, or codes of a codec, for the banner, metrics and the info route."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,11 +6,10 @@ from typing import Any, Self
 
 from vllm.config import VllmConfig
 
-from palu_vllm.attention_backend.codec.served import dense_bytes_per_token, served_codec
-from palu_vllm.format.codec.file import Codec
+from palu_vllm.attention_backend.codec.served import served_codec
 from palu_vllm.format.config import TierConfig
-from palu_vllm.format.latent_format import Tier
-from palu_vllm.kernels.choose import codec_attention, kernel_path
+from palu_vllm.kernels.choose import kernel_path
+from palu_vllm.startup.codec.facts import CodecFacts
 from palu_vllm.startup.served import ServedConfig, served_config, serves_palu
 
 
@@ -57,30 +56,6 @@ class CacheFacts:
             dense_bytes_per_token=geometry.dense_bytes_per_token(served.dtype),
         )
 
-    @classmethod
-    def of_codec(cls, codec: Codec, dtype: str, device_type: str) -> Self:
-        """Ranks are numbers of a group, per layer that the codec lists; a codec has no path of values."""
-        layers = list(codec.layers.values())
-        size = layers[0].num_kv_heads // layers[0].num_groups
-        return cls(
-            base_model=str(codec.model.get("name", "")),
-            group_sizes=f"codes of groups of {size} KV heads",
-            group_size_k=size,
-            group_size_v=size,
-            rank_k=tuple(layer.key.form.rank for layer in layers),
-            rank_v=tuple(layer.value.form.rank for layer in layers),
-            full_rank_k=layers[0].key.decoder.shape[1],
-            full_rank_v=layers[0].value.decoder.shape[1],
-            bits_k=_bits([tier for layer in layers for tier in layer.key.form.tiers]),
-            bits_v=_bits([tier for layer in layers for tier in layer.value.form.tiers]),
-            value_path="codec",
-            source_layers=tuple(range(len(layers))),
-            kernels=codec_attention(device_type).__name__,
-            dtype=dtype,
-            bytes_per_token=codec.bytes_per_token,
-            dense_bytes_per_token=dense_bytes_per_token(codec, dtype),
-        )
-
     @property
     def num_shared(self) -> int:
         """Layers that hold no latents, because they read an earlier layer's."""
@@ -91,21 +66,25 @@ class CacheFacts:
         """Times fewer bytes than the dense cache."""
         return self.dense_bytes_per_token / self.bytes_per_token
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """For ``palu_info``."""
+        names = ("base_model", "group_size_k", "group_size_v", "bits_k", "bits_v", "value_path", "kernels")
+        return {name: str(getattr(self, name)) for name in names}
+
     def as_json(self) -> dict[str, Any]:
         saved = self.dense_bytes_per_token - self.bytes_per_token
-        return asdict(self) | {"compression_ratio": round(self.compression_ratio, 4), "saved_bytes_per_token": saved}
+        ratio = {"compression_ratio": round(self.compression_ratio, 4), "saved_bytes_per_token": saved}
+        return {"kind": "latents", **asdict(self), **ratio}
 
 
-def served_facts(vllm_config: VllmConfig) -> CacheFacts | None:
+def served_facts(vllm_config: VllmConfig) -> CacheFacts | CodecFacts | None:
     """Of the model of a server, None where it is neither a palu model nor has a codec."""
-    device = vllm_config.device_config.device_type
     if serves_palu(vllm_config):
-        return CacheFacts.of(served_config(vllm_config), device)
+        return CacheFacts.of(served_config(vllm_config), vllm_config.device_config.device_type)
     codec = served_codec(vllm_config) if vllm_config.model_config is not None else None
-    if codec is None:
-        return None
-    return CacheFacts.of_codec(codec, str(vllm_config.model_config.dtype).removeprefix("torch."), device)
+    return None if codec is None else CodecFacts.of(vllm_config)
 
 
-def _bits(tiers: Sequence[TierConfig | Tier]) -> str:
+def _bits(tiers: Sequence[TierConfig]) -> str:
     return "/".join(map(str, sorted({tier.bits for tier in tiers}, reverse=True)))

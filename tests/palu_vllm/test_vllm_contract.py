@@ -48,6 +48,10 @@ TAKEN = {  # the callable, the parameters that this package passes by name or re
         AttentionMetadataBuilder.build,
         ["self", "common_prefix_len", "common_attn_metadata", "fast_build"],
     ),
+    "codec.build_for_cudagraph_capture": (
+        AttentionMetadataBuilder.build_for_cudagraph_capture,
+        ["self", "common_attn_metadata"],
+    ),
     "models.get_rope": (get_rope, ["head_size", "max_position", "rope_parameters", "dtype"]),
     "models.ColumnParallelLinear": (ColumnParallelLinear.__init__, ["bias", "prefix", "return_bias"]),
     "models.RowParallelLinear": (RowParallelLinear.__init__, ["bias", "prefix", "return_bias"]),

@@ -39,7 +39,7 @@ def cases(language: str) -> list:
 def template(tmp_path_factory, dense) -> Path:
     """The directory that every block gets a copy of."""
     directory = tmp_path_factory.mktemp("documentation")
-    text = (ROOT / "demo/text/calibration.txt").read_text(encoding="utf-8")[:3000]
+    text = (ROOT / "demo/text/calibration.txt").read_text(encoding="utf-8")[:9000]
     for name in ("FILE", "calibration.txt", "demo/text/calibration.txt"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
+from palu_vllm.attention_backend.codec.drift import stored_drift
 from palu_vllm.attention_backend.codec.metadata import CodecMetadata
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.kernels.choose import codec_attention
@@ -50,8 +51,9 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Builds the attention where the weights of the layer are, its sinks loaded."""
+        self.codec = self.codec.to(self.device)
         settings = CodecSettings(self.num_heads, self.scale, self.sliding_window, self.soft_cap, self.sinks)
-        self.attention = codec_attention(self.device.type)(self.codec.to(self.device), settings)
+        self.attention = codec_attention(self.device.type)(self.codec, settings)
 
     def do_kv_cache_update(
         self,
@@ -63,9 +65,14 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
     ) -> None:
         """Stores ``key [tokens, kv_heads, head_dim]``, after norm and RoPE, and ``value [tokens, kv_heads, dim]``."""
         metadata = get_forward_context().attn_metadata
-        if metadata is not None:  # else vLLM measures memory
-            positions = (metadata[0] if isinstance(metadata, list) else metadata)[layer.layer_name].positions
-            self.attention.store(key, value, positions, kv_cache, slot_mapping[: len(positions)])
+        if metadata is None:  # vLLM measures memory
+            return
+        own = (metadata[0] if isinstance(metadata, list) else metadata)[layer.layer_name]
+        self.attention.store(key, value, own.positions, kv_cache, slot_mapping[: len(own.positions)])
+        if own.sample is not None:
+            rows = own.sample.rows
+            of_tokens = key[rows], value[rows], own.positions[rows], kv_cache, slot_mapping[rows]
+            own.sample.found[layer.layer_name] = stored_drift(self.codec, *of_tokens)
 
     def forward(
         self,

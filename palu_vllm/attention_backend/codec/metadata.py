@@ -1,11 +1,19 @@
 """Metadata of a batch with the positions of its tokens, which a codec's centres depend on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import AttentionSpec
 
+from palu_vllm.attention_backend.codec.attach import layer_number
+from palu_vllm.attention_backend.codec.drift import SETTING, DriftOptions, DriftWatch, Sample
+from palu_vllm.attention_backend.codec.drift_files import DriftFile
+from palu_vllm.attention_backend.codec.served import palu_settings, served_codec
 from palu_vllm.attention_backend.metadata import PaluMetadata, PaluMetadataBuilder
+from palu_vllm.format.codec.file import DRIFT, Codec
 
 
 @dataclass
@@ -13,10 +21,20 @@ class CodecMetadata(PaluMetadata):
     """What every layer of a group gets with a batch."""
 
     positions: torch.Tensor  # [tokens] int64: the number of every token in its text; any for padding
+    sample: Sample | None = None  # whose coding errors layers measure
 
 
 class CodecMetadataBuilder(PaluMetadataBuilder):
-    """Makes positions once per step for all layers, on the device, without synchronising with it."""
+    """Makes positions once per step for all layers, on the device, and waits for it once per sample of drift."""
+
+    def __init__(
+        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        options = DriftOptions.of(palu_settings(vllm_config).get(SETTING, {}))
+        codec, file = served_codec(vllm_config), DriftFile(vllm_config, layer_names[0])
+        usual = usual_drift(codec, layer_names) if codec else {}
+        self._drift = None if options is None else DriftWatch(options, usual, file.write)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -24,7 +42,19 @@ class CodecMetadataBuilder(PaluMetadataBuilder):
         made = super().build(common_prefix_len, common_attn_metadata, fast_build)
         batch, tokens = made.batch, common_attn_metadata.slot_mapping.shape[0]
         positions = token_positions(batch.query_start_loc, batch.seq_lens, tokens)
-        return CodecMetadata(made.num_actual_tokens, batch, positions)
+        sample = self._drift.sample(made.num_actual_tokens) if self._drift else None
+        return CodecMetadata(made.num_actual_tokens, batch, positions, sample)
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> CodecMetadata:
+        """Without a sample: what is captured runs at every replay."""
+        return replace(super().build_for_cudagraph_capture(common_attn_metadata), sample=None)
+
+
+def usual_drift(codec: Codec, layer_names: Sequence[str]) -> dict[str, list[float]]:
+    """What the codec's file says of text like its calibration's, by the names of layers; nothing of an older file."""
+    said = codec.facts.get(DRIFT, {})
+    numbers = {name: str(layer_number(name)) for name in layer_names}
+    return {name: said[number] for name, number in numbers.items() if number in said}
 
 
 def token_positions(query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from palu_vllm.format.checkpoint import CheckpointError
-from palu_vllm.format.codec.file import JSON, TENSORS, Codec, load_codec
+from palu_vllm.format.codec.file import JSON, REPORT, TENSORS, Codec, load_codec
 from palu_vllm.format.latent_format import NUMBER_BYTES
 
 CODEC = "codec"
@@ -49,7 +49,7 @@ def codec_directory(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[JSON, TENSORS]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[JSON, TENSORS, REPORT]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"the codec {name} is neither a directory nor on the hub ({type(error).__name__}); "

@@ -20,7 +20,9 @@ from palu_vllm.format.codec.layer_codec import LayerCodec, SideCodec
 from palu_vllm.format.latent_format import CodedFormat, Tier
 
 JSON, TENSORS = "palu_codec.json", "palu_codec.safetensors"
+REPORT = "codec_report.json"  # of palu-calibrate, for people and dashboards; a codec is whole without it
 VERSION = 1
+DRIFT = "drift"  # among the facts: what ``drift`` is on text like the calibration's, [of K, of V] by layer
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from palu_vllm.attention_backend.codec.drift import SETTING as DRIFT
+from palu_vllm.attention_backend.codec.drift import DriftOptions
 from palu_vllm.attention_backend.codec.served import CODEC, codec_directory, palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON
@@ -13,7 +15,7 @@ from palu_vllm.registry import BACKEND
 from palu_vllm.startup.refusals import chosen_backends
 
 DIGEST, IGNORE = "codec_digest", "ignore"
-SETTINGS = (CODEC, DIGEST)
+SETTINGS = (CODEC, DIGEST, DRIFT)
 
 
 def asked_settings(config: VllmConfig) -> Mapping[str, Any] | None:
@@ -33,9 +35,12 @@ def _checked(settings: Any) -> Mapping[str, Any]:
     unknown = set(settings) - set(SETTINGS) if isinstance(settings, Mapping) else {settings}
     if unknown:
         raise ValueError(
-            f"--additional-config has palu settings {unknown}; expected {' and '.join(SETTINGS)} for a model as it is."
+            f"--additional-config has palu settings {unknown}; expected {', '.join(SETTINGS)} for a model as it is."
         )
+    DriftOptions.of(settings.get(DRIFT, {}))
     for name, value in settings.items():
+        if name == DRIFT:
+            continue
         if not isinstance(value, str) or (name == DIGEST and value != IGNORE):
             expected = IGNORE if name == DIGEST else "a directory or a hub id"
             raise ValueError(f"--additional-config has {name}={value!r} for palu; expected {expected}.")

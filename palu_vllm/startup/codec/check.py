@@ -4,10 +4,10 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from palu_vllm.attention_backend.codec.attach import attaching
-from palu_vllm.attention_backend.codec.served import CODEC, dense_bytes_per_token, named_codec
+from palu_vllm.attention_backend.codec.served import CODEC, named_codec
 from palu_vllm.startup.codec.asked import asked_settings
+from palu_vllm.startup.codec.facts import CodecFacts
 from palu_vllm.startup.codec.refusals import REFUSALS
-from palu_vllm.version import __version__
 
 logger = init_logger("vllm.palu")  # vLLM prints nothing of loggers that are not below its own
 
@@ -27,12 +27,6 @@ def check_codec(config: VllmConfig) -> str | None:
     for refusal in REFUSALS:
         if sentence := refusal(config, codec):
             return sentence
-    dtype = str(config.model_config.dtype).removeprefix("torch.")
-    dense = dense_bytes_per_token(codec, dtype)
-    logger.info_once(
-        f"palu-vllm {__version__}: the codec {settings[CODEC]} for {len(codec.layers)} layers, "
-        f"{codec.bytes_per_token:,} bytes of KV cache per token in place of {dense:,} in {dtype} "
-        f"({dense / codec.bytes_per_token:.2f}x the tokens)"
-    )
+    logger.info_once(CodecFacts.of(config).line())
     config.attention_config.backend, config.attention_config.backend_per_kind = None, {}
     return None

@@ -49,7 +49,7 @@ CASES = {  # family, its options, the class that vLLM serves, groups
 FAST = ("llama", "gemma3 with sliding and full layers", "phi3 with longrope")
 
 
-def options(codec: Path, **settings: str) -> dict:
+def options(codec: Path, **settings: object) -> dict:
     return {"attention_backend": "palu", "additional_config": {"palu": {"codec": str(codec), **settings}}}
 
 

@@ -36,7 +36,7 @@ def test_formats_by_layer_capacity_and_info(dense, codec):
     with with_codec(dense(), codec) as model:
         assert answers == [chosen(model, *pair) for pair in zip(REQUESTS, answers, strict=True)]
     info = describe(config)
-    assert (info["bytes_per_token"], info["value_path"]) == (said.bytes_per_token, "codec")
+    assert (info["kind"], info["bytes_per_token"], info["layers"]) == ("codec", said.bytes_per_token, (0, 1))
     assert info["saved_bytes_per_token"] == dense_bytes_per_token(said, "float32") - said.bytes_per_token
     assert config.cache_config.kv_cache_size_tokens * said.bytes_per_token == pytest.approx(POOL, rel=0.02)
 

@@ -62,11 +62,13 @@ def test_bytes_in_use_rise_with_a_running_request_and_fall_again(running, model)
 
 
 def test_every_metric_of_the_grafana_dashboard_exists(running):
+    """Those of codecs: ``tests/integration/codec/test_server.py``."""
     found = set(metrics(running))
     for panel in json.loads(GRAFANA.read_text())["panels"]:
-        for target in panel["targets"]:
+        for target in panel.get("targets", []):
             names = set(re.findall(r"(?:vllm:|palu_)\w+", target["expr"]))
-            assert names and names <= found, (panel["title"], names - found)
+            missing = {name for name in names - found if not name.startswith("palu_codec_")}
+            assert names and not missing, (panel["title"], missing)
 
 
 @pytest.mark.parametrize("route", ["info", "dashboard"])

@@ -12,15 +12,17 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from palu_vllm.format.checkpoint import read_config
+from palu_vllm.format.codec.file import load_codec
 from palu_vllm.server.endpoint import PAGE, PaluEndpoint
+from tests.support.codecs.models import write_codec
 
 
-def client_of(model):
+def client_of(model, **settings):
     """An application as vLLM builds it, around the configuration of ``model``, None for a server without an engine."""
     app, plugin = FastAPI(), PaluEndpoint()
     engine = None
     if model is not None:
-        config = EngineArgs(model=str(model), dtype="float32", enforce_eager=True).create_engine_config()
+        config = EngineArgs(model=str(model), dtype="float32", enforce_eager=True, **settings).create_engine_config()
         engine = SimpleNamespace(vllm_config=config, shutdown=lambda timeout=None: None, errored=False)
     plugin.attach_router(app)
     asyncio.run(plugin.init_state(engine, app.state, Namespace()))
@@ -38,7 +40,16 @@ def test_info_says_what_the_checkpoint_says(palu):
     assert (answer["rank_k"], answer["rank_v"]) == (config.rank_k, config.rank_v)
     assert answer["bytes_per_token"] == config.bytes_per_token(geometry, "float32")
     assert answer["dense_bytes_per_token"] == geometry.dense_bytes_per_token("float32")
-    assert answer["dtype"] == "float32" and answer["model"] == str(model)
+    assert answer["dtype"] == "float32" and answer["model"] == str(model) and answer["kind"] == "latents"
+
+
+def test_info_says_what_the_codec_says(dense, tmp_path):
+    codec = write_codec(tmp_path / "english", dense(), layers=[1])
+    settings = {"additional_config": {"palu": {"codec": str(codec)}}}
+    answer = client_of(dense(), **settings).get("/v1/palu/info").json()
+    assert answer["kind"] == "codec" and answer["codec"] == "english" and str(tmp_path) not in str(answer)
+    assert (answer["layers"], answer["layers_left_dense"], answer["bits_k"]) == ([1], [0], [4])
+    assert answer["bytes_per_token"] == load_codec(codec).bytes_per_token and answer["kl"] is None
 
 
 @pytest.mark.parametrize("has_engine", [True, False])

@@ -42,7 +42,6 @@ OWN = {  # members of classes of vLLM's kind that vLLM does not know, or never c
     "AdapterNames.mixed",
     "LatentAttention.forward",  # called by PaluAttention
     "PaluStatLogger._publish",
-    "PaluStatLogger._set",
     "PaluStatLogger._set_used",
     "SinkWindowSpec.num_retained_tokens",  # asked for by vLLM 0.33
     "SinkWindowSpec.sink_blocks",
