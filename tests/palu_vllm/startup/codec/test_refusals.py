@@ -82,7 +82,7 @@ def test_no_codec(dense):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"latent_bits": 4}, "palu settings {'latent_bits'}; expected codec, codec_digest, drift for a model as it is."),
+        ({"latent_bits": 4}, "palu settings {'latent_bits'}; expected codec, codec_digest, drift for a model"),
         ({"codec_digest": "no"}, "codec_digest='no' for palu; expected ignore."),
         ({"codec": 4}, "codec=4 for palu; expected a directory or a hub id."),
     ],
