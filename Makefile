@@ -5,6 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 MODELS ?= models
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+OLDEST_TRITON := 3.6.0
 LOCKED := requirements/torch.txt requirements/cpu.txt
 
 LOCK := --override requirements/overrides.txt --python-version 3.11 --universal --generate-hashes --no-header \
@@ -40,11 +41,19 @@ test-all: setup
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
 
-kernels-check: setup
-	$(BIN)/python -m benchmarks.kernels.check
+# all with the Triton that is installed, the newest that is supported; with the oldest, in a folder of its own, what
+# known_failures.py knows of. CHECK="--arch sm_90 --recommended" takes minutes in place of hours
+kernels-check: setup .triton/$(OLDEST_TRITON)/.ready
+	$(BIN)/python -m benchmarks.kernels.check --fresh $(CHECK)
+	PYTHONPATH=.triton/$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels.check --fresh \
+	  $(or $(CHECK),--arch sm_90 --recommended)
+
+.triton/%/.ready:
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(@D) triton==$*
+	touch $@
 
 kernels-check-ci: setup
-	$(BIN)/python -m benchmarks.kernels.check --arch sm_90 --recommended
+	$(BIN)/python -m benchmarks.kernels.check --fresh --arch sm_90 --recommended
 
 # attention of one layer over a codec's slots beside vLLM's own; the last line is JSON
 bench-cpu: setup

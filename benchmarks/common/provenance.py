@@ -1,5 +1,6 @@
 """Where and with what a number was measured; written beside every result."""
 
+import json
 import platform
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from offline_compress.run.provenance import ROOT, described, versions
 
+CARRIED = ROOT / ".gpu" / "commit" / "commit.json"
 PACKAGES = ("torch", "vllm", "transformers", "triton", "palu-vllm")
 
 
@@ -23,12 +25,17 @@ def provenance() -> dict[str, Any]:
 
     return {
         "command": ["python", "-m", *[_without_folders(part) for part in _module_and_arguments()]],
-        "commit": described("--dirty") or "unknown",
+        "commit": described("--dirty") or carried_commit() or "unknown",
         "versions": versions(PACKAGES) | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{_cpu_name()}, {torch.get_num_threads()} threads",
     }
+
+
+def carried_commit() -> str | None:
+    """The commit that ``benchmarks.gpu.prepare`` wrote beside a copy of the tree without git; None where it did not."""
+    return json.loads(CARRIED.read_text())["commit"] if CARRIED.exists() else None
 
 
 def _without_folders(argument: str) -> str:

@@ -8,7 +8,8 @@ from typing import TypeVar
 from palu_vllm.kernels.gpu.tiling import Device
 from palu_vllm.kernels.gpu.tuned import tuned_for
 
-KIB, TERA = 1024, 1e12
+KIB, GIGA, TERA = 1024, 1e9, 1e12
+SCHEDULERS = 4  # of a multiprocessor, since Volta
 Entry = TypeVar("Entry")
 
 
@@ -21,7 +22,13 @@ class Gpu:
     memory_bandwidth: float  # bytes
     tensor_flops: float
     l2_bandwidth: float  # bytes, an estimate: vendors publish none for most
+    clock: float  # cycles, the highest of the data sheet
     source: str
+
+    @property
+    def instructions(self) -> float:
+        """Of a warp each: one per cycle from each of a multiprocessor's schedulers."""
+        return SCHEDULERS * self.device.multiprocessors * self.clock
 
 
 def chip(arch: str, multiprocessors: int, shared_kib: int, shared_operands: bool = True) -> tuple[str, Device]:
@@ -38,14 +45,20 @@ GPUS = {
         2.039 * TERA,
         312 * TERA,
         4.5 * TERA,
+        1.41 * GIGA,
         "A100 80 GB SXM data sheet",
     ),
     "l40s": Gpu(
-        *chip("sm_89", 142, 99, shared_operands=False), 0.864 * TERA, 362 * TERA, 4.5 * TERA, "L40S data sheet"
+        *chip("sm_89", 142, 99, shared_operands=False),
+        0.864 * TERA,
+        362 * TERA,
+        4.5 * TERA,
+        2.52 * GIGA,
+        "L40S data sheet",
     ),
-    "h100": Gpu(*chip("sm_90", 132, 227), 3.35 * TERA, 989 * TERA, 5.5 * TERA, "H100 SXM data sheet"),
-    "h200": Gpu(*chip("sm_90", 132, 227), 4.3 * TERA, 788 * TERA, 5.5 * TERA, "measured: copy, 8192^3 product"),
-    "b200": Gpu(*chip("sm_100", 148, 227), 8.0 * TERA, 2250 * TERA, 10.0 * TERA, "HGX B200 data sheet"),
+    "h100": Gpu(*chip("sm_90", 132, 227), 3.35 * TERA, 989 * TERA, 5.5 * TERA, 1.98 * GIGA, "H100 SXM data sheet"),
+    "h200": Gpu(*chip("sm_90", 132, 227), 4.3 * TERA, 788 * TERA, 5.5 * TERA, 1.98 * GIGA, "measured: copy, product"),
+    "b200": Gpu(*chip("sm_100", 148, 227), 8.0 * TERA, 2250 * TERA, 10.0 * TERA, 1.85 * GIGA, "HGX B200 data sheet"),
 }
 CHIPS = {gpu.arch: gpu.device for gpu in (GPUS[name] for name in ("a100", "l40s", "h200", "b200"))}
 

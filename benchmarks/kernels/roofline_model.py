@@ -1,11 +1,12 @@
 """What decode attention must move and multiply, and which of it bounds the time: pure functions of shapes and rates.
 
-Counted are bytes of device memory, bytes from L2 to the multiprocessors (where a tile of tokens reads ``k_up`` again)
-and operations on tensor cores, with the padding of the tiles. Not counted are rotation, softmax and unpacking, which
-run beside the tensor cores, and the time to start and to drain a kernel: a bound is what no kernel of this plan beats.
+Counted are bytes of device memory, bytes from L2 to the multiprocessors (where a tile of tokens reads ``k_up`` again),
+operations on tensor cores, with the padding of the tiles, and, where it is told how many a number takes, instructions
+that unpack codes. Not counted are rotation and softmax, which run beside the tensor cores, and the time to start and to
+drain a kernel: a bound is what no kernel of this plan beats.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from benchmarks.kernels.gpus import Gpu
 from palu_vllm.format.shape import LayerShape
@@ -15,6 +16,7 @@ from palu_vllm.kernels.gpu.tiling import Tiling, ceil_div, decode_splits
 
 NUMBER = 2  # bytes of bfloat16
 FLOAT = 4
+WARP = 32  # threads
 FLOP = 2  # a multiplication and an addition
 
 
@@ -25,15 +27,18 @@ class Work:
     memory_bytes: float
     l2_bytes: float
     flops: float
+    instructions: float = 0.0  # of a warp each, that unpack numbers
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.memory_bytes + other.memory_bytes, self.l2_bytes + other.l2_bytes, self.flops + other.flops)
+        sums = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)}
+        return Work(**sums)
 
     def seconds(self, gpu: Gpu) -> dict[str, float]:
         return {
             "memory": self.memory_bytes / gpu.memory_bandwidth,
             "L2": self.l2_bytes / gpu.l2_bandwidth,
             "tensor cores": self.flops / gpu.tensor_flops,
+            "instructions": self.instructions / gpu.instructions,
         }
 
     def bound(self, gpu: Gpu) -> tuple[str, float]:
@@ -95,6 +100,21 @@ def dense_work(shape: LayerShape, batch: Batch) -> Work:
     """Attention over whole keys and values in bfloat16, at best: the bound that dense kernels come close to."""
     cache = batch.tokens * shape.num_kv_heads * 2 * shape.head_dim * NUMBER
     return Work(cache, cache, 2 * FLOP * batch.tokens * shape.num_heads * shape.head_dim)
+
+
+def unpacking(numbers: float, instructions_per_number: float) -> Work:
+    """Of turning codes into operands of a product, by every thread of a warp a number at a time."""
+    return Work(0, 0, 0, instructions=numbers * instructions_per_number / WARP)
+
+
+def codec_work(shape: LayerShape, batch: Batch, bytes_per_token: int, instructions_per_number: float = 0) -> Work:
+    """Attention over a codec's slots, at least: each slot read once, and two products per query head with a group's
+    codes of K and of V, which are as wide as the group's heads together.
+    """
+    width = shape.group_size * shape.head_dim
+    slots, numbers = batch.tokens * bytes_per_token, 2 * batch.tokens * shape.num_groups * width
+    work = Work(slots, slots, 2 * FLOP * batch.tokens * shape.num_heads * width)
+    return work + unpacking(numbers, instructions_per_number)
 
 
 def decode_work(shape: LayerShape, batch: Batch, gpu: Gpu, tiling: Tiling) -> Work:

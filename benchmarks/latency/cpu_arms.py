@@ -86,21 +86,22 @@ def side(tiers: Tiers, groups: int, sink: torch.Tensor) -> SideCodec:
     return SideCodec(form, basis * steps, sink)
 
 
-def random_codec(shape: Shape, groups: int, tiers: tuple[Tiers, Tiers]) -> LayerCodec:
+def random_codec(kv_heads: int, head_dim: int, groups: int, tiers: tuple[Tiers, Tiers]) -> LayerCodec:
     def centre() -> torch.Tensor:
-        return torch.randn(shape.kv_heads, shape.head_dim)
+        return torch.randn(kv_heads, head_dim)
 
-    half = shape.head_dim // 2
+    half = head_dim // 2
     frequencies = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
     key, value = (side(part, groups, 8 * centre()) for part in tiers)
-    return LayerCodec(key, value, centre(), centre(), torch.arange(shape.head_dim) % half, frequencies, centre())
+    return LayerCodec(key, value, centre(), centre(), torch.arange(head_dim) % half, frequencies, centre())
 
 
 def coded(shape: Shape, groups: int, tiers: tuple[Tiers, Tiers]) -> tuple[Run, int]:
     """Attention over a codec's slots as it is served on this machine, and the bytes of the slots."""
     if codec_path("cpu") != "C++":
         raise RuntimeError(f"the C++ library is not here: {codec_path('cpu')}")
-    codec, batch, query = random_codec(shape, groups, tiers), shape.batch(), shape.query()
+    codec = random_codec(shape.kv_heads, shape.head_dim, groups, tiers)
+    batch, query = shape.batch(), shape.query()
     attention = codec_attention("cpu")(codec, CodecSettings(shape.heads, shape.head_dim**-0.5))
     cache = torch.zeros(shape.num_blocks, groups, BLOCK_SIZE, codec.slot.bytes, dtype=torch.uint8)
     for blocks in batch.block_table.long():

@@ -27,8 +27,9 @@ from benchmarks.latency.table import Row, table
 from benchmarks.latency.timing import CudaTimer, Spread, WallTimer
 
 CONTEXTS = [4096 << doubling for doubling in range(7)]  # 4K to 256K, the paper's
+MOST_TOKENS = 1 << 23
 CHECKED_CONTEXT = 8192  # up to which results are compared with float32 before they are timed
-ARMS = ("palu", "palu_packed", "flash_attention_3", "flash_attention_3_fp8", "vllm_triton", "torch_sdpa")
+ARMS = ("palu", "palu_packed", "codec", "flash_attention_3", "flash_attention_3_fp8", "vllm_triton", "torch_sdpa")
 SMOKE = "smoke, not a measurement"
 SMOKE_SHAPES = MODELS | {"tiny": Model(num_heads=4, num_kv_heads=4, head_dim=32, hidden_size=64, theta=1e4)}
 SMOKE_DEFAULTS = {"shape": "tiny", "ranks": (16, 24), "contexts": [40, 72], "repeats": 3, "warmup": 1}
@@ -54,28 +55,41 @@ class Sweep:
     device: torch.device
     timer: CudaTimer | WallTimer
 
-    def case(self, context: int) -> Case:
+    def case(self, batch: Batch) -> Case:
         dtype = torch.float16 if self.options.smoke else torch.bfloat16  # the interpreter has no bfloat16
-        batch = Batch(self.options.batch, context)
         return Case(self.layer, self.hidden_size, batch, dtype, self.device, self.options.block_size)
 
+    def batches(self) -> list[Batch]:
+        """Contexts in order, at each of them every number of requests, without those of more than ``--most-tokens``."""
+        found = [Batch(requests, context) for context in self.options.contexts for requests in self.options.batch]
+        return [batch for batch in found if batch.tokens <= self.options.most_tokens]
+
     def rows(self) -> list[Row]:
-        """Contexts in order, at each of them all arms, from the same seed."""
+        """Batches in order, for each of them all arms, from the same seed; each row is kept once it is there."""
         rows = []
-        for context in self.options.contexts:
+        for batch in self.batches():
             for name in self.options.arms:
                 torch.manual_seed(0)
                 with torch.inference_mode():
-                    rows.append(self.row(name, builders(self.options.bits)[name], self.case(context)))
+                    rows.append(self.row(name, builders(self.options.bits)[name], self.case(batch)))
+                self.keep(rows[-1])
                 gc.collect()
                 torch.cuda.empty_cache()
         return rows
+
+    def keep(self, row: Row) -> None:
+        """Appends one line of JSON to the file of ``--rows``, with what is measured."""
+        options = self.options
+        if options.rows:
+            measured = {"experiment": self.experiment.name, "shape": options.shape, "ranks": list(options.ranks)}
+            with options.rows.open("a") as file:
+                file.write(json.dumps({**measured, "bits": options.bits, "kind": kind_of(options), **row}) + "\n")
 
     def row(self, name: str, build: Callable[[Case], Arm], case: Case) -> Row:
         """One measurement, or under ``missing`` why there is none."""
         from triton.errors import TritonError
 
-        row = {"arm": name, "context": case.batch.context}
+        row = {"arm": name, "batch": case.batch.requests, "context": case.batch.context}
         try:
             return row | self.measured(build(case), case)
         except (UnavailableError, TritonError, RuntimeError, TypeError, AssertionError) as error:
@@ -99,11 +113,11 @@ class Sweep:
 
     def result(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        kept = {name: value for name, value in vars(self.options).items() if name not in ("out", "smoke")}
+        kept = {name: value for name, value in vars(self.options).items() if name not in ("out", "rows", "smoke")}
         return {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
-            "kind": SMOKE if self.options.smoke else "measurement",
+            "kind": kind_of(self.options),
             "timing": self.timer.method,
             "options": kept,
             "rows": self.rows(),
@@ -111,11 +125,16 @@ class Sweep:
         }
 
 
+def kind_of(options: argparse.Namespace) -> str:
+    return SMOKE if options.smoke else "measurement"
+
+
 def builders(bits: int) -> dict[str, Callable[[Case], Arm]]:
+    from benchmarks.latency.codec_arm import Codec
     from benchmarks.latency.dense_arms import FlashAttention3, FlashAttention3Fp8, TorchSdpa, VllmTriton
     from benchmarks.latency.latent_arms import Palu
 
-    arms = (Palu, lambda case: Palu(case, bits), FlashAttention3, FlashAttention3Fp8, VllmTriton, TorchSdpa)
+    arms = (Palu, lambda case: Palu(case, bits), Codec, FlashAttention3, FlashAttention3Fp8, VllmTriton, TorchSdpa)
     return dict(zip(ARMS, arms, strict=True))
 
 
@@ -143,6 +162,10 @@ def parser_of(experiment: Experiment, smoke: bool) -> argparse.ArgumentParser:
     program = f"python -m benchmarks.latency.{experiment.name}"
     parser = argparse.ArgumentParser(prog=program, description=experiment.title)
     add_layer_options(parser, "llama-2-7b", SMOKE_SHAPES if smoke else MODELS)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1], help="requests, one or several (default 1)")
+    parser.add_argument(
+        "--most-tokens", type=positive, default=MOST_TOKENS, help="of a batch; larger ones are left out"
+    )
     parser.add_argument("--contexts", type=positive, nargs="+", default=CONTEXTS, help="default: 4096 to 262144")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--bits", type=int, choices=(8, 4, 3, 2), default=4, help="of the packed arm (default 4)")
@@ -150,6 +173,7 @@ def parser_of(experiment: Experiment, smoke: bool) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=positive, default=30)
     parser.add_argument("--warmup", type=positive, default=5)
     parser.add_argument("--out", type=Path, help="JSON file (default: in benchmarks/results/; in a smoke none)")
+    parser.add_argument("--rows", type=Path, help="a file that gets one line of JSON per row as it is measured")
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU, in Triton's interpreter")
     if smoke:
         parser.set_defaults(**SMOKE_DEFAULTS)
@@ -187,7 +211,7 @@ def run(experiment: Experiment, arguments: list[str] | None = None) -> None:
     result = Sweep(experiment, options, layer, hidden_size, device, timer).result()
     print(f"{experiment.title} ({result['kind']}; {result['timing']})")
     print(table(result["rows"]))
-    out = options.out or (None if options.smoke else default_out(experiment))
+    out = options.out or (None if options.smoke or options.rows else default_out(experiment))
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, out.with_suffix(".png"))

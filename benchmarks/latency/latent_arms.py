@@ -49,8 +49,11 @@ class Palu(Arm):
 
     def expected(self, query: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(self.out, dtype=torch.float32)
-        ReferenceAttention(self.shape, self.rebuild).attend(query.float(), self.cache, self.case.paged, out)
+        self.specification().attend(query.float(), self.cache, self.case.paged, out)
         return out
+
+    def specification(self) -> ReferenceAttention:
+        return ReferenceAttention(self.shape, self.rebuild)
 
     def least_work(self) -> list[Work]:
         plans = (None, absorption_of(self.layer))

@@ -5,11 +5,13 @@ from typing import Any
 
 
 def lines_of(rows: list[dict]) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """Per arm the contexts that were timed and their seconds; arms without any are left out."""
+    """Per arm, and number of requests where there are several, the contexts that were timed and their seconds."""
+    several = len({row["batch"] for row in rows}) > 1
     lines: dict[str, list] = {}
     for row in rows:
         if "missing" not in row:
-            lines.setdefault(row["arm"], []).append((row["context"], row["seconds"]))
+            name = row["arm"] + (f", {row['batch']} requests" if several else "")
+            lines.setdefault(name, []).append((row["context"], row["seconds"]))
     return lines
 
 

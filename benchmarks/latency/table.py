@@ -6,14 +6,14 @@ Row = dict[str, Any]
 DENSE = ("flash_attention_3", "vllm_triton", "torch_sdpa")  # arms of 16 bits, the fastest of which speed-ups are over
 
 
-def fastest_dense(rows: list[Row], context: int) -> float | None:
-    """Median seconds of the fastest dense arm at that context; None where none was timed."""
-    timed = [row for row in rows if row["context"] == context and "missing" not in row]
+def fastest_dense(rows: list[Row], context: int, batch: int = 1) -> float | None:
+    """Median seconds of the fastest dense arm for that batch; None where none was timed."""
+    timed = [row for row in rows if (row["context"], row["batch"]) == (context, batch) and "missing" not in row]
     return min((row["seconds"]["median"] for row in timed if row["arm"] in DENSE), default=None)
 
 
 def line(row: Row, dense: float | None) -> str:
-    start = f"{row['context']:8} {row['arm']:22}"
+    start = f"{row['batch']:5} {row['context']:8} {row['arm']:22}"
     if "missing" in row:
         return f"{start} missing: {row['missing']}"
     seconds = row["seconds"]
@@ -26,6 +26,6 @@ def line(row: Row, dense: float | None) -> str:
 
 def table(rows: list[Row]) -> str:
     """One line per row; arms that are missing say why."""
-    head = f"{'context':>8} {'arm':22} {'median us':>10} {'quartiles us':>19} {'GB/s':>8} {'TFLOP/s':>8}"
-    lines = [line(row, fastest_dense(rows, row["context"])) for row in rows]
+    head = f"{'batch':>5} {'context':>8} {'arm':22} {'median us':>10} {'quartiles us':>19} {'GB/s':>8} {'TFLOP/s':>8}"
+    lines = [line(row, fastest_dense(rows, row["context"], row["batch"])) for row in rows]
     return "\n".join([f"{head} {'of bound':>8} {'over dense':>10}", *lines])

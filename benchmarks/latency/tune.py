@@ -113,6 +113,7 @@ def merged(path: Path, gpu: str, results: list[dict[str, Any]], kind: str) -> di
 def parser_of(smoke: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency.tune", description=__doc__.splitlines()[0])
     add_layer_options(parser, "tiny" if smoke else "llama-3.1-8b", SMOKE_SHAPES if smoke else MODELS)
+    parser.add_argument("--batch", type=positive, default=1, help="requests (default 1)")
     parser.add_argument("--bits", type=int, choices=(16, 8, 4, 3, 2), default=16)
     parser.add_argument("--context", type=positive, default=40 if smoke else 8192)
     parser.add_argument("--candidates", type=positive, help="of each kernel, at most (default: all)")

@@ -22,7 +22,8 @@ from tests.palu_vllm.kernels.same_precision import assert_as_precise
 COMPILED = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not COMPILED, reason="needs an NVIDIA GPU and TRITON_INTERPRET=0")]
 ALL_LAYERS = SERVED_LAYERS | SERVED_PACKED_LAYERS
-every_layer = pytest.mark.parametrize("name", ALL_LAYERS)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ALL_LAYERS if name not in RECOMMENDED]
+every_layer = pytest.mark.parametrize("name", [*sorted(RECOMMENDED), *OTHERS])
 DECODE = [(1, 1031), (1, 1), (0, 5), (1, 300)]
 PREFILL = [(70, 200), (1, 33), (129, 129), (0, 7)]
 

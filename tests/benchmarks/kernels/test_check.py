@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.check import LAYERS, fails, main, rows_of, table, verdict
+from benchmarks.kernels.check import LAYERS, failures, line, main, problems, row_of
 from benchmarks.kernels.gpus import CHIPS
 from benchmarks.kernels.layers import RECOMMENDED
 from tests.support.processes import forked
 
 REPOSITORY = Path(__file__).parents[3]
 CLEAN = {
-    "arch": "sm_90", "layer": "llama_3_8b_256_256", "kernel": "decode_split_kernel", "limit": 227 * 1024,
-    "registers": 254, "stack": 0, "shared_memory": 200000, "tensor_memory": 0,
+    "triton": "4.0.0", "arch": "sm_90", "layer": "llama_3_8b_256_256", "kernel": "decode_split_kernel",
+    "limit": 227 * 1024, "registers": 254, "stack": 0, "shared_memory": 200000, "tensor_memory": 0,
+    "synchronous_loads": 0, "seconds": 8.0,
 }  # fmt: skip
 NOT_RECOMMENDED = {"layer": "llama_3_8b_256_256_tiers"}
 
@@ -38,21 +39,22 @@ def run(*arguments: object, cache: Path, **environment: str) -> subprocess.Compl
         ({"stack": 8} | NOT_RECOMMENDED, "spills", False),
         ({"shared_memory": 227 * 1024 + 1} | NOT_RECOMMENDED, "needs more shared memory than 227 KiB", True),
         ({"tensor_memory": 513} | NOT_RECOMMENDED, "needs more tensor memory than 512 columns", True),
+        ({"seconds": 61.0} | NOT_RECOMMENDED, "compiles for more than 60 s", True),
         ({"error": "no such thing"} | NOT_RECOMMENDED, "does not compile: no such thing", True),
     ],
 )
 def test_verdicts(change, said, failed):
     row = CLEAN | change
-    assert verdict(row) == said
-    assert fails(row) == failed
-    assert ("FAILED: " in table([row])) == failed
+    assert "; ".join(problems(row).values()) == said
+    assert bool(failures(row)) == failed
+    assert ("FAILED: " in line(row)) == failed and line(row).endswith(said)
 
 
 def test_a_compiler_that_ends_its_process_is_a_failure():
     future = Future()
     future.set_exception(BrokenProcessPool("a process died"))
-    rows = rows_of(future, "sm_90", "llama_3_8b_256_256_tiers")
-    assert all(map(fails, rows)) and "a process died" in table(rows)
+    row = row_of(future, CLEAN | NOT_RECOMMENDED)
+    assert failures(row) and "a process died" in line(row)
 
 
 def test_recommended_layers_are_the_five_shapes_in_16_and_4_bits():
@@ -70,13 +72,15 @@ def test_recommended_layers_are_the_five_shapes_in_16_and_4_bits():
 def test_tiles_follow_the_chip(tmp_path):
     found = tmp_path / "rows.json"
     layer, arches = "llama_3_8b_256_256", ("sm_89", "sm_100")
-    done = run("--arch", *arches, "--layers", layer, "--json", found, cache=tmp_path)
+    told = tmp_path / "rows.jsonl"
+    done = run("--arch", *arches, "--layers", layer, "--json", found, "--rows", told, cache=tmp_path)
     rows = json.loads(found.read_text())["rows"]
+    assert len(told.read_text().splitlines()) == len(rows), "one line per kernel, as it is compiled"
     assert {row["arch"] for row in rows} == set(arches)
     decode = {row["arch"]: row for row in rows if row["kernel"] == "decode_split_kernel"}
     assert all(row["limit"] == CHIPS[arch].shared_memory >= row["shared_memory"] for arch, row in decode.items())
     assert decode["sm_89"]["shared_memory"] < decode["sm_100"]["shared_memory"]
-    assert done.returncode == 0 and not any(row["failed"] for row in rows), "a recommended layer"
+    assert done.returncode == 0 and not any(row["failures"] for row in rows), "a recommended layer"
     assert f"{len(rows)} kernels compiled" in done.stdout
 
 

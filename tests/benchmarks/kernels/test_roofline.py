@@ -6,8 +6,17 @@ import pytest
 
 from benchmarks.kernels.gpus import CHIPS, GPUS, gpu_of_device
 from benchmarks.kernels.layers import MODELS, RECOMMENDED_LAYERS, Layer, sizes
-from benchmarks.kernels.roofline import absorption_of, bounds, main, tiles_of
-from benchmarks.kernels.roofline_model import Absorbing, Batch, Work, decode_work, dense_work, latents_and_rebuild
+from benchmarks.kernels.roofline import absorption_of, bounds, main, tiles_of, unpacked
+from benchmarks.kernels.roofline_model import (
+    Absorbing,
+    Batch,
+    Work,
+    codec_work,
+    decode_work,
+    dense_work,
+    latents_and_rebuild,
+    unpacking,
+)
 
 H200 = GPUS["h200"]
 BATCH = Batch(1, 65536)
@@ -136,7 +145,46 @@ def test_the_table_says_what_bounds():
     assert found["dense bf16"].speed_up == 1 and found["dense bf16"].by == "memory"
     assert found["rebuild, at least"].by == "tensor cores"
     assert found["rebuild, in tiles"].seconds >= found["absorbed, in tiles"].seconds
-    assert list(found)[1:] == [f"{plan}, {how}" for plan in ("rebuild", "absorbed") for how in ("at least", "in tiles")]
+    latents = [f"{plan}, {how}" for plan in ("rebuild", "absorbed") for how in ("at least", "in tiles")]
+    assert list(found)[1:] == [*latents, "codec, at least"]
+
+
+@pytest.mark.parametrize(
+    ("per_number", "memory", "tensor", "issue", "by"),
+    [
+        (3, 0.2382, 0.0832, 0.1837, "memory"),
+        (0, 0.2382, 0.0832, 0, "memory"),
+        (7.8, 0.2382, 0.0832, 0.477, "instructions"),
+    ],
+)
+def test_a_codec_by_hand(per_number, memory, tensor, issue, by):
+    """1,024 bytes, 2 products of 32 heads with 512 codes, 2,048 codes of K and V per token of Llama 3.1 8B."""
+    work = codec_work(layer("llama-3.1-8b", 128, 384).shape, BATCH, 1024, per_number)
+    found = nanoseconds(work)
+    assert found["memory"] == pytest.approx(memory, rel=0.001)
+    assert found["tensor cores"] == pytest.approx(tensor, rel=0.002)
+    assert found["instructions"] == pytest.approx(issue, rel=0.002)
+    assert work.bound(H200)[0] == by
+
+
+def test_instructions_are_those_of_the_design():
+    """A tile of 64 tokens has 256 numbers per thread of 8 warps; 2,000 instructions take 2.3 us at 1.755 GHz."""
+    one = replace(H200, device=replace(H200.device, multiprocessors=1), clock=1.755e9)
+    tile = unpacking(64 * 1024, 2000 / 256)
+    assert tile.instructions == 8 * 2000
+    assert 1e6 * tile.seconds(one)["instructions"] == pytest.approx(2.3, rel=0.01)
+
+
+def test_packed_latents_that_are_unpacked_twice_are_bound_by_it():
+    """Ten instructions per number, every byte read twice: 45 us at 64K, where memory needs 8."""
+    packed = layer("llama-3.1-8b", 128, 384, 4)
+    work = unpacked(packed, BATCH, 2 * 10)
+    assert 1e6 * work.seconds(replace(H200, clock=1.755e9))["instructions"] == pytest.approx(45, rel=0.01)
+    assert unpacked(layer("llama-3.1-8b", 128, 384), BATCH, 20).instructions == 0
+
+
+def test_work_adds_up():
+    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
 
 
 def test_devices_are_found_by_the_name_that_cuda_gives():
