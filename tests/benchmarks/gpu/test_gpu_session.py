@@ -94,4 +94,4 @@ def test_usage(arguments, tmp_path):
 
 
 def test_without_a_folder_for_the_results_nothing_runs():
-    assert run("1", "--rehearse").returncode == 2
+    assert run("1").returncode == 2

@@ -152,11 +152,11 @@ def test_warm_up_is_not_timed():
 def test_the_table_compares_with_the_fastest_dense_arm_of_a_context():
     def row(arm: str, context: int, micros: float) -> dict:
         seconds = dict.fromkeys(("median", "low", "high"), micros / 1e6)
-        return {"arm": arm, "context": context, "seconds": seconds, "bytes_per_second": 1e12, "flops_per_second": 1e12,
-                "share_of_bound": 0.5}  # fmt: skip
+        return {"arm": arm, "batch": 1, "context": context, "seconds": seconds, "bytes_per_second": 1e12,
+                "flops_per_second": 1e12, "share_of_bound": 0.5}  # fmt: skip
 
     rows = [row("palu", 8, 10), row("torch_sdpa", 8, 40), row("flash_attention_3", 8, 20), row("torch_sdpa", 16, 1)]
-    rows.append({"arm": "vllm_triton", "context": 8, "missing": "ImportError: none"})
+    rows.append({"arm": "vllm_triton", "batch": 1, "context": 8, "missing": "ImportError: none"})
     assert fastest_dense(rows, 8) == pytest.approx(20e-6) and fastest_dense(rows, 9) is None
     lines = table(rows).splitlines()
     assert lines[1].endswith("2.00x") and "50%" in lines[1]
