@@ -24,6 +24,7 @@ class CodecSettings:
 
     A score is ``cap(scale q . k)``, with ``cap(x) = soft_cap tanh(x / soft_cap)``; a query sees itself and the
     ``sliding_window - 1`` tokens before it, or all. ``sinks [num_heads]`` are scores of no token, in the softmax alone.
+    ``max_seq_len`` is the longest text, where it is known: tables of positions are made once.
     """
 
     num_heads: int
@@ -31,3 +32,4 @@ class CodecSettings:
     sliding_window: int | None = None
     soft_cap: float = 0.0  # 0: none
     sinks: torch.Tensor | None = None
+    max_seq_len: int | None = None

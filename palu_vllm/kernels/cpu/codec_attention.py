@@ -3,8 +3,9 @@
 import torch
 
 from palu_vllm.format.codec.layer_codec import LayerCodec
+from palu_vllm.kernels.codec.constants import position_table
 from palu_vllm.kernels.codec.interface import CodecSettings
-from palu_vllm.kernels.cpu.codec_constants import code_levels, code_units, position_table, tensors, tiers
+from palu_vllm.kernels.cpu.codec_constants import code_levels, code_units, tensors, tiers
 from palu_vllm.kernels.interface import PagedBatch
 
 

@@ -8,63 +8,11 @@ from palu_vllm.kernels.codec.reference import CodecAttention
 from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
 from palu_vllm.kernels.cpu.compiled import why_not
 from palu_vllm.kernels.interface import PagedBatch
+from tests.support.codecs.batches import BLOCKS, FORMATS, SIZES, WHOLE, attended, batch, cached, tokens
 from tests.support.codecs.layers import layer_codec
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no C++ library: {why_not()}")
-
-WHOLE = CodecSettings(4, 0.2)
-FORMATS = {
-    "8 bits": (((64, 8),), ((64, 8),)),
-    "5 bits": (((64, 5),), ((64, 5),)),
-    "4 bits": (((64, 4),), ((64, 4),)),
-    "3 bits": (((64, 3),), ((64, 3),)),
-    "2 bits": (((64, 2),), ((64, 2),)),
-    "tiers": (((16, 8), (16, 5), (16, 3), (16, 2)), ((32, 8), (16, 4), (16, 2))),
-    "odd": (((16, 8), (31, 3)), ((16, 8), (3, 5), (7, 3), (26, 2))),
-    "16 bits": (((64, 16),), ((40, 16),)),
-}
-LENGTHS, QUERIES, BLOCKS = (37, 5, 231, 1200, 1, 150), (1, 5, 170, 3, 1, 150), 128
-
-
-def cached(codec, block_size=16):
-    """A cache with NaN in every scale that was not written, and its permuted block table."""
-    generator = torch.Generator().manual_seed(0)
-    cache = torch.full((BLOCKS, codec.num_groups, block_size, codec.slot.bytes), 255, dtype=torch.uint8)
-    free = torch.randperm(BLOCKS, generator=generator)
-    table = torch.full((len(LENGTHS), 80), 2**30, dtype=torch.int32)
-    attention = CodecAttention(codec, WHOLE)
-    for request, length in enumerate(LENGTHS):
-        count = -(-length // block_size)
-        table[request, :count], free = free[:count], free[count:]
-        key, value = tokens(codec, length, request)
-        slots = (
-            table[request].long()[torch.arange(length) // block_size] * block_size + torch.arange(length) % block_size
-        )
-        attention.store(key, value, torch.arange(length), cache, slots)
-    return cache, table
-
-
-def tokens(codec, count, seed):
-    """Keys, the first one near the sinks' centre, and values."""
-    generator = torch.Generator().manual_seed(seed)
-    key = 3 * torch.randn(count, codec.num_kv_heads, codec.key.sink.shape[1], generator=generator)
-    value = torch.randn(count, codec.num_kv_heads, codec.value.sink.shape[1], generator=generator)
-    key[:1] += codec.key.sink
-    return key, value
-
-
-def batch(table):
-    starts = torch.tensor([0, *torch.tensor(QUERIES).cumsum(0).tolist()], dtype=torch.int32)
-    return PagedBatch(table, torch.tensor(LENGTHS, dtype=torch.int32), starts, max(QUERIES), max(LENGTHS))
-
-
-def attended(implementation, codec, settings, cache, table, dtype=torch.float32, dim=32):
-    """Output of ``sum(QUERIES)`` queries, and of one row more, which must be left alone."""
-    query = torch.randn(sum(QUERIES), settings.num_heads, dim, generator=torch.Generator().manual_seed(3)).to(dtype)
-    out = torch.full((sum(QUERIES) + 1, settings.num_heads, codec.value.sink.shape[1]), torch.nan, dtype=dtype)
-    implementation(codec, settings).attend(query, cache, batch(table), out)
-    assert out[-1].isnan().all(), "rows past the last query are left alone"
-    return out[:-1].float()
+QUERIES = SIZES[1]
 
 
 def close(found, expected, atol=2e-3):
