@@ -26,8 +26,9 @@ import triton
 from triton.errors import TritonError
 
 from benchmarks.common.provenance import provenance
+from benchmarks.kernels.codec_layers import CODEC_LAYERS, CodecLayer, codec_calls
 from benchmarks.kernels.compile_ahead import Call, calls_of, compile_call, resources
-from benchmarks.kernels.compile_codec import CODEC_LAYERS, CodecLayer, codec_calls
+
 from benchmarks.kernels.gpus import CHIPS, one_of
 from benchmarks.kernels.known_failures import KNOWN, Failure, Verdict, judged
 from benchmarks.kernels.layers import RECOMMENDED as OF_LATENTS
@@ -176,7 +177,9 @@ def parsed(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, 
     """The options, and the layers that they choose."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.check", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", type=one_of(CHIPS, "chip"), default=list(CHIPS), metavar="NAME")
-    parser.add_argument("--layers", nargs="+", type=one_of(LAYERS, "layer"), default=list(LAYERS), metavar="NAME")
+    parser.add_argument(
+        "--layers", nargs="+", type=one_of(dict.fromkeys(LAYERS), "layer"), default=list(LAYERS), metavar="NAME"
+    )
     parser.add_argument("--recommended", action="store_true", help="only recommended layers")
     parser.add_argument("--processes", type=int, default=PROCESSES, help=f"at a time (default {PROCESSES})")
     parser.add_argument("--fresh", action="store_true", help="compile what is cached, too, so that seconds are right")

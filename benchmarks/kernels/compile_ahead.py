@@ -130,4 +130,9 @@ def calls_of(layer: Layer, device: Device) -> list[Call]:
     steps: list[dict[str, Any]] = [{"query_len": queries} for queries in (1, 4, 64)]
     steps.append({"query_len": 1, "requests": 1, "factored": True})
     calls = [call for step in steps for call in launched(partial(store_and_attend, layer, device=device, **step))]
+    return distinct(calls)
+
+
+def distinct(calls: list[Call]) -> list[Call]:
+    """One call of every specialisation."""
     return list({repr((call[0].__name__, specialised(*call))): call for call in calls}.values())

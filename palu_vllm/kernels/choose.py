@@ -1,4 +1,4 @@
-"""Which implementation of attention runs: over latents torch or Triton kernels, over codec slots C++ or torch."""
+"""Which implementation of attention runs: over latents torch or Triton, over codec slots Triton, C++ or torch."""
 
 import os
 import warnings
@@ -35,9 +35,11 @@ def implementation(path: str) -> Any:
 
 
 def codec_path(device_type: str) -> str:
-    """What runs over codec slots: ``C++`` on a CPU, else ``torch``, and in parentheses why not the other."""
-    if device_type != "cpu" or os.environ.get("PALU_KERNELS") == "torch":
-        return "torch"
+    """What runs over codec slots: ``triton`` elsewhere than on a CPU, there ``C++``, or ``torch`` and in parentheses
+    why not C++; the environment variable ``PALU_KERNELS`` decides first, as in :func:`kernel_path`.
+    """
+    if device_type != "cpu" or os.environ.get("PALU_KERNELS"):
+        return kernel_path(device_type)
     from palu_vllm.kernels.cpu.compiled import why_not
 
     return "C++" if why_not() is None else f"torch ({why_not()})"
@@ -50,6 +52,10 @@ def codec_attention(device_type: str) -> type:
         from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
 
         return CpuCodecAttention
+    if path == "triton":
+        from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention
+
+        return TritonCodecAttention
     if "(" in path:
         _warn(path)
     return CodecAttention

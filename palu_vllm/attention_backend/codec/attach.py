@@ -59,7 +59,8 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
                 share_specs()
             from palu_vllm.attention_backend.codec.backend import CodecBackend
 
-            kwargs |= {"attn_backend": CodecBackend, "codec": codec}
+            longest = get_current_vllm_config().model_config.max_model_len
+            kwargs |= {"attn_backend": CodecBackend, "codec": codec, "max_seq_len": longest}
         init(self, *args, **kwargs)
 
     return made

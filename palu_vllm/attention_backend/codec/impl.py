@@ -32,6 +32,7 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
         kv_sharing_target_layer_name: str | None,
         *,
         codec: LayerCodec,
+        max_seq_len: int | None = None,
         sinks: torch.Tensor | None = None,
         **others: object,
     ) -> None:
@@ -40,6 +41,7 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
         self.codec, self.sinks = codec, sinks
         self.sliding_window, self.soft_cap = sliding_window, logits_soft_cap or 0.0
         self.device = torch.get_default_device()  # vLLM builds layers within that of the model
+        self.max_seq_len = max_seq_len
         unsupported = {
             "ALiBi": alibi_slopes is not None,
             f"the type {attn_type}": attn_type != AttentionType.DECODER,
@@ -52,7 +54,9 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Builds the attention where the weights of the layer are, its sinks loaded."""
         self.codec = self.codec.to(self.device)
-        settings = CodecSettings(self.num_heads, self.scale, self.sliding_window, self.soft_cap, self.sinks)
+        settings = CodecSettings(
+            self.num_heads, self.scale, self.sliding_window, self.soft_cap, self.sinks, self.max_seq_len
+        )
         self.attention = codec_attention(self.device.type)(self.codec, settings)
 
     def do_kv_cache_update(

@@ -4,6 +4,7 @@ from palu_vllm.kernels.choose import codec_attention, codec_path, implementation
 from palu_vllm.kernels.codec.reference import CodecAttention
 from palu_vllm.kernels.cpu import compiled
 from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
+from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "torch"), ("cuda", "triton")])
@@ -39,13 +40,16 @@ def test_every_path_has_store_and_attend(path):
     assert callable(found.store) and callable(found.attend)
 
 
-def test_codec_slots_on_a_cpu_are_served_by_what_was_compiled(monkeypatch):
+def test_the_device_decides_what_serves_codec_slots(monkeypatch):
     monkeypatch.delenv("PALU_KERNELS", raising=False)
     monkeypatch.setattr(compiled, "why_not", lambda: None)
     assert codec_path("cpu") == "C++" and codec_attention("cpu") is CpuCodecAttention
-    assert codec_path("cuda") == "torch" and codec_attention("cuda") is CodecAttention
+    assert codec_path("cuda") == "triton" and codec_attention("cuda") is TritonCodecAttention
     monkeypatch.setenv("PALU_KERNELS", "torch")
-    assert codec_attention("cpu") is CodecAttention
+    assert codec_attention("cpu") is codec_attention("cuda") is CodecAttention
+    monkeypatch.setenv("PALU_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert codec_path("cpu") == "triton" and codec_attention("cpu") is TritonCodecAttention
 
 
 def test_without_a_compiler_torch_serves_and_says_why(monkeypatch):

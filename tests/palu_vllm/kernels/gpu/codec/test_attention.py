@@ -1,0 +1,130 @@
+"""The Triton kernels, interpreted, give the specification's attention over codes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palu_vllm.format.codec.layer_codec import LayerCodec
+from palu_vllm.kernels.codec.interface import CodecSettings
+from palu_vllm.kernels.codec.reference import CodecAttention
+from palu_vllm.kernels.gpu.codec import attention
+from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention
+from tests.support.codecs.batches import BLOCKS, FORMATS, WHOLE, attended, batch, cached, random_queries, tokens
+from tests.support.codecs.layers import layer_codec
+from tests.support.speed.cases import examples
+
+MIXED = ((37, 5, 61, 190, 1, 70), (1, 5, 21, 3, 1, 2))  # decoding, drafts, a chunk of a prompt, a whole one
+DECODED = ((37, 120, 1, 70), (1, 3, 1, 2))
+BOTH = (TritonCodecAttention, CodecAttention)
+
+
+def check(
+    codec: LayerCodec, layer: CodecSettings, sizes: tuple, dtype: torch.dtype = torch.float32, atol: float = 3e-5
+) -> torch.Tensor:
+    cache, table = cached(codec, sizes=sizes)
+    found, expected = (attended(kind, codec, layer, cache, table, dtype, sizes) for kind in BOTH)
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format(name):
+    check(layer_codec(*FORMATS[name]), WHOLE, DECODED)
+
+
+def test_groups_and_a_batch_of_every_kind():
+    check(layer_codec(((16, 4), (15, 3)), ((8, 8), (19, 2)), groups=2), WHOLE, MIXED)
+
+
+@pytest.mark.parametrize("layer", [
+    CodecSettings(4, 0.2, sliding_window=7), CodecSettings(4, 0.2, sliding_window=40),
+    CodecSettings(4, 0.2, soft_cap=3.0),
+    CodecSettings(4, 0.2, sinks=torch.tensor([0.5, -1.0, 2.0, 30.0])),
+    CodecSettings(14, 0.2, sliding_window=33, soft_cap=5.0),
+], ids=["window", "long window", "soft cap", "sinks", "seven queries"])  # fmt: skip
+def test_settings_are_those_of_the_specification(layer):
+    check(layer_codec(((16, 8), (48, 3)), ((40, 4),)), layer, MIXED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_queries(dtype):
+    """The interpreter multiplies bfloat16 as float32, but rounds the output; of float16 queries, weights and levels are
+    rounded once each, and scores are about ten.
+    """
+    check(layer_codec(*FORMATS["tiers"]), WHOLE, MIXED, dtype, 0.02 if dtype == torch.bfloat16 else 0.008)
+
+
+def test_a_batch_in_passes_is_one_pass(monkeypatch):
+    codec = layer_codec(*FORMATS["4 bits"])
+    whole = check(codec, WHOLE, MIXED)
+    monkeypatch.setattr(attention, "pass_tokens", lambda heads, columns: 10)
+    torch.testing.assert_close(check(codec, WHOLE, MIXED), whole, rtol=0, atol=1e-5)
+
+
+def test_strides_and_wide_blocks_change_nothing():
+    codec = layer_codec(*FORMATS["4 bits"])
+    cache, table = cached(codec, 32, DECODED)
+    expected = attended(TritonCodecAttention, codec, WHOLE, cache, table, sizes=DECODED)
+    wide = torch.full((BLOCKS, 32, codec.num_groups, codec.slot.bytes + 12), 255, dtype=torch.uint8)
+    strided = wide.transpose(1, 2)[..., : codec.slot.bytes]
+    strided.copy_(cache)
+    assert torch.equal(attended(TritonCodecAttention, codec, WHOLE, strided, table, sizes=DECODED), expected)
+    small, other = cached(codec, 16, DECODED)
+    found = attended(TritonCodecAttention, codec, WHOLE, small, other, sizes=DECODED)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_requests_of_padding_are_harmless():
+    """A graph's batch is padded with requests of no query, whose tables and lengths are any."""
+    codec = layer_codec(*FORMATS["4 bits"])
+    cache, table = cached(codec, sizes=DECODED)
+    query, made = random_queries(codec, WHOLE, DECODED), batch(table, DECODED)
+    padded = replace(
+        made,
+        block_table=torch.nn.functional.pad(table, (0, 0, 0, 2), value=2**30),
+        seq_lens=torch.nn.functional.pad(made.seq_lens, (0, 2), value=0),
+        query_start_loc=torch.nn.functional.pad(made.query_start_loc, (0, 2), value=len(query)),
+    )
+    kernel, rows = TritonCodecAttention(codec, WHOLE), torch.nn.functional.pad(query, (0, 0, 0, 0, 0, 3))
+    alone, among = query.new_empty(len(query), 4, 32), rows.new_full((len(rows), 4, 32), 7.0)
+    kernel.attend(query, cache, made, alone)
+    kernel.attend(rows, cache, padded, among)
+    assert torch.equal(among[: len(query)], alone) and (among[len(query) :] == 7).all()
+
+
+@pytest.mark.parametrize("queries", [1, 20])
+@pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
+def test_a_token_that_is_not_finite_reaches_only_those_that_see_it(side, queries):
+    codec = layer_codec(*FORMATS["4 bits"])
+    pair = tokens(codec, 40, 2)
+    pair[side][30, 0, 3] = torch.inf
+    cache = torch.zeros(3, 1, 16, codec.slot.bytes, dtype=torch.uint8)
+    kernel = TritonCodecAttention(codec, CodecSettings(4, 0.01))
+    kernel.store(*pair, torch.arange(40), cache, torch.arange(40))
+    table, query = torch.arange(3, dtype=torch.int32)[None], torch.randn(20, 4, 32)
+    for length in range(29, 34) if queries == 1 else [40]:
+        out = torch.empty(queries, 4, 32)
+        numbers = torch.tensor([length], dtype=torch.int32), torch.tensor([0, queries], dtype=torch.int32)
+        kernel.attend(query[:queries], cache, replace(batch(table, ((40,), (1,))), seq_lens=numbers[0],
+                      query_start_loc=numbers[1], max_query_len=queries), out)  # fmt: skip
+        seen = torch.arange(length - queries, length) >= 30
+        assert torch.equal(out.isnan().all((1, 2)), seen) and torch.equal(out.isfinite().all((1, 2)), ~seen)
+
+
+sides = st.lists(st.tuples(st.integers(1, 24), st.sampled_from((8, 5, 4, 3, 2))), min_size=1, max_size=3)
+
+
+@settings(max_examples=examples(3, 20), deadline=None)
+@given(
+    key=sides, value=sides, lengths=st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    heads=st.sampled_from((1, 3)), groups=st.sampled_from((1, 3)), window=st.sampled_from((None, 1, 20)),
+    data=st.data(),
+)  # fmt: skip
+def test_any_shape(key, value, lengths, heads, groups, window, data):
+    dims = [sum(size for size, _ in side) for side in (key, value)]
+    codec = layer_codec(tuple(key), tuple(value), 3, 2 * -(-dims[0] // 2), dims[1], groups)
+    queries = tuple(data.draw(st.integers(1, min(length, 12))) for length in lengths)
+    check(codec, CodecSettings(3 * heads, 0.2, window), (tuple(lengths), queries))
