@@ -28,7 +28,6 @@ from triton.errors import TritonError
 from benchmarks.common.provenance import provenance
 from benchmarks.kernels.codec_layers import CODEC_LAYERS, CodecLayer, codec_calls
 from benchmarks.kernels.compile_ahead import Call, calls_of, compile_call, resources
-
 from benchmarks.kernels.gpus import CHIPS, one_of
 from benchmarks.kernels.known_failures import KNOWN, Failure, Verdict, judged
 from benchmarks.kernels.layers import RECOMMENDED as OF_LATENTS
