@@ -1,6 +1,4 @@
-"""What attention over codec slots multiplies with, made once per layer: matrices with the centres beside them, and the
-table of positions.
-"""
+"""What attention over codec slots multiplies with, made once per layer: matrices with centres, a table of positions."""
 
 import torch
 

@@ -1,5 +1,6 @@
-"""The work of decoding: items, each a tile of tokens for some rows of a group, in the order of requests, groups, rows
-and tokens. Programs take equal ranges of items; lengths are read on the device only.
+"""The work of decoding: items in the order of requests, groups, rows and tokens, each a tile of tokens for some rows.
+
+Programs take equal ranges of items; lengths are read on the device only.
 """
 
 import triton
