@@ -88,7 +88,7 @@ def test_tiles_follow_the_chip(tmp_path):
     ("arguments", "environment", "said"),
     [
         (["--arch", "sm_75"], {}, "unknown chip 'sm_75'; known: sm_100, sm_80, sm_89, sm_90"),
-        (["--layers", "gpt"], {}, "unknown layer 'gpt'; known: llama_2_7b_128_384, "),
+        (["--layers", "gpt"], {}, "unknown layer 'gpt'; known: codec_llama_3_8b, "),
         (["--recommended", "--layers", "llama_3_8b_uncompressed"], {}, "none of these layers is recommended"),
         ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET=1 leaves nothing to compile"),
     ],

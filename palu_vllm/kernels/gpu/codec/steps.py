@@ -36,8 +36,14 @@ def no_means(TILE_ROWS: tl.constexpr, TILES_V: tl.constexpr):
     means = ()
     for index in tl.static_range(len(TILES_V)):
         for _ in tl.static_range(parts_of(TILES_V[index][0])):
-            means = means + (tl.zeros([TILE_ROWS, TILES_V[index][3]], tl.float32),)
+            means = means + (no_mean(TILE_ROWS, TILES_V[index][3]),)
     return means
+
+
+@triton.jit
+def no_mean(TILE_ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of one part. Triton 3.6 takes no number out of a tuple into a shape."""
+    return tl.zeros([TILE_ROWS, COLUMNS], tl.float32)
 
 
 @triton.jit
