@@ -22,7 +22,7 @@ def proportional_shares(
 ) -> list[float]:
     """``clip(scale * weight, lowest, highest)`` with the scale for which the sum is ``total``.
 
-    Needs ``sum(lowest) <= total <= sum(highest)``. Weights of zero count as a billionth of the largest.
+    Needs ``sum(lowest) <= total <= sum(highest)``. Weights below a billionth of the largest count as that.
     """
     top = max(weights)
     floor = [max(weight / top, 1e-9) if top else 1.0 for weight in weights]
