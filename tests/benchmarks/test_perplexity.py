@@ -64,7 +64,9 @@ def in_transformers(model, model_dir, text) -> tuple[int, float]:
 
 
 @pytest.mark.serving
-@pytest.mark.parametrize("coded", [False, True], ids=["dense", "codec"])
+@pytest.mark.parametrize(
+    "coded", [pytest.param(False, id="dense", marks=pytest.mark.slow), pytest.param(True, id="codec")]
+)
 def test_command_agrees_with_transformers(tmp_path, coded):
     model_dir, text = build_dense(tmp_path / "dense", "llama"), tmp_path / "text.txt"
     text.write_text("In the beginning God created the heaven and the earth. " * 20)

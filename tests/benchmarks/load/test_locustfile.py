@@ -15,7 +15,7 @@ from benchmarks.load.command import locust_command, locust_environment
 from benchmarks.load.soak.server_state import idle, metrics, sample_when_idle
 from tests.support.serving import server
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 LENGTHS = ("--prompt-tokens", "uniform:20:60", "--output-tokens", "uniform:8:16")
 

@@ -12,7 +12,7 @@ from tests.support.live_metrics import eventually, get, in_use, metrics
 from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import Server, prompts, server
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 BLOCKS, BLOCK = 400, 16
 ARGUMENTS = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager",

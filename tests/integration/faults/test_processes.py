@@ -18,7 +18,7 @@ from tests.support.live_metrics import alive, descendants, engine_process, event
 from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import Server, prompts, server
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 ARGUMENTS = ("--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
              "--shutdown-timeout", f"{PATIENCE:.0f}", "--served-model-name=served", "--block-size=16")  # fmt: skip

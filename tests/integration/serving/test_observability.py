@@ -15,7 +15,7 @@ from tests.support.live_metrics import eventually, get, metrics
 from tests.support.processes.stalls import PATIENCE
 from tests.support.serving import prompts, server
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 KEY = "a secret of this test"
 # what the page has drawn of its load: points of the line of tokens per second, and whether one lies above the ground

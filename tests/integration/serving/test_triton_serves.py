@@ -21,7 +21,7 @@ CASES = {
 
 
 # the others differ in what tests/palu_vllm/kernels prove of every kernel
-QUICK = ("llama_factored", "qwen3", "tiers_of_8_and_3_bits")
+QUICK = ("tiers_of_8_and_3_bits",)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def whole_peak_over_prediction(tmp_path: Path, text: str, **options: object) -> 
     return (baseline + added) / (baseline + predicted)
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_weighted_objective_with_refit_is_predicted(tmp_path, text):
     assert 0.8 < whole_peak_over_prediction(tmp_path, text, **METHODS["the best"]) < 1.2
 
