@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -95,3 +96,25 @@ class Arm(ABC):
     @abstractmethod
     def least_work(self) -> list[Work]:
         """What ``attend`` has to do at least, by each plan that there is."""
+
+
+class ServedArm(Arm):
+    """Attention of ours over ``cache``, with the implementation that is served and its specification."""
+
+    case: Case
+    attention: Any  # of ``kernels.interface`` or ``kernels.codec.interface``
+    cache: torch.Tensor
+    out: torch.Tensor
+
+    @abstractmethod
+    def specification(self) -> Any:
+        """What reads the same cache in float32."""
+
+    def attend(self, query: torch.Tensor) -> torch.Tensor:
+        self.attention.attend(query, self.cache, self.case.paged, self.out)
+        return self.out
+
+    def expected(self, query: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(self.out, dtype=torch.float32)
+        self.specification().attend(query.float(), self.cache, self.case.paged, out)
+        return out

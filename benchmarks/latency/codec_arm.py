@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.kernels.roofline_model import Work, codec_work
-from benchmarks.latency.attention_case import Arm, Case, UnavailableError
+from benchmarks.latency.attention_case import Case, ServedArm, UnavailableError
 from benchmarks.latency.cpu_arms import Tiers, random_codec
 from palu_vllm.kernels.choose import codec_attention
 from palu_vllm.kernels.codec.interface import CodecSettings
@@ -16,7 +16,7 @@ FOUR_TIMES: dict[int, tuple[Tiers, Tiers]] = {
 }
 
 
-class Codec(Arm):
+class Codec(ServedArm):
     """The specification reads the same slots, so that coding is no error."""
 
     rotates_first = True
@@ -52,15 +52,6 @@ class Codec(Arm):
     def store(self, first: torch.Tensor, second: torch.Tensor) -> None:
         key, value = (each.unflatten(-1, (self.shape.num_kv_heads, -1)) for each in (first, second))
         self.attention.store(key, value, self.positions, self.cache, self.slots)
-
-    def attend(self, query: torch.Tensor) -> torch.Tensor:
-        self.attention.attend(query, self.cache, self.case.paged, self.out)
-        return self.out
-
-    def expected(self, query: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(self.out, dtype=torch.float32)
-        self.specification().attend(query.float(), self.cache, self.case.paged, out)
-        return out
 
     def specification(self) -> CodecAttention:
         return CodecAttention(self.codec, self.settings)

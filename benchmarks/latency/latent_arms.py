@@ -4,13 +4,13 @@ import torch
 
 from benchmarks.kernels.roofline import absorption_of
 from benchmarks.kernels.roofline_model import Work, latents_and_rebuild
-from benchmarks.latency.attention_case import Arm, Case
+from benchmarks.latency.attention_case import Case, ServedArm
 from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.interface import KeyRebuild
 from palu_vllm.kernels.reference import ReferenceAttention
 
 
-class Palu(Arm):
+class Palu(ServedArm):
     """Latents of ``bits``. The reference reads the same cache, so that packing is no error."""
 
     rotates_first = False
@@ -42,15 +42,6 @@ class Palu(Arm):
     def store(self, first: torch.Tensor, second: torch.Tensor) -> None:
         key, value = (latents.unflatten(-1, (self.shape.num_groups, -1)) for latents in (first, second))
         self.attention.store(key, value, self.cache, self.slots)
-
-    def attend(self, query: torch.Tensor) -> torch.Tensor:
-        self.attention.attend(query, self.cache, self.case.paged, self.out)
-        return self.out
-
-    def expected(self, query: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(self.out, dtype=torch.float32)
-        self.specification().attend(query.float(), self.cache, self.case.paged, out)
-        return out
 
     def specification(self) -> ReferenceAttention:
         return ReferenceAttention(self.shape, self.rebuild)

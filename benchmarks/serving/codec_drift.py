@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from benchmarks.common.output import command_line, say, table, write_result
 from benchmarks.perplexity import load_llm
+from offline_compress.calibration.samples import load_samples
 from offline_compress.codec.drift import usual_drift
 from offline_compress.codec.pipeline import load_model
-from offline_compress.codec.text_judge import TextJudgeOptions, judged, read_text, text_rows
+from offline_compress.codec.text_judge import TextJudgeOptions, judged
 from offline_compress.run.progress import ignore
 from palu_vllm.attention_backend.codec.drift import DriftOptions, stored_drift
 from palu_vllm.attention_backend.codec.drift_files import Drift
@@ -33,26 +34,27 @@ KINDS = ("wiki", "news", "code", "bulgarian")
 REPEATS, DECODED, STREAMS = 10, 16, 8
 
 
-def rows_by_kind(folder: Path, model: Path, options: TextJudgeOptions) -> dict[str, list[torch.Tensor]]:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return {kind: text_rows(read_text(folder / f"{kind}_evaluation.txt"), tokenizer, options) for kind in KINDS}
+def rows_of(text: Path, model: Path, options: TextJudgeOptions) -> torch.Tensor:
+    """Token ids ``[rows, seqlen]``."""
+    vocab_size = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    return load_samples(str(text), model, vocab_size, options.rows, options.seqlen, options.seed).tokens
 
 
 def with_usual(codec: Codec, dense: PreTrainedModel, model: Path, folder: Path, options: TextJudgeOptions) -> Codec:
     """The codec, with what drift is on its calibration."""
     if DRIFT in codec.facts:
         return codec
-    rows = text_rows(read_text(folder / "wiki_calibration.txt"), AutoTokenizer.from_pretrained(model), options)
-    return replace(codec, facts={**codec.facts, DRIFT: usual_drift(dense, torch.stack(rows), codec.layers)})
+    rows = rows_of(folder / "wiki_calibration.txt", model, options)
+    return replace(codec, facts={**codec.facts, DRIFT: usual_drift(dense, rows, codec.layers)})
 
 
-def drifts(dense: PreTrainedModel, codec: Codec, rows: dict[str, list[torch.Tensor]]) -> Iterator[dict[str, Any]]:
+def drifts(dense: PreTrainedModel, codec: Codec, rows: dict[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
     """The metric of every kind of text."""
     usual = codec.facts[DRIFT]
     for kind, texts in rows.items():
-        found = usual_drift(dense, torch.stack(texts), codec.layers)
+        found = usual_drift(dense, texts, codec.layers)
         ratios = {layer: [a / b for a, b in zip(pair, usual[layer], strict=True)] for layer, pair in found.items()}
-        drift = Drift(ratios, sum(map(len, texts)))
+        drift = Drift(ratios, texts.numel())
         yield {"kind": kind, "drift_mean": round(drift.mean, 4), "drift_max": round(drift.largest, 4)}
 
 
@@ -121,9 +123,8 @@ def measure(options: argparse.Namespace) -> None:
     model = options.folder / options.model
     shape = TextJudgeOptions(rows=options.rows, seqlen=options.context)
     given, dense = load_codec(options.codec), load_model(model, "cpu")
-    rows, codec = (
-        rows_by_kind(options.folder, model, shape), with_usual(given, dense, model, options.folder, shape)
-    )  # fmt: skip
+    rows = {kind: rows_of(options.folder / f"{kind}_evaluation.txt", model, shape) for kind in KINDS}
+    codec = with_usual(given, dense, model, options.folder, shape)  # fmt: skip
     facts = {
         "model": options.model, "codec": options.codec.name, "rows_of_each": options.rows, "context": options.context,
         "usual_from_file": DRIFT in given.facts, "warn_above": DriftOptions().warn_above,
@@ -132,7 +133,7 @@ def measure(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"rows": found, "cost": cost(codec), "facts": facts}
     write_result(options.out, result)
     for row in found:
-        judgement = asdict(judged(dense, rows[row["kind"]], codec.layers, ignore))
+        judgement = asdict(judged(dense, list(rows[row["kind"]]), codec.layers, ignore))
         row |= {name: round(judgement[name], 5) for name in ("kl", "same_top", "dense_perplexity", "coded_perplexity")}
         say(row)
         write_result(options.out, result)

@@ -6,24 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
+from offline_compress.calibration.samples import load_samples
 from offline_compress.codec.judge import answers, coded_answers, divergence
 from offline_compress.codec.pipeline import load_model
-from offline_compress.run.errors import CompressionError, reason
 from offline_compress.run.progress import OnEvent
 from palu_vllm.format.codec.layer_codec import LayerCodec
-
-CHARACTERS = 2_000_000  # of a text that are looked at
 
 
 @dataclass(frozen=True)
 class TextJudgeOptions:
     """Few tokens, so that a user can wait for them."""
 
-    rows: int = 4  # at most, spread evenly over the text
+    rows: int = 4  # at most
     seqlen: int = 512  # tokens of a row
-    least: int = 64  # tokens of a text that is judged at all
+    seed: int = 0  # chooses the rows
 
 
 @dataclass(frozen=True)
@@ -40,38 +38,12 @@ class Judgement:
 def judge_text(
     directory: Path, text: Path, layers: Mapping[int, LayerCodec], options: TextJudgeOptions, on_event: OnEvent
 ) -> Judgement:
-    """Judges the model in ``directory`` with the codecs of its ``layers``. Raises CompressionError, one sentence."""
-    content = read_text(text)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CompressionError(f"{directory} has no tokenizer ({reason(error)}); give a model with one.") from error
-    rows = text_rows(content, tokenizer, options)
-    if sum(map(len, rows)) < options.least:
-        raise CompressionError(
-            f"{text} has {sum(map(len, rows))} tokens; expected at least {options.least}: give more text."
-        )
-    return judged(load_model(directory, "cpu"), rows, layers, on_event)
-
-
-def read_text(path: Path) -> str:
-    """The first ``CHARACTERS`` of a file. Raises CompressionError."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(CHARACTERS)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompressionError(f"{path} is no text in UTF-8 ({reason(error)}); give a file with text.") from error
-
-
-def text_rows(text: str, tokenizer: PreTrainedTokenizerBase, options: TextJudgeOptions) -> list[torch.Tensor]:
-    """Token ids of rows of ``seqlen``, each begun as the tokenizer begins a text; one shorter row of a short text."""
-    begin = tokenizer.encode("")
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    fresh = options.seqlen - len(begin)
-    rows = [begin + ids[start : start + fresh] for start in range(0, len(ids), fresh)]
-    whole = [row for row in rows if len(row) == options.seqlen] or rows
-    count = min(options.rows, len(whole))
-    return [torch.tensor(whole[number * len(whole) // count]) for number in range(count)]
+    """Judges the model in ``directory`` with the codecs of its ``layers`` on rows of ``text``, any file that
+    calibration reads. Raises CompressionError, one sentence.
+    """
+    vocab_size = AutoConfig.from_pretrained(directory).get_text_config().vocab_size
+    samples = load_samples(str(text), directory, vocab_size, options.rows, options.seqlen, options.seed)
+    return judged(load_model(directory, "cpu"), list(samples.tokens), layers, on_event)
 
 
 def judged(

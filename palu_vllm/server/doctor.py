@@ -165,7 +165,7 @@ def refused(options: argparse.Namespace) -> str | None:
     if options.base and options.codec:
         return "--base compares a compressed checkpoint with its model; leave it out where there is a --codec."
     if options.text and not options.text.is_file():
-        return f"{options.text} is not a file; expected a text in UTF-8."
+        return f"{options.text} is not a file; expected a text."
     if not (options.checkpoint / "config.json").is_file():
         expected = "the directory of a model" if options.codec else "a directory that palu-compress wrote"
         return f"{options.checkpoint} has no config.json; expected {expected}."
@@ -185,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"palu-doctor: {sentence}", file=sys.stderr)
         return 1
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the table or the JSON
     found: list[Finding] = []
     for finding in _asked(options, partial(print, "checking", end=" ...\n", file=sys.stderr)):
         found.append(finding)

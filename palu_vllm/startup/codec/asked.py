@@ -1,6 +1,6 @@
 """Which codec a server of a model as it is has: the one that its settings name, or one in the model's directory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,20 @@ from palu_vllm.registry import BACKEND
 from palu_vllm.startup.refusals import chosen_backends
 
 DIGEST, IGNORE = "codec_digest", "ignore"
-SETTINGS = (CODEC, DIGEST, DRIFT)
+
+
+def _expect_name(value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"--additional-config has {CODEC}={value!r} for palu; expected a directory or a hub id.")
+
+
+def _expect_ignore(value: Any) -> None:
+    if value != IGNORE:
+        raise ValueError(f"--additional-config has {DIGEST}={value!r} for palu; expected {IGNORE}.")
+
+
+# what raises ValueError, one sentence, for a value that a setting cannot have
+SETTINGS: Mapping[str, Callable[[Any], object]] = {CODEC: _expect_name, DIGEST: _expect_ignore, DRIFT: DriftOptions.of}
 
 
 def asked_settings(config: VllmConfig) -> Mapping[str, Any] | None:
@@ -37,13 +50,8 @@ def _checked(settings: Any) -> Mapping[str, Any]:
         raise ValueError(
             f"--additional-config has palu settings {unknown}; expected {', '.join(SETTINGS)} for a model as it is."
         )
-    DriftOptions.of(settings.get(DRIFT, {}))
     for name, value in settings.items():
-        if name == DRIFT:
-            continue
-        if not isinstance(value, str) or (name == DIGEST and value != IGNORE):
-            expected = IGNORE if name == DIGEST else "a directory or a hub id"
-            raise ValueError(f"--additional-config has {name}={value!r} for palu; expected {expected}.")
+        SETTINGS[name](value)
     return settings
 
 

@@ -7,31 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from offline_compress.codec.judge import codec_divergence
-from offline_compress.codec.text_judge import TextJudgeOptions, judge_text, judged, read_text, text_rows
+from offline_compress.codec.text_judge import TextJudgeOptions, judge_text, judged
 from offline_compress.run.errors import CompressionError
 from offline_compress.run.progress import ignore
 from palu_vllm.format.codec.file import load_codec
 from tests.support.codecs.models import write_codec, write_exact_codec
 from tests.support.tiny_models import write_text
-
-
-class Letters:
-    """A tokenizer of letters, which begins a text with 7."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [7] * add_special_tokens + [ord(letter) % 256 for letter in text]
-
-
-@pytest.mark.parametrize(
-    ("characters", "lengths"),
-    [(0, []), (5, [6]), (9, [10]), (10, [10]), (18, [10, 10]), (90, [10, 10, 10]), (95, [10, 10, 10])],
-)
-def test_rows_are_whole_and_spread_over_the_text(characters, lengths):
-    text = "".join(chr(33 + number) for number in range(characters))
-    rows = text_rows(text, Letters(), TextJudgeOptions(rows=3, seqlen=10))
-    assert [len(row) for row in rows] == lengths and all(row[0] == 7 for row in rows)
-    if characters == 90:
-        assert [int(row[1]) - 33 for row in rows] == [0, 27, 54]
 
 
 def test_it_is_what_the_calibration_measures(dense, tmp_path):
@@ -54,8 +35,9 @@ def test_sixteen_bits_lose_nothing(dense, tmp_path):
     assert found.coded_perplexity == pytest.approx(found.dense_perplexity, rel=1e-2)
 
 
-def test_what_is_no_text_is_refused_in_one_sentence(tmp_path):
-    (tmp_path / "picture").write_bytes(b"\xff\xfe\x00")
-    for path in (tmp_path, tmp_path / "missing", tmp_path / "picture"):
-        with pytest.raises(CompressionError, match="is no text in UTF-8 .*; give a file with text.$"):
-            read_text(path)
+def test_what_is_no_text_or_too_short_is_refused_in_one_sentence(dense, tmp_path):
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "short.txt").write_text("A word.")
+    for name, expected in (("missing.txt", "missing.txt"), ("picture.txt", "UTF-8"), ("short.txt", "give more text")):
+        with pytest.raises(CompressionError, match=expected):
+            judge_text(dense(), tmp_path / name, {}, TextJudgeOptions(), ignore)

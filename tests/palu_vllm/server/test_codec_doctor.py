@@ -42,7 +42,7 @@ def test_without_a_text_nothing_is_judged(dense, codec):
 
 def test_the_codec_of_another_model(dense, codec):
     ended = forked.run(main, dense("qwen2"), "--codec", codec, "--json")
-    report = json.loads(ended.stdout)
+    report = json.loads(ended.stdout.splitlines()[-1])  # vLLM's warnings of this process come before
     assert ended.returncode == 1 and not report["ok"]
     assert [check["check"] for check in report["checks"]] == CHECKS[:5]
     assert "make one with `palu-calibrate" in report["checks"][-1]["detail"]
@@ -59,7 +59,7 @@ def test_a_codec_that_is_missing_or_damaged(dense, codec, tmp_path):
 
 def test_a_text_that_is_too_short(dense, codec, tmp_path):
     (tmp_path / "short.txt").write_text("a word")
-    with pytest.raises(ValueError, match=r"short.txt has \d tokens; expected at least 64: give more text."):
+    with pytest.raises(ValueError, match="short.txt has .* give more text or shorter samples"):
         codec_doctor.codec_checks(str(codec), tmp_path / "short.txt")["judge"](dense())
 
 
@@ -68,7 +68,7 @@ def test_a_text_that_is_too_short(dense, codec, tmp_path):
     [
         (["--text", "FILE"], "--text judges a codec; give --codec DIR too."),
         (["--codec", "OUT", "--base", "MODEL"], "--base compares a compressed checkpoint with its model; leave it out"),
-        (["--codec", "OUT", "--text", "/nowhere.txt"], "/nowhere.txt is not a file; expected a text in UTF-8."),
+        (["--codec", "OUT", "--text", "/nowhere.txt"], "/nowhere.txt is not a file; expected a text."),
     ],
 )
 def test_options_that_make_no_sense(dense, options, sentence):

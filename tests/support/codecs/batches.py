@@ -67,3 +67,15 @@ def attended(implementation, codec, settings, cache, table, dtype=torch.float32,
     implementation(codec, settings).attend(query, cache, batch(table, sizes), out)
     assert out[-1].isnan().all(), "rows past the last query are left alone"
     return out[:-1].float()
+
+
+def stored(implementation, codec, settings, count, num_blocks):
+    """The cache that ``count`` tokens make, but two: in any order, zeros and numbers that are not finite among them."""
+    key, value = tokens(codec, count, 1)
+    key[7], value[9] = 0, 0
+    key[11, 0, 3], value[13, 1, 5], key[17] = torch.inf, torch.nan, 1e30
+    slots = torch.randperm(16 * num_blocks, generator=torch.Generator().manual_seed(5))[: count - 2]
+    slots[20] = -1
+    cache = torch.full((num_blocks, codec.num_groups, 16, codec.slot.bytes), 7, dtype=torch.uint8)
+    implementation(codec, settings).store(key, value, torch.arange(count) + 40, cache, slots)
+    return cache

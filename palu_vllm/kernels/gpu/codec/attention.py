@@ -54,7 +54,7 @@ class TritonCodecAttention:
         self.positions = device_positions(codec.frequencies, place)
         if settings.max_seq_len:
             self.positions.fit(settings.max_seq_len)
-        self.sinks = None if settings.sinks is None else settings.sinks.float() * LOG2_E
+        self.constants = self.layer_constants()
         self.codes = CodeStore(codec, self.levels, self.positions)
         columns = self.query_columns.shape[2] + self.value_rows.shape[1]
         self.pass_tokens = pass_tokens(settings.num_heads, columns)
@@ -93,10 +93,13 @@ class TritonCodecAttention:
         turned = torch.bmm(self.by_kv_head(query.float()), self.query_columns)
         means = turned.new_empty((*turned.shape[:2], self.value_rows.shape[1]))
         dtype = product_type(query)
+        device = self.device or device_of(cache.device)
+        tiling = codec_tiling(self.codec.slot, dtype.itemsize, device)
         given = self.arguments(turned, cache, batch, means) | {"DTYPE": triton_type(dtype)}
-        self.decode(given, batch, cache.device, dtype.itemsize)
+        given |= {"TILE_TOKENS": tiling.tokens, "TILE_ROWS": tiling.rows}
+        self.decode(given, tiling, device.multiprocessors * PROGRAMS)
         if batch.max_query_len > MOST_QUERIES:
-            self.prefill(given, batch, cache.device, dtype.itemsize)
+            self.prefill(given, tiling, batch)
         values = torch.bmm(means, self.value_rows).unflatten(1, (len(query), -1)).transpose(0, 1).flatten(1, 2)
         is_query = torch.arange(len(query), device=query.device) < batch.query_start_loc[-1]
         out.copy_(torch.where(is_query[:, None, None], values.to(out.dtype), out))
@@ -105,21 +108,34 @@ class TritonCodecAttention:
         """``[tokens, num_heads, dim]`` to ``[kv_heads, tokens * queries_per_kv, dim]``."""
         return heads.unflatten(1, (self.codec.num_kv_heads, -1)).transpose(0, 1).flatten(1, 2)
 
+    def layer_constants(self) -> dict[str, Any]:
+        """What the kernels are given in every step."""
+        codec, slot, settings = self.codec, self.codec.slot, self.settings
+        return {
+            "levels_ptr": self.levels,
+            "sinks_ptr": None if settings.sinks is None else settings.sinks.float() * LOG2_E,
+            "GROUP_SIZE": codec.num_kv_heads // codec.num_groups,
+            "QUERIES_PER_KV": self.queries_per_kv,
+            "TILES_K": code_tiles(slot.key, slot.key_start),
+            "TILES_V": code_tiles(slot.value, slot.value_start),
+            "COLUMNS_K": column_count(slot.key),
+            "COLUMNS_V": column_count(slot.value),
+            "SLIDING_WINDOW": settings.sliding_window,
+            "SOFT_CAP_LOG2": settings.soft_cap * LOG2_E if settings.soft_cap else None,
+        }
+
     def arguments(
         self, turned: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, means: torch.Tensor
     ) -> dict[str, Any]:
         """What the kernels of decoding and of prefill have in common, by name."""
-        codec, slot, settings = self.codec, self.codec.slot, self.settings
         blocks = self.positions.up_to(batch.max_seq_len)
-        return {
+        return self.constants | {
             "query_ptr": turned,
             "cache_ptr": cache,
             "block_table_ptr": batch.block_table,
             "seq_lens_ptr": batch.seq_lens,
             "query_start_loc_ptr": batch.query_start_loc,
-            "levels_ptr": self.levels,
             "blocks_ptr": blocks,
-            "sinks_ptr": self.sinks,
             "means_ptr": means,
             "num_positions": len(blocks),
             "tokens_in_batch": means.shape[1] // self.queries_per_kv,
@@ -127,16 +143,8 @@ class TritonCodecAttention:
             "stride_cache_group": cache.stride(1),
             "stride_cache_slot": cache.stride(2),
             "stride_block_table_request": batch.block_table.stride(0),
-            "GROUP_SIZE": codec.num_kv_heads // codec.num_groups,
-            "QUERIES_PER_KV": self.queries_per_kv,
             "BLOCK_SIZE": cache.shape[2],
-            "TILES_K": code_tiles(slot.key, slot.key_start),
-            "TILES_V": code_tiles(slot.value, slot.value_start),
-            "COLUMNS_K": column_count(slot.key),
-            "COLUMNS_V": column_count(slot.value),
             "FEATURES": blocks.shape[1],
-            "SLIDING_WINDOW": settings.sliding_window,
-            "SOFT_CAP_LOG2": settings.soft_cap * LOG2_E if settings.soft_cap else None,
         }
 
     @property
@@ -148,35 +156,30 @@ class TritonCodecAttention:
         """Query heads of a group."""
         return self.settings.num_heads // self.codec.num_groups
 
-    def decode(self, given: dict[str, Any], batch: PagedBatch, place: torch.device, element_size: int) -> None:
+    def decode(self, given: dict[str, Any], tiling: CodecTiling, programs: int) -> None:
         """The requests of at most ``MOST_QUERIES`` queries."""
-        device, requests = self.device or device_of(place), len(batch.seq_lens)
-        tiling = codec_tiling(self.codec.slot, element_size, device)
-        programs, columns = device.multiprocessors * PROGRAMS, given["COLUMNS_V"]
-        starts = torch.empty(requests + 1, dtype=torch.int32, device=place)
-        pieces = torch.empty(2 * programs, tiling.rows, columns, device=place)
-        state = torch.empty(2 * programs, 3, tiling.rows, device=place)
-        shared = {"num_requests": requests, "item_starts_ptr": starts, "TILE_TOKENS": tiling.tokens}
-        shared |= {"TILE_ROWS": tiling.rows, "piece_ptr": pieces, "piece_state_ptr": state}
+        seq_lens, columns = given["seq_lens_ptr"], given["COLUMNS_V"]
+        given = given | {
+            "num_requests": len(seq_lens),
+            "item_starts_ptr": seq_lens.new_empty(len(seq_lens) + 1, dtype=torch.int32),
+            "piece_ptr": given["means_ptr"].new_empty(2 * programs, tiling.rows, columns),
+            "piece_state_ptr": given["means_ptr"].new_empty(2 * programs, 3, tiling.rows),
+        }
         number_items_kernel[(1,)](
-            **taken_by(number_items_kernel, given | shared),
+            **taken_by(number_items_kernel, given),
             num_groups=self.codec.num_groups, HEADS=self.heads, MOST_QUERIES=MOST_QUERIES, TILE_REQUESTS=256,
             num_warps=4,
         )  # fmt: skip
-        decode_codes_kernel[(programs,)](**given | shared, num_groups=self.codec.num_groups, **compiled_with(tiling))
+        decode_codes_kernel[(programs,)](**given, num_groups=self.codec.num_groups, **compiled_with(tiling))
         reduce_pieces_kernel[(programs, tiling.rows, ceil_div(columns, REDUCED_COLUMNS))](
-            **taken_by(reduce_pieces_kernel, given | shared),
+            **taken_by(reduce_pieces_kernel, given),
             TILE_COLUMNS=REDUCED_COLUMNS, TILE_PIECES=REDUCED_PIECES, num_warps=4,
         )  # fmt: skip
 
-    def prefill(self, given: dict[str, Any], batch: PagedBatch, place: torch.device, element_size: int) -> None:
+    def prefill(self, given: dict[str, Any], tiling: CodecTiling, batch: PagedBatch) -> None:
         """The requests of more queries."""
-        tiling = codec_tiling(self.codec.slot, element_size, self.device or device_of(place))
         grid = row_tiles(batch.max_query_len, self.heads, tiling.rows), self.codec.num_groups, len(batch.seq_lens)
-        prefill_codes_kernel[grid](
-            **given, LEAST_QUERIES=MOST_QUERIES + 1, TILE_TOKENS=tiling.tokens, TILE_ROWS=tiling.rows,
-            **compiled_with(tiling),
-        )  # fmt: skip
+        prefill_codes_kernel[grid](**given, LEAST_QUERIES=MOST_QUERIES + 1, **compiled_with(tiling))
 
 
 def passes(batch: PagedBatch, tokens: int, most: int) -> Iterator[tuple[int, PagedBatch]]:

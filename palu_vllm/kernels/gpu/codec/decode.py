@@ -5,8 +5,9 @@ import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.steps import (
     attend_tile,
+    find_rows,
     load_queries,
-    no_means,
+    nothing_seen,
     store_finished,
     store_row_numbers,
 )
@@ -49,22 +50,14 @@ def decode_codes_kernel(
             TILE_ROWS,
         )  # fmt: skip
         count = tl.minimum(tiles - tile, end - item)
-        # [TILE_ROWS]
-        row = tl.arange(0, TILE_ROWS)
-        query, head = (first_row + row) // HEADS, (first_row + row) % HEADS
-        row_valid = query < query_len
-        position = tl.where(row_valid, seq_len - query_len + query, -1)
-        kv_head = group.to(tl.int64) * GROUP_SIZE + head // QUERIES_PER_KV
-        place = (kv_head * tokens_in_batch + token + query) * QUERIES_PER_KV + head % QUERIES_PER_KV
+        row = first_row + tl.arange(0, TILE_ROWS)
+        head, row_valid, position, place = find_rows(
+            row, group, token, query_len, seq_len, tokens_in_batch, GROUP_SIZE, QUERIES_PER_KV
+        )
         row_ptrs = query_ptr + place * (COLUMNS_K + FEATURES + 1)
         sink_score = tl.load(row_ptrs + (COLUMNS_K + FEATURES), mask=row_valid, other=0.0)
         queries = load_queries(row_ptrs, row_valid, DTYPE, TILES_K)
-        state = (
-            no_means(TILE_ROWS, TILES_V),
-            tl.full([TILE_ROWS], float("-inf"), tl.float32),
-            tl.zeros([TILE_ROWS], tl.float32),
-            tl.zeros([TILE_ROWS], tl.float32),
-        )
+        state = nothing_seen(TILE_ROWS, TILES_V)
         start = (first + tile) * TILE_TOKENS
         table_row_ptr = block_table_ptr + request * stride_block_table_request
         group_ptr = cache_ptr + group.to(tl.int64) * stride_cache_group
@@ -85,9 +78,9 @@ def decode_codes_kernel(
             store_finished(state, means_ptr + place * (COLUMNS_V + 2), row_valid, sink_ptrs, TILES_V, COLUMNS_V)
         else:
             piece = (2 * program + (tile == 0).to(tl.int32)).to(tl.int64)
-            rows_of_piece = piece * TILE_ROWS + row
+            rows_of_piece = piece * TILE_ROWS + tl.arange(0, TILE_ROWS)
             store_row_numbers(state[0], piece_ptr + rows_of_piece * COLUMNS_V, row_valid, TILES_V)
-            state_ptrs = piece_state_ptr + piece * (3 * TILE_ROWS) + row
+            state_ptrs = piece_state_ptr + piece * (3 * TILE_ROWS) + tl.arange(0, TILE_ROWS)
             tl.store(state_ptrs, state[1])
             tl.store(state_ptrs + TILE_ROWS, state[2])
             tl.store(state_ptrs + 2 * TILE_ROWS, state[3])

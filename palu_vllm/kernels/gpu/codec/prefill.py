@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from palu_vllm.kernels.gpu.codec.steps import attend_tile, load_queries, no_means, store_finished
+from palu_vllm.kernels.gpu.codec.steps import attend_tile, find_rows, load_queries, nothing_seen, store_finished
 from palu_vllm.kernels.gpu.codec.work import first_tile
 
 
@@ -38,22 +38,14 @@ def prefill_codes_kernel(
     if (query_len < LEAST_QUERIES) | (first_query >= query_len):
         return
     seq_len = tl.load(seq_lens_ptr + request)
-    # [TILE_ROWS]
     row = row_tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    query, head = row // HEADS, row % HEADS
-    row_valid = query < query_len
-    position = tl.where(row_valid, seq_len - query_len + query, -1)
-    kv_head = group.to(tl.int64) * GROUP_SIZE + head // QUERIES_PER_KV
-    place = (kv_head * tokens_in_batch + token + query) * QUERIES_PER_KV + head % QUERIES_PER_KV
+    head, row_valid, position, place = find_rows(
+        row, group, token, query_len, seq_len, tokens_in_batch, GROUP_SIZE, QUERIES_PER_KV
+    )
     row_ptrs = query_ptr + place * (COLUMNS_K + FEATURES + 1)
     sink_score = tl.load(row_ptrs + (COLUMNS_K + FEATURES), mask=row_valid, other=0.0)
     queries = load_queries(row_ptrs, row_valid, DTYPE, TILES_K)
-    state = (
-        no_means(TILE_ROWS, TILES_V),
-        tl.full([TILE_ROWS], float("-inf"), tl.float32),
-        tl.zeros([TILE_ROWS], tl.float32),
-        tl.zeros([TILE_ROWS], tl.float32),
-    )
+    state = nothing_seen(TILE_ROWS, TILES_V)
     last_query = tl.minimum((row_tile * TILE_ROWS + TILE_ROWS - 1) // HEADS, query_len - 1)
     stop = seq_len - query_len + last_query + 1
     start = first_tile(seq_len, query_len - first_query, SLIDING_WINDOW, TILE_TOKENS) * TILE_TOKENS

@@ -4,6 +4,8 @@ The specification makes its products in float64, because their rounding decides 
 cores of sm_80, sm_90 and sm_100; sm_89 has few float64 units, and storing a long prompt is slow there.
 """
 
+from typing import Any
+
 import torch
 
 from palu_vllm.format.codec.layer_codec import LayerCodec, SideCodec
@@ -23,7 +25,21 @@ class CodeStore:
         )
         self.key = side_operands(codec.key.form, codec.key.numbers(codec.key.sink))
         self.value = side_operands(codec.value.form, codec.value.numbers(codec.value.sink))
-        self.value_mean = codec.value.numbers(codec.value_mean).contiguous()
+        self.constants = self.layer_constants()
+
+    def layer_constants(self) -> dict[str, Any]:
+        """What the kernel is given in every step."""
+        codec, slot = self.codec, self.codec.slot
+        return {
+            "sink_k_ptr": self.key.sink, "sink_v_ptr": self.value.sink,
+            "usual_v_ptr": codec.value.numbers(codec.value_mean).contiguous(),
+            "units_k_ptr": self.key.units, "units_v_ptr": self.value.units,
+            "weights_k_ptr": self.key.weights, "weights_v_ptr": self.value.weights, "levels_ptr": self.levels,
+            "TILES_K": code_tiles(slot.key, slot.key_start), "TILES_V": code_tiles(slot.value, slot.value_start),
+            "RANK_K": slot.key.rank, "RANK_V": slot.value.rank,
+            "USED_K": slot.key_start + used_bytes(slot.key), "STOP_K": slot.value_start,
+            "USED_V": slot.value_start + used_bytes(slot.value), "STOP_V": slot.bytes,
+        }  # fmt: skip
 
     def put(
         self,
@@ -34,20 +50,13 @@ class CodeStore:
         slot_mapping: torch.Tensor,
     ) -> None:
         """Writes one slot of every group per entry of ``slot_mapping`` that is not negative."""
-        codec, slot = self.codec, self.codec.slot
+        codec = self.codec
         y_k, usual_k = (numbers(heads, codec.key, self.encoder_k) for heads in (key, self.centres(positions)))
-        y_v = numbers(value, codec.value, self.encoder_v)
         store_codes_kernel[(len(slot_mapping), codec.num_groups)](
-            y_k_ptr=y_k, usual_k_ptr=usual_k, sink_k_ptr=self.key.sink,
-            y_v_ptr=y_v, usual_v_ptr=self.value_mean, sink_v_ptr=self.value.sink,
-            units_k_ptr=self.key.units, units_v_ptr=self.value.units,
-            weights_k_ptr=self.key.weights, weights_v_ptr=self.value.weights, levels_ptr=self.levels,
+            **self.constants, y_k_ptr=y_k, usual_k_ptr=usual_k, y_v_ptr=numbers(value, codec.value, self.encoder_v),
             cache_ptr=cache, slot_mapping_ptr=slot_mapping, tokens=len(slot_mapping), block_size=cache.shape[2],
             stride_cache_block=cache.stride(0), stride_cache_group=cache.stride(1), stride_cache_slot=cache.stride(2),
-            TILES_K=code_tiles(slot.key, slot.key_start), TILES_V=code_tiles(slot.value, slot.value_start),
-            RANK_K=slot.key.rank, RANK_V=slot.value.rank,
-            USED_K=slot.key_start + used_bytes(slot.key), STOP_K=slot.value_start,
-            USED_V=slot.value_start + used_bytes(slot.value), STOP_V=slot.bytes, num_warps=4,
+            num_warps=4,
         )  # fmt: skip
 
     def centres(self, positions: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.gpu.codec.steps import find_rows
 from palu_vllm.kernels.gpu.codec.work import find_item
 
 
@@ -51,13 +52,15 @@ def reduce_pieces_kernel(
     end = tl.minimum((program + 1) * per_program, total)
     if program * per_program >= end:
         return
-    request, group, first_row, tile, tiles, _, token, query_len, _ = find_item(
+    request, group, first_row, tile, tiles, _, token, query_len, seq_len = find_item(
         end - 1, item_starts_ptr, seq_lens_ptr, query_start_loc_ptr, num_requests, HEADS, SLIDING_WINDOW, TILE_TOKENS,
         TILE_ROWS,
     )  # fmt: skip
     begin = end - 1 - tile
-    query, head = (first_row + row) // HEADS, (first_row + row) % HEADS
-    if (begin < program * per_program) | (tile == tiles - 1) | (query >= query_len):
+    head, row_valid, _, place = find_rows(
+        first_row + row, group, token, query_len, seq_len, tokens_in_batch, GROUP_SIZE, QUERIES_PER_KV
+    )
+    if (begin < program * per_program) | (tile == tiles - 1) | ~row_valid:
         return
     pieces = (begin + tiles - 1) // per_program - program + 1
     largest = joined_maximum(piece_state_ptr, program, row, pieces, TILE_ROWS, TILE_PIECES)
@@ -81,8 +84,6 @@ def reduce_pieces_kernel(
     divisor = total_weight
     if sinks_ptr is not None:
         divisor += tl.exp2(tl.load(sinks_ptr + group * HEADS + head) - shift)
-    kv_head = group.to(tl.int64) * GROUP_SIZE + head // QUERIES_PER_KV
-    place = (kv_head * tokens_in_batch + token + query) * QUERIES_PER_KV + head % QUERIES_PER_KV
     out_ptr = means_ptr + place * (COLUMNS_V + 2)
     tl.store(out_ptr + column, sums / divisor, mask=column < COLUMNS_V)
     if tl.program_id(2) == 0:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.load_codes import load_levels
+from palu_vllm.kernels.gpu.tiles.flash_steps import softmax_step
 
 WIDTH = tl.constexpr(32)
 POSITIONS = tl.constexpr(16)  # of one block of ``format.codec.positions``
@@ -31,13 +32,29 @@ def parts_of(bits):
 
 
 @triton.jit
-def no_means(TILE_ROWS: tl.constexpr, TILES_V: tl.constexpr):
-    """Float32 zeros ``[TILE_ROWS, columns]`` of every part of the values' codes."""
+def find_rows(row, group, token, query_len, seq_len, tokens_in_batch, GROUP_SIZE: tl.constexpr,
+              QUERIES_PER_KV: tl.constexpr):  # fmt: skip
+    """Of rows ``[TILE_ROWS]`` of a request, whose first query is ``token`` of the batch: heads within the group, which
+    rows there are, positions of their queries, -1 where there is none, and their places among queries and means.
+    """
+    HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
+    query, head = row // HEADS, row % HEADS
+    row_valid = query < query_len
+    position = tl.where(row_valid, seq_len - query_len + query, -1)
+    kv_head = group.to(tl.int64) * GROUP_SIZE + head // QUERIES_PER_KV
+    place = (kv_head * tokens_in_batch + token + query) * QUERIES_PER_KV + head % QUERIES_PER_KV
+    return head, row_valid, position, place
+
+
+@triton.jit
+def nothing_seen(TILE_ROWS: tl.constexpr, TILES_V: tl.constexpr):
+    """What ``attend_tile`` begins with: means of levels, maxima, sums of weights, of those around the sinks' centre."""
     means = ()
     for index in tl.static_range(len(TILES_V)):
         for _ in tl.static_range(parts_of(TILES_V[index][0])):
             means = means + (no_mean(TILE_ROWS, TILES_V[index][3]),)
-    return means
+    weights = tl.zeros([TILE_ROWS], tl.float32)
+    return means, tl.full([TILE_ROWS], float("-inf"), tl.float32), weights, weights
 
 
 @triton.jit
@@ -95,18 +112,6 @@ def capped(scores, SOFT_CAP_LOG2: tl.constexpr):
     if SOFT_CAP_LOG2 is not None:
         scores = SOFT_CAP_LOG2 * (1.0 - 2.0 / (1.0 + tl.exp2(scores)))
     return scores
-
-
-@triton.jit
-def softmax_step(scores, running_max, running_sum):
-    """One tile of online softmax over axis 1: unnormalised probabilities, the factor for what was summed up so far,
-    the new maximum and sum.
-    """
-    new_max = tl.maximum(running_max, tl.max(scores, axis=1))
-    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    probabilities = tl.exp2(scores - shift[:, None])
-    correction = tl.exp2(running_max - shift)
-    return probabilities, correction, new_max, running_sum * correction + tl.sum(probabilities, axis=1)
 
 
 @triton.jit

@@ -6,6 +6,8 @@ Programs take equal ranges of items; lengths are read on the device only.
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.gpu.tiles.ranges import range_of
+
 
 @triton.jit
 def first_tile(seq_len, query_len, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
@@ -50,20 +52,6 @@ def number_items_kernel(
 
 
 @triton.jit
-def request_of(item, item_starts_ptr, num_requests):
-    """The request that has ``item``, int64."""
-    low = tl.zeros([], tl.int64)
-    high = low + num_requests - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(item_starts_ptr + middle) <= item:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@triton.jit
 def find_item(
     item,
     item_starts_ptr,
@@ -78,7 +66,7 @@ def find_item(
     """Of an item: its request, group, first row, tile of the rows' tiles and how many these are, the first of them in
     the context, and the request's first query, queries and tokens.
     """
-    request = request_of(item, item_starts_ptr, num_requests)
+    request = range_of(item, item_starts_ptr, num_requests)
     token = tl.load(query_start_loc_ptr + request).to(tl.int64)
     query_len = (tl.load(query_start_loc_ptr + request + 1) - token).to(tl.int32)
     seq_len = tl.load(seq_lens_ptr + request)

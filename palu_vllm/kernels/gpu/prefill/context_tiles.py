@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from palu_vllm.kernels.gpu.tiles.ranges import range_of
 from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.windows import first_place, tile_at
 
@@ -51,20 +52,13 @@ def find_context_tile(
     TILE_CONTEXT: tl.constexpr,
 ):
     """The request of a tile, the positions of its tokens ``[TILE_CONTEXT]``, and which of them there are."""
-    low = tl.zeros([], tl.int64)
-    high = low + num_requests - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(tile_starts_ptr + middle) <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    seq_len = tl.load(seq_lens_ptr + low)
-    query_len = tl.load(query_start_loc_ptr + low + 1) - tl.load(query_start_loc_ptr + low)
+    request = range_of(tile, tile_starts_ptr, num_requests)
+    seq_len = tl.load(seq_lens_ptr + request)
+    query_len = tl.load(query_start_loc_ptr + request + 1) - tl.load(query_start_loc_ptr + request)
     first = first_place(seq_len, query_len, SLIDING_WINDOW, NUM_SINKS, TILE_CONTEXT)
-    tile_start = first + (tile - tl.load(tile_starts_ptr + low)) * TILE_CONTEXT
+    tile_start = first + (tile - tl.load(tile_starts_ptr + request)) * TILE_CONTEXT
     tokens, valid, _ = tile_at(tile_start, first, seq_len, seq_len, NUM_SINKS, False, TILE_CONTEXT)
-    return low, tokens, valid
+    return request, tokens, valid
 
 
 def number_tiles(

@@ -8,7 +8,7 @@ from palu_vllm.kernels.codec.reference import CodecAttention
 from palu_vllm.kernels.cpu.codec_attention import CpuCodecAttention
 from palu_vllm.kernels.cpu.compiled import why_not
 from palu_vllm.kernels.interface import PagedBatch
-from tests.support.codecs.batches import BLOCKS, FORMATS, SIZES, WHOLE, attended, batch, cached, tokens
+from tests.support.codecs.batches import BLOCKS, FORMATS, SIZES, WHOLE, attended, batch, cached, stored, tokens
 from tests.support.codecs.layers import layer_codec
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no C++ library: {why_not()}")
@@ -65,18 +65,8 @@ def test_strides_change_nothing():
 @pytest.mark.parametrize("name", FORMATS)
 def test_stored_bytes_are_those_of_the_specification(name):
     codec = layer_codec(*FORMATS[name])
-    key, value = tokens(codec, 300, 1)
-    key[7], value[9] = 0, 0
-    key[11, 0, 3], value[13, 1, 5], key[17] = torch.inf, torch.nan, 1e30
-    positions = torch.arange(300) + 40
-    slots = torch.randperm(320, generator=torch.Generator().manual_seed(5))[:290]
-    slots[20] = -1
-    stored = []
-    for kind in (CpuCodecAttention, CodecAttention):
-        cache = torch.full((20, 1, 16, codec.slot.bytes), 7, dtype=torch.uint8)
-        kind(codec, WHOLE).store(key, value, positions, cache, slots)
-        stored.append(cache)
-    assert torch.equal(*stored)
+    given = codec, WHOLE, 300, 20
+    assert torch.equal(stored(CpuCodecAttention, *given), stored(CodecAttention, *given))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

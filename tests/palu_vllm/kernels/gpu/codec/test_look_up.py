@@ -32,3 +32,11 @@ def test_every_code_has_its_level_in_every_place(bits, dtype):
         halves = torch.tensor([word >> shift & 0xFFFF for word in found for shift in (0, 16)], dtype=torch.int32)
         numbers = halves.to(torch.int16).view(dtype).float().view(parts, 4)
         assert torch.equal(numbers, levels(bits)[codes.T])
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(2, 1.3), (3, 1.6), (4, 2.6), (5, 5.6)])
+def test_instructions_per_level(bits, expected):
+    """As the module says; moves are of constants and operands."""
+    instructions = [each for each in look_up(bits, torch.bfloat16).split(";") if "b32" in each]
+    counted = [each for each in instructions if not any(word in each for word in (".reg", "mov."))]
+    assert len(counted) / (4 * 8 // PLANES[bits][0]) == pytest.approx(expected, abs=0.05)
