@@ -22,9 +22,9 @@ class Failure:
         return f"Triton {self.triton}, {self.arch}, {self.layer}, {self.kernel}: {self.kind}"
 
 
-def listed(triton: str, kind: str, *kernels: tuple[str, str]) -> list[Failure]:
-    """``kernels`` are a layer and a kernel of sm_90 each."""
-    return [Failure(triton, "sm_90", layer, kernel, kind) for layer, kernel in kernels]
+def listed(triton: str, arch: str, kind: str, *kernels: tuple[str, str]) -> list[Failure]:
+    """``kernels`` are a layer and a kernel each."""
+    return [Failure(triton, arch, layer, kernel, kind) for layer, kernel in kernels]
 
 
 ONE, FOUR = "decode_split_kernel (1)", "decode_split_kernel (4)"
@@ -32,23 +32,24 @@ DECODE, PREFILL = "decode_codes_kernel", "prefill_codes_kernel"
 JOINT, PER_HEAD, SMOLLM2 = "codec_llama_3_8b", "codec_llama_3_8b_per_head", "codec_smollm2"
 WINDOW = "codec_window_and_sinks"
 LATENTS = listed(
-    "3.6", "stack",
+    "3.6", "sm_90", "stack",
     ("llama_2_7b_128_384", FOUR), ("llama_3_8b_256_256", ONE), ("llama_2_7b_128_384_4_bits", ONE),
     ("llama_2_7b_128_384_4_bits", FOUR), ("llama_3_8b_128_384_4_bits", ONE), ("llama_3_8b_256_256_4_bits", FOUR),
     ("qwen_2_7b_128_384_4_bits", ONE),
 )  # fmt: skip
+ALWAYS = (JOINT, DECODE), (SMOLLM2, DECODE)
 CODECS = [
-    *listed(
-        "3.9", "stack", (JOINT, DECODE), (JOINT, PREFILL), (PER_HEAD, DECODE), (SMOLLM2, DECODE), (SMOLLM2, PREFILL)
-    ),
-    *listed(
-        "3.6", "stack", (JOINT, DECODE), (JOINT, PREFILL), (PER_HEAD, DECODE), (SMOLLM2, DECODE), (WINDOW, PREFILL)
-    ),
+    *listed("3.9", "sm_80", "stack", *ALWAYS, (JOINT, PREFILL)),
+    *listed("3.9", "sm_89", "stack", *ALWAYS, (WINDOW, PREFILL)),
+    *listed("3.9", "sm_90", "stack", *ALWAYS, (JOINT, PREFILL), (PER_HEAD, DECODE), (SMOLLM2, PREFILL)),
+    *listed("3.9", "sm_100", "stack", *ALWAYS, (JOINT, PREFILL), (PER_HEAD, DECODE), (SMOLLM2, PREFILL)),
+    *listed("3.6", "sm_90", "stack", *ALWAYS, (JOINT, PREFILL), (PER_HEAD, DECODE), (WINDOW, PREFILL)),
 ]
+CHIPS = ("3.9", "sm_80"), ("3.9", "sm_89"), ("3.9", "sm_90"), ("3.9", "sm_100"), ("3.6", "sm_90")
 WAITING = [
     failure
-    for version in ("3.6", "3.9")
-    for failure in listed(version, "waiting", *((layer, DECODE) for layer in (JOINT, PER_HEAD, SMOLLM2, WINDOW)))
+    for chip in CHIPS
+    for failure in listed(*chip, "waiting", *((layer, DECODE) for layer in (JOINT, PER_HEAD, SMOLLM2, WINDOW)))
 ]
 KNOWN: dict[Failure, str] = {
     **dict.fromkeys(LATENTS, "tiles are fitted to the registers that Triton 3.9 takes, and 3.6 takes more"),

@@ -51,7 +51,7 @@ def run(options: CalibrateOptions, on_event: OnEvent) -> dict[str, Any]:
         about = {"name": options.model, "digest": made_from["model"], "num_layers": _num_layers(config)}
         usual = usual_drift(model, held_out, codec)
         save_codec(out, Codec(codec, about, {"context": options.context, DRIFT: usual}))
-        report = codec_report(options, samples, solved, codec, facts, time.monotonic() - started)
+        report = codec_report(options, samples, solved, codec, ratios, facts, time.monotonic() - started)
         write_at_once(out / REPORT, report)
         write_card(report, out)
         write_codec_plot(report, out)

@@ -43,10 +43,11 @@ def codec_report(
     samples: CalibrationSamples,
     solved: dict[int, SolvedLayer],
     codec: dict[int, LayerCodec],
+    ratios: dict[int, float],
     losses: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """What ``codec_report.json`` says."""
+    """What ``codec_report.json`` says; ``ratios`` are those of ``probes.loss_ratios``, by layer."""
     dense = sum(layer.dense_bytes for layer in solved.values())
     coded = sum(layer.bytes_per_token for layer in codec.values())
     slots = list(dict.fromkeys(layer.slot for layer in codec.values()))
@@ -61,6 +62,7 @@ def codec_report(
         "context": options.context,
         "formats": [{"key": _tiers(slot.key), "value": _tiers(slot.value), "bytes": slot.bytes} for slot in slots],
         "layers": {str(number): slots.index(layer.slot) for number, layer in codec.items()},
+        "loss_over_predicted": {str(number): round(ratio, 3) for number, ratio in ratios.items()},
         "bits_k": [layer.key.form.mean_bits for layer in codec.values()],
         "bits_v": [layer.value.form.mean_bits for layer in codec.values()],
         "group_size": {str(number): layer.num_kv_heads // layer.num_groups for number, layer in codec.items()},

@@ -10,6 +10,7 @@ from offline_compress.codec.collect import Collector, sample_positions
 from offline_compress.codec.judge import codec_divergence
 from offline_compress.codec.options import CalibrateOptions
 from offline_compress.codec.pipeline import REPORT, run
+from offline_compress.codec.probes import LEAST
 from offline_compress.commands.calibrate import main
 from offline_compress.run.progress import ignore
 from palu_vllm.format.codec.digest import model_digest
@@ -51,6 +52,12 @@ def test_files_and_report(reports, model):
     assert report["dense_bytes_per_token"] == 2 * 2 * 4 * 16 * 2
     assert json.loads((directory / REPORT).read_text()) == report and len(report["formats"]) <= 4
     assert {"predicted_kl", "kl", "seconds", "provenance"} <= report.keys()
+
+
+def test_the_report_says_what_layers_lose_over_what_was_predicted(reports):
+    ratios = reports[4.0][1]["loss_over_predicted"]
+    assert ratios.keys() == {"0", "1"} and all(ratio >= LEAST for ratio in ratios.values())
+    assert reports[1.0][1]["loss_over_predicted"] == {}  # nothing is quantized there
 
 
 def test_fewer_bytes_lose_more_and_sixteen_bits_nothing(reports):
