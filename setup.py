@@ -36,6 +36,7 @@ setup(
     extras_require={
         "finetune": ["peft>=0.21"],
         "serve": ["vllm>=0.32,<0.34"],
+        "disaggregated": ["nixl>=1.5"],
         "judge": ["llama-cpp-python>=0.3.36", "matplotlib>=3.9"],
         "load": ["locust>=2.40", "openai>=2", "matplotlib>=3.9"],
         "accuracy": ["lm-eval>=0.4.13", "datasets>=4", "rouge-score>=0.1.2", "matplotlib>=3.9"],

@@ -83,7 +83,7 @@ def wait_until_healthy(server: Server) -> None:
 
 @contextmanager
 def starting(
-    model: Path, arguments: Sequence[str] = (), pool_gib: float = 1, environment: Mapping[str, str] | None = None,
+    model: Path, arguments: Sequence[str] = (), pool_gib: int = 1, environment: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Iterator[Server]:  # fmt: skip
     """Runs ``vllm serve MODEL`` with a KV pool of ``pool_gib`` GiB to the end of the block.

@@ -107,7 +107,7 @@ def main() -> None:
     add("--tokens", type=int, default=48, help="decoded by every stream")
     add("--repeats", type=int, default=3)
     add("--dtype", default="float32")
-    add("--pool-gib", type=float, default=1, help="KV cache of every server")
+    add("--pool-gib", type=int, default=1, help="KV cache of every server")
     add("--enforce-eager", action="store_true", help="compile nothing: servers start faster")
     options = parser.parse_args()
     try:

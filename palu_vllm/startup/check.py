@@ -34,7 +34,7 @@ def check(vllm_config: VllmConfig) -> None:
     served = _checked(vllm_config)
     for refusal in REFUSALS:
         _raise_where(refusal(vllm_config, served))
-    separate_files(vllm_config, served)
+    separate_files(vllm_config, {"palu_config": served.palu.model_dump()})
     for notice in notices(vllm_config, served):
         logger.warning_once(notice)
 

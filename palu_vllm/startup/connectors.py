@@ -1,21 +1,21 @@
-"""KV connectors that may move blocks of latents. To them a block is bytes, fewer than a dense one.
+"""KV connectors that may move blocks of latents or codes. To them a block is bytes, fewer than a dense one.
 
-Blocks come back by what a connector takes for their name, so latents of another checkpoint must never have the same.
+Blocks come back by what a connector takes for their name, so those of another checkpoint or codec must never have it.
 ``OffloadingConnector`` keeps blocks in memory of the server itself, by hashes that include adapters and cache salts.
-``ExampleConnector`` keeps files by hashes of the tokens alone, so each checkpoint gets a folder of its own.
+``ExampleConnector`` keeps files by hashes of the tokens alone, so each checkpoint or codec gets a folder of its own.
+``NixlConnector`` reads another server's blocks, after both have shown each other what their blocks are.
 """
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from vllm import envs
 from vllm.config import VllmConfig
 
-from palu_vllm.startup.served import ServedConfig
-
-OFFLOADING, FILES = "OffloadingConnector", "ExampleConnector"
+OFFLOADING, FILES, PEERS = "OffloadingConnector", "ExampleConnector", "NixlConnector"
 HOST_MEMORY = "CPUOffloadingSpec"
 
 
@@ -34,17 +34,23 @@ def extra_config(vllm_config: VllmConfig) -> dict[str, Any]:
     return transfer.kv_connector_extra_config if transfer else {}
 
 
-def separate_files(vllm_config: VllmConfig, served: ServedConfig) -> None:
-    """Gives ``ExampleConnector`` its folder. Harmless to repeat."""
+def is_one_of(vllm_config: VllmConfig, names: Collection[str]) -> bool:
+    """Whether the connector is vLLM's own of such a name, not a class of the user."""
+    transfer = vllm_config.kv_transfer_config
+    return connector(vllm_config) in names and not (transfer and transfer.kv_connector_module_path)
+
+
+def separate_files(vllm_config: VllmConfig, made_by: Mapping[str, Any]) -> None:
+    """Gives ``ExampleConnector`` a folder for blocks ``made_by`` such latents or such a codec. Harmless to repeat."""
     if connector(vllm_config) == FILES:
         extra = extra_config(vllm_config)
-        extra["shared_storage_path"] = _own_folder(vllm_config, served, extra["shared_storage_path"])
+        extra["shared_storage_path"] = _own_folder(vllm_config, made_by, extra["shared_storage_path"])
 
 
-def _own_folder(vllm_config: VllmConfig, served: ServedConfig, path: str) -> str:
-    """``path/palu-DIGEST``, of the checkpoint's bytes and of what a server may change about latents."""
+def _own_folder(vllm_config: VllmConfig, made_by: Mapping[str, Any], path: str) -> str:
+    """``path/palu-DIGEST``, of the checkpoint's bytes, its dtype and what the server stores of its keys and values."""
     model = vllm_config.model_config
-    named = {"palu_config": served.palu.model_dump(), "dtype": served.dtype, "revision": model.revision}
+    named = {**made_by, "dtype": str(model.dtype), "revision": model.revision}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode())
     for file in sorted([*Path(model.model).glob("*.safetensors"), Path(model.model, "config.json")]):
         with file.open("rb") as handle:

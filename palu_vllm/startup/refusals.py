@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from palu_vllm.format.config import rotary_positions
 from palu_vllm.format.quantized import METHOD
 from palu_vllm.registry import BACKEND
-from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connector, extra_config
+from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connector, extra_config, is_one_of
 from palu_vllm.startup.served import ServedConfig
 
 Refusal = Callable[[VllmConfig, ServedConfig], str | None]
@@ -114,8 +114,8 @@ def streaming_with_a_connector(config: VllmConfig, served: ServedConfig) -> str 
 
 @refusal
 def other_connector(config: VllmConfig, served: ServedConfig) -> str | None:
-    name, transfer = connector(config), config.kv_transfer_config
-    if name is None or (name in (OFFLOADING, FILES) and not (transfer and transfer.kv_connector_module_path)):
+    name = connector(config)
+    if name is None or is_one_of(config, (OFFLOADING, FILES)):
         return None
     return (
         f"moving latents with the KV connector {name} is not proven; use --kv-offloading-size, "
@@ -124,39 +124,39 @@ def other_connector(config: VllmConfig, served: ServedConfig) -> str | None:
 
 
 @refusal
-def offloading_beyond_host_memory(config: VllmConfig, served: ServedConfig) -> str | None:
+def offloading_beyond_host_memory(config: VllmConfig, served: object) -> str | None:
     place = extra_config(config).get("spec_name", HOST_MEMORY)
     if connector(config) != OFFLOADING or place == HOST_MEMORY:
         return None
     return (
-        f"offloading latents with {place} is not proven, because it may share blocks between servers "
+        f"offloading blocks with {place} is not proven, because it may share blocks between servers "
         f"by the name of the model alone; leave spec_name at {HOST_MEMORY}."
     )
 
 
 @refusal
-def files_without_a_folder(config: VllmConfig, served: ServedConfig) -> str | None:
+def files_without_a_folder(config: VllmConfig, served: object) -> str | None:
     if connector(config) != FILES or "shared_storage_path" in extra_config(config):
         return None
     return f"{FILES} needs a shared_storage_path in kv_connector_extra_config."
 
 
 @refusal
-def files_of_a_hubs_checkpoint(config: VllmConfig, served: ServedConfig) -> str | None:
+def files_of_a_hubs_checkpoint(config: VllmConfig, served: object) -> str | None:
     if connector(config) != FILES or Path(config.model_config.model).is_dir():
         return None
     return f"{FILES} needs the checkpoint in a local directory."
 
 
 @refusal
-def files_with_adapters(config: VllmConfig, served: ServedConfig) -> str | None:
+def files_with_adapters(config: VllmConfig, served: object) -> str | None:
     if connector(config) != FILES or not config.lora_config:
         return None
     return f"{FILES} gives a block of one adapter to requests with another; leave --enable-lora out."
 
 
 @refusal
-def files_of_several_devices(config: VllmConfig, served: ServedConfig) -> str | None:
+def files_of_several_devices(config: VllmConfig, served: object) -> str | None:
     if connector(config) != FILES or config.parallel_config.world_size == 1:
         return None
     return f"{FILES} lets devices overwrite each other's files; leave the parallel sizes at 1."

@@ -1,4 +1,4 @@
-"""Both Dockerfiles, by hadolint and by what an operator relies on."""
+"""The Dockerfiles of servers, by hadolint and by what an operator relies on."""
 
 import re
 import subprocess
@@ -11,9 +11,10 @@ from tests.docker.dockerfile import DIRECTORY, ROOT, of, pairs
 
 FILES = [DIRECTORY / "Dockerfile", DIRECTORY / "Dockerfile.cpu"]
 both = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+every = pytest.mark.parametrize("path", [*FILES, DIRECTORY / "Dockerfile.router"], ids=lambda path: path.name)
 
 
-@both
+@every
 def test_hadolint_is_content(path):
     """With every rule; a line that is excepted says why in the comment above it."""
     hadolint = Path(sys.executable).with_name("hadolint")
@@ -25,7 +26,7 @@ def test_hadolint_is_content(path):
             assert lines[number - 1].startswith("# ") and len(lines[number - 1]) > 40
 
 
-@both
+@every
 def test_runs_as_a_user_without_rights(path):
     user = of(path, "USER")[-1].text
     assert int(user) > 0
@@ -45,7 +46,7 @@ def test_serves_with_the_plugin_and_without_the_developer_routes(path):
     assert command[3:5] == ["--attention-backend", "palu"]
 
 
-@both
+@every
 def test_everything_is_written_below_tmp(path):
     """So that the rest of the container may be read only."""
     assert settings(path)["HOME"] == "/tmp" and of(path, "WORKDIR")[-1].text == "/tmp"

@@ -18,6 +18,7 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.kv_cache_interface import KVCacheSpec, KVQuantMode
 
+from palu_vllm.attention_backend.codec.peers import tell_peers_apart
 from palu_vllm.attention_backend.codec.served import served_codec
 from palu_vllm.attention_backend.shared_specs import share_specs
 from palu_vllm.format.codec.layer_codec import LayerCodec
@@ -59,7 +60,9 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
                 share_specs()
             from palu_vllm.attention_backend.codec.backend import CodecBackend
 
-            longest = get_current_vllm_config().model_config.max_model_len
+            vllm_config = get_current_vllm_config()
+            tell_peers_apart(vllm_config)
+            longest = vllm_config.model_config.max_model_len
             kwargs |= {"attn_backend": CodecBackend, "codec": codec, "max_seq_len": longest}
         init(self, *args, **kwargs)
 

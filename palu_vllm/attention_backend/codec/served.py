@@ -1,6 +1,7 @@
 """Which codec a server has: ``--additional-config '{"palu": {"codec": "OUT"}}'``, a directory or a hub id."""
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from palu_vllm.format.codec.file import JSON, REPORT, TENSORS, Codec, load_codec
 from palu_vllm.format.latent_format import NUMBER_BYTES
 
 CODEC = "codec"
+DIGITS = 16  # of a digest, as it is shown
 
 
 def palu_settings(vllm_config: VllmConfig) -> Any:
@@ -20,8 +22,21 @@ def palu_settings(vllm_config: VllmConfig) -> Any:
     return additional.get("palu", {}) if isinstance(additional, dict) else {}
 
 
+def is_of_a_drafter(vllm_config: VllmConfig) -> bool:
+    """Whether it is the configuration that vLLM makes for a draft model, out of that of the model it drafts for."""
+    speculation = vllm_config.speculative_config
+    if speculation is None or speculation.method != "draft_model":
+        return False
+    return vllm_config.model_config is speculation.draft_model_config
+
+
 def served_codec(vllm_config: VllmConfig) -> Codec | None:
-    """The codec that the server's settings name, read once per process. Raises CheckpointError."""
+    """The codec that the server's settings name, read once per process; None for a drafter, whose cache is dense.
+
+    Raises CheckpointError.
+    """
+    if is_of_a_drafter(vllm_config):
+        return None
     settings = palu_settings(vllm_config)
     name = settings.get(CODEC) if isinstance(settings, Mapping) else None
     return None if name is None else named_codec(str(name))
@@ -55,3 +70,13 @@ def codec_directory(name: str, revision: str | None = None) -> Path:
             f"the codec {name} is neither a directory nor on the hub ({type(error).__name__}); "
             "give the directory that palu-calibrate wrote."
         ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def files_digest(directory: Path) -> str:
+    """SHA-256 over what is served of a codec, the first ``DIGITS`` hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in (JSON, TENSORS):
+        with (directory / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:DIGITS]

@@ -1,7 +1,5 @@
 """What a served codec is and costs: for the log, the metrics, the info route and the dashboard."""
 
-import functools
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +8,18 @@ from typing import Any, Self
 
 from vllm.config import VllmConfig
 
-from palu_vllm.attention_backend.codec.served import CODEC, codec_directory, dense_bytes_per_token, named_codec
+from palu_vllm.attention_backend.codec.served import (
+    CODEC,
+    codec_directory,
+    dense_bytes_per_token,
+    files_digest,
+    named_codec,
+)
 from palu_vllm.attention_backend.codec.served import palu_settings as settings_of
-from palu_vllm.format.codec.file import JSON, REPORT, TENSORS, Codec
+from palu_vllm.format.codec.file import REPORT, Codec
 from palu_vllm.kernels.choose import codec_path
 from palu_vllm.version import __version__
 
-DIGITS = 16  # of a digest, as it is shown
 FIRST_TOKEN = "around means of its own"
 
 
@@ -100,16 +103,6 @@ class CodecFacts:
             return "KL from the dense model not known"
         predicted = "" if self.predicted_kl is None else f" (predicted {self.predicted_kl:.4f})"
         return f"KL {self.kl:.4f} from the dense model{predicted}"
-
-
-@functools.lru_cache(maxsize=2)
-def files_digest(directory: Path) -> str:
-    """SHA-256 over what is served of a codec, the first ``DIGITS`` hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in (JSON, TENSORS):
-        with (directory / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:DIGITS]
 
 
 def reported_losses(directory: Path) -> dict[str, float]:

@@ -16,10 +16,12 @@ from palu_vllm.format.codec.parts import part
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup import refusals as of_latents
 from palu_vllm.startup.codec.asked import DIGEST, IGNORE
-from palu_vllm.startup.connectors import connector
+from palu_vllm.startup.connectors import FILES, OFFLOADING, PEERS, connector, is_one_of
 
 Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
+MOVING = OFFLOADING, FILES, PEERS
+DRAFTING = "ngram", "draft_model", "eagle"
 
 
 def refusal(function: Refusal) -> Refusal:
@@ -125,13 +127,31 @@ def other_cache_dtype(config: VllmConfig, codec: Codec) -> str | None:
 
 
 @refusal
-def any_connector(config: VllmConfig, codec: Codec) -> str | None:
+def other_connector(config: VllmConfig, codec: Codec) -> str | None:
     name = connector(config)
-    if name is None:
+    if name is None or is_one_of(config, MOVING):
         return None
     return (
-        f"moving blocks of a KV codec with the connector {name} is not proven; leave --kv-transfer-config and "
-        "--kv-offloading-size out."
+        f"moving blocks of a KV codec with the connector {name} is not proven; use {', '.join(MOVING[:-1])} or "
+        f"{MOVING[-1]}, or leave --kv-transfer-config and --kv-offloading-size out."
+    )
+
+
+@refusal
+def peers_of_several_devices(config: VllmConfig, codec: Codec) -> str | None:
+    if connector(config) != PEERS or config.parallel_config.world_size == 1:
+        return None
+    return f"{PEERS} is not proven for a KV codec on several devices; leave the parallel sizes at 1."
+
+
+@refusal
+def other_speculation(config: VllmConfig, codec: Codec) -> str | None:
+    speculation = config.speculative_config
+    if speculation is None or speculation.method in DRAFTING:
+        return None
+    return (
+        f"speculative decoding by {speculation.method} is not proven with a KV codec; use {', '.join(DRAFTING[:-1])} "
+        f"or {DRAFTING[-1]}, or leave --speculative-config out."
     )
 
 
@@ -142,4 +162,12 @@ def fast_prefill(config: VllmConfig, codec: Codec) -> str | None:
     return "--kv-sharing-fast-prefill is not proven with a KV codec; leave the flag out."
 
 
-REFUSALS += [of_latents.other_speculation, of_latents.context_parallelism, of_latents.stages_without_compilation]
+REFUSALS += [
+    of_latents.offloading_beyond_host_memory,
+    of_latents.files_without_a_folder,
+    of_latents.files_of_a_hubs_checkpoint,
+    of_latents.files_with_adapters,
+    of_latents.files_of_several_devices,
+    of_latents.context_parallelism,
+    of_latents.stages_without_compilation,
+]

@@ -24,7 +24,7 @@ def folder(model, **options) -> str:
     """Where the files of a model go, the same however often it is asked."""
     config = configured(model, kv_transfer_config=files("files"), **options)
     path = config.kv_transfer_config.kv_connector_extra_config["shared_storage_path"]
-    separate_files(config, served_config(config))
+    separate_files(config, {"palu_config": served_config(config).palu.model_dump()})
     assert config.kv_transfer_config.kv_connector_extra_config["shared_storage_path"] == path
     assert Path(path).parent == Path("files")
     return path

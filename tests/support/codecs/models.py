@@ -21,6 +21,7 @@ def write_codec(
     tiers_v: Tiers | None = None,
     groups: int = 2,
     layers: Collection[int] | None = None,
+    seed: int = 0,
 ) -> Path:
     """A codec of ``model`` in ``directory``, for all layers or some; 4 bits where no tiers are given."""
     config = AutoConfig.from_pretrained(model).get_text_config()
@@ -29,7 +30,7 @@ def write_codec(
     width = heads // groups * dim
     tiers = tiers_k or ((width, 4),), tiers_v or ((width, 4),)
     numbers = range(config.num_hidden_layers) if layers is None else layers
-    built = {number: random_layer(heads, dim, groups, *tiers, seed=number) for number in numbers}
+    built = {number: random_layer(heads, dim, groups, *tiers, seed=number + 1000 * seed) for number in numbers}
     directory.mkdir(parents=True, exist_ok=True)
     save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
     return directory

@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from vllm.config.utils import replace
 from vllm.engine.arg_utils import EngineArgs
 
-from palu_vllm.attention_backend.codec.served import codec_directory
+from palu_vllm.attention_backend.codec.served import codec_directory, served_codec
 from palu_vllm.format.codec.file import JSON, TENSORS
 from palu_vllm.startup.check import StartError
 from palu_vllm.startup.codec import check
 from palu_vllm.startup.codec import refusals as of_codecs
 from palu_vllm.startup.codec.refusals import REFUSALS
-from tests.palu_vllm.startup.test_refusals import connector, drafts
+from tests.palu_vllm.startup.test_refusals import FILES, connector, drafts
 from tests.support.codecs.models import write_codec
 
 
@@ -142,11 +143,32 @@ DEEPSEEK = {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_
 REFUSED = {  # the function, options of a server, what the sentence says
     "another backend": ("other_backend", {"attention_backend": "cpu_attn"}, "palu, not CPU_ATTN; choose that"),
     "cache dtype": ("other_cache_dtype", {"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 is not what a KV codec"),
-    "connector": ("any_connector", connector("NixlConnector"), "with the connector NixlConnector is not proven"),
-    "offloading": ("any_connector", {"kv_offloading_size": 1.0}, "leave --kv-transfer-config and"),
+    "connector": ("other_connector", connector("LMCacheConnectorV1"), "LMCacheConnectorV1 is not proven; use Offload"),
+    "lmcache": (
+        "other_connector",
+        {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"},
+        "with the connector LMCacheMPConnector is not proven",
+    ),
+    "peers": (
+        "peers_of_several_devices",
+        connector("NixlConnector") | {"tensor_parallel_size": 2},
+        "several devices; leave the parallel sizes at 1.",
+    ),
+    "offloading": (
+        "offloading_beyond_host_memory",
+        connector("OffloadingConnector", spec_name="TieringOffloadingSpec"),
+        "offloading blocks with TieringOffloadingSpec is not proven",
+    ),
+    "files": ("files_without_a_folder", connector("ExampleConnector"), "needs a shared_storage_path"),
+    "adapters": ("files_with_adapters", FILES | {"enable_lora": True}, "leave --enable-lora out"),
+    "devices": ("files_of_several_devices", FILES | {"tensor_parallel_size": 2}, "overwrite each other's files"),
     "fast prefill": ("fast_prefill", {"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill is not proven"),
     "groups": ("cut_groups", {"tensor_parallel_size": 4}, "2 groups of KV heads into 4 parts; the largest number"),
-    "drafts": ("other_speculation", drafts("ngram_gpu", 2), "speculative decoding by ngram_gpu is not proven"),
+    "drafts": (
+        "other_speculation",
+        drafts("ngram_gpu", 2),
+        "by ngram_gpu is not proven with a KV codec; use ngram, draft",
+    ),
     "context parallel": ("context_parallelism", {"prefill_context_parallel_size": 2}, "context parallel sizes at 1"),
     "pipeline": (
         "stages_without_compilation",
@@ -175,6 +197,21 @@ def test_models_with_latents_of_their_own(dense, codec, tmp_path):
     assert "has latents of its own (MLA)" in refusal(model, of(codec), **options)
 
 
+def test_files_of_a_model_that_is_not_local(dense, codec):
+    config = config_of(dense(), of(codec), **FILES)
+    config.model_config.model = "someone/model"
+    assert "a local directory" in of_codecs.of_latents.files_of_a_hubs_checkpoint(config, None)
+
+
+def test_a_drafter_is_neither_checked_nor_coded(dense, codec):
+    """vLLM makes its configuration out of the server's, settings and all."""
+    told = {"method": "draft_model", "model": str(dense(seed=1)), "num_speculative_tokens": 2}
+    config = config_of(dense(), of(codec), speculative_config=told)
+    assert served_codec(config) is not None
+    drafter = replace(config, model_config=config.speculative_config.draft_model_config)
+    assert served_codec(drafter) is None
+
+
 def test_images_that_see_each_other_both_ways(dense, codec):
     config = config_of(dense(), of(codec))
     assert of_codecs.prefixes_seen_both_ways(config, None) is None
@@ -184,5 +221,11 @@ def test_images_that_see_each_other_both_ways(dense, codec):
 
 def test_every_refusal_has_a_case():
     shown = {case[0] for case in REFUSED.values()}
-    shown |= {"other_geometry", "other_model", "latent_attention", "prefixes_seen_both_ways"}
+    shown |= {
+        "other_geometry",
+        "other_model",
+        "latent_attention",
+        "prefixes_seen_both_ways",
+        "files_of_a_hubs_checkpoint",
+    }
     assert {function.__name__ for function in REFUSALS} == shown
