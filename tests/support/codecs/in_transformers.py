@@ -43,9 +43,9 @@ def attention(codec: Codec) -> Callable[..., tuple[torch.Tensor, None]]:
 
 
 @contextmanager
-def with_codec(model: Path, codec: Path) -> Iterator[PreTrainedModel]:
+def with_codec(model: Path, codec: Path, auto: Any = AutoModelForCausalLM) -> Iterator[PreTrainedModel]:
     AttentionInterface.register(NAME, attention(load_codec(codec)))
-    yield AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
+    yield auto.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
 
 
 @torch.no_grad()
