@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.common.chats import prompts
 from benchmarks.common.output import say
 from benchmarks.judge.agreement import agreement, mastered, needles, retrieval
 from benchmarks.judge.arms.arm import Arm, Heads
@@ -21,7 +22,7 @@ from benchmarks.judge.divergence import Reference, summaries
 from benchmarks.judge.registry import arms
 from benchmarks.judge.report import write_report
 from benchmarks.judge.rows import ResultFile
-from benchmarks.judge.texts import dense_answers, load_tokenizer, prompts
+from benchmarks.judge.texts import dense_answers, load_tokenizer
 
 LONG = 32768  # tokens, where windows and sinks are next to nothing
 DEPTHS = [0.1, 0.3, 0.5, 0.7, 0.9]

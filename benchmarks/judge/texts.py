@@ -1,4 +1,4 @@
-"""What the arms are judged on: rows of text by kind, and prompts with the dense model's own answers."""
+"""What the arms are judged on: rows of text by kind, and the dense model's own answers to prompts."""
 
 import hashlib
 import json
@@ -11,15 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.perplexity import rows_of, spread_rows
 
 KINDS = ("wiki", "news", "code", "bulgarian")
-TASKS = (
-    "Explain in three sentences what {} is.",
-    "Write a short story about {}.",
-    "List five facts about {}.",
-    "How would you describe {} to a child?",
-    "Write a Python function that prints something about {}.",
-)
-TOPICS = ("a lighthouse", "photosynthesis", "the Roman army", "compound interest", "a chess opening", "the Danube",
-          "volcanoes", "a printing press", "vaccination", "the moon")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,15 +33,6 @@ def rows_of_kinds(tokenizer: PreTrainedTokenizerBase, folder: Path, kinds: tuple
             raise ValueError(f"{path.name} has {len(ids)} tokens, too few for {per_kind} rows of {context}.")
         found += rows
     return Rows(torch.tensor(found), tuple(kind for kind in kinds for _ in range(per_kind)))
-
-
-def prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
-    """Chat prompts by the model's own template; plain text where it has none."""
-    asked = [task.format(topic) for task in TASKS for topic in TOPICS][:count]
-    if not tokenizer.chat_template:
-        return [tokenizer.encode(f"{each}\n") for each in asked]
-    chats = [[{"role": "user", "content": each}] for each in asked]
-    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
 
 
 @torch.inference_mode()

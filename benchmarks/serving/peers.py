@@ -7,7 +7,6 @@ token and answers where its blocks lie, and the second is told so. vLLM's docume
 import json
 import os
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from openai import OpenAI
 
+from benchmarks.common.metrics import metrics
 from benchmarks.common.server import Server, free_port, starting, wait_until_healthy
 
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
@@ -51,9 +51,7 @@ class Pair:
 
     def bytes_moved(self) -> int:
         """By the metrics of the server that decodes, since its start."""
-        with urllib.request.urlopen(f"{self.decode.url}/metrics", timeout=60) as response:
-            lines = response.read().decode().splitlines()
-        return round(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(MOVED)))
+        return round(metrics(self.decode.url).get(MOVED, 0.0))
 
 
 def client(server: Server) -> OpenAI:

@@ -1,9 +1,9 @@
 """``make load``: streaming users ask the compressed shipped model for five minutes, on a CPU.
 
-Compresses the shipped model, serves it with a small pool, so that requests are preempted and every page of the pool is
-touched early, and lets locust's users stream, one in ten hanging up. Ends non-zero, with a sentence for each, after an
-error, a block that is still held after the load, or memory that grows. What follows ``--`` goes to
-``python -m benchmarks.load``.
+Compresses the shipped model, or with ``--codec`` makes a codec for it and drafts by n-grams. Serves it with a small
+pool, so that requests are preempted and every page is touched early. Locust's users stream, one in ten hanging up.
+Ends non-zero, with a sentence for each, after an error, a block that is still held after the load, or memory that
+grows. What follows ``--`` goes to ``python -m benchmarks.load``.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common.commands import compress
+from benchmarks.common.metrics import metrics
 from benchmarks.common.output import IMAGES, RESULTS
 from benchmarks.common.provenance import provenance
 from benchmarks.common.server import ONE_THREAD, Server, serve
-from benchmarks.common.shipped import CALIBRATION_SAMPLES
 from benchmarks.load.client.prompts import FIRST_ID
 from benchmarks.load.client.stream import make_client
 from benchmarks.load.command import locust_command, locust_environment
 from benchmarks.load.options import api_key
 from benchmarks.load.soak.report import page, picture
-from benchmarks.load.soak.server_state import Sample, metrics, sample_of, sample_when_idle, tree_rss
+from benchmarks.load.soak.served import Served, with_codec, with_latents
+from benchmarks.load.soak.server_state import Sample, sample_of, sample_when_idle, tree_rss
 from benchmarks.load.soak.verdict import GROWTH_LIMIT, growth, violations
 
 MIX = ["--prompt-tokens", "lognormal:128:0.6:512", "--output-tokens", "lognormal:64:0.5:256",
@@ -83,12 +83,12 @@ def run_load(server: Server, users: int, seconds: int, more: Sequence[str], resu
     return json.loads(result.read_text())
 
 
-def soak(model: Path, options: argparse.Namespace, scratch: Path) -> tuple[dict, list[Sample]]:
-    """The report and its samples, of ``vllm serve`` on ``model``."""
+def soak(served: Served, options: argparse.Namespace, scratch: Path) -> tuple[dict, list[Sample]]:
+    """The report and its samples, of ``vllm serve``."""
     pool = ["--block-size", "16", "--num-gpu-blocks-override", str(options.blocks)]
     pool += ["--max-num-batched-tokens", str(STEP_TOKENS)]
-    arguments = ["--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "1024", *pool]
-    with serve(model, arguments, environment=os.environ | ONE_THREAD) as server:
+    arguments = ["--attention-backend", "palu", "--dtype", "float32", "--max-model-len", "1024", *pool, *served.flags]
+    with serve(served.model, arguments, environment=os.environ | ONE_THREAD) as server:
         warm_up(server)
         with sampling(server) as samples:
             load = run_load(server, options.users, options.seconds, options.more, scratch / "load.json")
@@ -101,12 +101,14 @@ def soak(model: Path, options: argparse.Namespace, scratch: Path) -> tuple[dict,
         "violations": broken,
         "load": {name: value for name, value in load.items() if name != "provenance"},
         "server": {
-            "model": "shipped model, --target-compression 6",
+            "model": served.said,
             "bytes_per_token": found["palu_cache_bytes_per_token"],
             "capacity_tokens": capacity,
             "preemptions": found["vllm:num_preemptions_total"],
             "generated_tokens": found["vllm:generation_tokens_total"],
             "prefix_cache_hits": found["vllm:prefix_cache_hits_total"],
+            "drafted_tokens": found.get("vllm:spec_decode_num_draft_tokens_total", 0.0),
+            "accepted_drafts": found.get("vllm:spec_decode_num_accepted_tokens_total", 0.0),
         },
         "final": asdict(final),
         "growth_share_per_minute": growth(samples),
@@ -121,9 +123,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--users", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=384, help="of 16 tokens, in the pool")
-    parser.add_argument("--model", type=Path, help="a compressed checkpoint (default: compress the shipped model)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--model", type=Path, help="a compressed checkpoint (default: compress the shipped model)")
+    kind.add_argument("--codec", action="store_true", help="the shipped model as it is with a codec at 4x, and drafts")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of load_soak.json and load_soak.html")
-    parser.add_argument("--picture", type=Path, default=IMAGES / "load_soak.png")
+    parser.add_argument("--picture", type=Path, default=IMAGES, help="folder of load_soak.png")
     parser.add_argument("more", nargs="*", help="after --: options of python -m benchmarks.load")
     return parser.parse_args(arguments)
 
@@ -132,17 +136,15 @@ def main() -> None:
     options = parse(sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="palu-soak-") as folder:
         scratch = Path(folder)
-        model = options.model or scratch / "compressed"
-        if not options.model:
-            compress(model, "--target-compression", 6, "--calib-samples", CALIBRATION_SAMPLES, quiet=False)
-        report, samples = soak(model, options, scratch)
-    png = picture(samples)
-    options.picture.write_bytes(png)
-    (options.out / "load_soak.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "load_soak.html").write_text(page(report, png), encoding="utf-8")
+        served = with_codec(scratch) if options.codec else with_latents(options.model, scratch)
+        report, samples = soak(served, options, scratch)
+    png, name = picture(samples), "load_soak_codec" if options.codec else "load_soak"
+    (options.picture / f"{name}.png").write_bytes(png)
+    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / f"{name}.html").write_text(page(report, png), encoding="utf-8")
     for sentence in report["violations"]:
         print(f"SOAK FAILED: {sentence}")
-    print(f"{'failed' if report['violations'] else 'passed'}; report: {options.out / 'load_soak.html'}")
+    print(f"{'failed' if report['violations'] else 'passed'}; report: {options.out / name}.html")
     raise SystemExit(1 if report["violations"] else 0)
 
 

@@ -1,15 +1,13 @@
 """What a running server says about itself, and the memory of its processes."""
 
 import time
-import urllib.request
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.common.metrics import metrics
 from benchmarks.common.processes import tree
 
 
@@ -23,16 +21,6 @@ class Sample:
     waiting: float
     cache_usage: float
     preemptions: float
-
-
-def metrics(url: str) -> dict[str, float]:
-    """``/metrics`` of the server at ``url``: every sample's name and its sum over labels."""
-    found: dict[str, float] = defaultdict(float)
-    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
-        for family in text_string_to_metric_families(answer.read().decode()):
-            for sample in family.samples:
-                found[sample.name] += sample.value
-    return dict(found)
 
 
 def tree_rss(pid: int) -> int:

@@ -94,7 +94,8 @@ class CodecImpl(AttentionImpl[CodecMetadata]):
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("PALU does not quantize its output.")
         if attn_metadata is None:  # vLLM measures memory before there is a cache
-            return output.zero_()
+            self.attention.measure(query, output)
+            return output
         rows = slice(attn_metadata.num_actual_tokens)
         self.attention.attend(query[rows], kv_cache, attn_metadata.batch, output[rows])
         return output

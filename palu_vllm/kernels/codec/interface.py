@@ -9,6 +9,9 @@ An implementation is built once per layer from a ``LayerCodec`` and ``CodecSetti
 ``attend(query, cache, batch, out)``
     ``query [tokens, num_heads, head_dim]``, after norm and RoPE, ``out [tokens, num_heads, value_dim]``. Rows past the
     last query are left alone.
+``measure(query, out)``
+    Fills ``out`` with zeros, and on a GPU takes and gives back the memory that ``attend`` would take for such a batch.
+    A server asks so before it has a cache, to know what it can spare for one.
 
 ``cache`` is uint8 ``[num_blocks, num_groups, block_size, slot.bytes]`` with any strides whose last is 1.
 """

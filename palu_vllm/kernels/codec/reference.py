@@ -67,6 +67,9 @@ class CodecAttention:
     ) -> None:
         store_codes(self.codec, key, value, positions, cache, slot_mapping)
 
+    def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
+        out.zero_()
+
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         starts = batch.query_start_loc.tolist()
         for request, length in enumerate(batch.seq_lens.tolist()):

@@ -35,6 +35,9 @@ class CpuCodecAttention:
             table = self.positions.up_to(int(positions[:tokens].max()) + 1)
             self.library.put(key, value, positions, cache, slot_mapping, table)
 
+    def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
+        out.zero_()
+
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         table = self.positions.up_to(batch.max_seq_len)
         self.library.attend(query, cache, batch.block_table, batch.seq_lens, batch.query_start_loc, table, out)

@@ -1,10 +1,10 @@
-"""Rows by kind of text, prompts, and answers that are kept."""
+"""Rows by kind of text, and answers that are kept."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.judge.texts import dense_answers, load_tokenizer, prompts, rows_of_kinds
+from benchmarks.judge.texts import dense_answers, load_tokenizer, rows_of_kinds
 from tests.support.tiny_models import build_small, write_text
 
 
@@ -27,11 +27,6 @@ def test_rows_have_the_kind_that_they_are_of(folder):
 def test_a_text_that_is_too_short(folder):
     with pytest.raises(ValueError, match="news_evaluation.txt has 9 tokens, too few for 1 rows of 40"):
         rows_of_kinds(load_tokenizer(folder / "model"), folder, ("news",), 1, 40)
-
-
-def test_prompts_differ(folder):
-    asked = prompts(load_tokenizer(folder / "model"), 50)
-    assert len({tuple(ids) for ids in asked}) == 50
 
 
 def test_answers_are_decoded_once(folder, tmp_path):

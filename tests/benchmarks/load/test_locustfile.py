@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.common.metrics import metrics
 from benchmarks.load.client.arrivals import schedule
 from benchmarks.load.command import locust_command, locust_environment
-from benchmarks.load.soak.server_state import idle, metrics, sample_when_idle
+from benchmarks.load.soak.server_state import idle, sample_when_idle
 from tests.support.serving import server
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]

@@ -24,6 +24,7 @@ AT_THE_END = {"rope_type": "default", "rope_theta": 10000.0 * 3.0 ** (32 / 30)}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + each / 8 for each in range(16)],
             "long_factor": [1.5 + each for each in range(16)], "original_max_position_embeddings": 4}  # fmt: skip
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MANY_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "decoder_sparse_step": 1}
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 CASES = {  # family, its options, the class that vLLM serves, groups
     "llama": ("llama", {}, "LlamaForCausalLM", 2),
@@ -45,6 +46,7 @@ CASES = {  # family, its options, the class that vLLM serves, groups
     "phi3 with longrope": ("phi3", {"rope_parameters": LONGROPE}, "Phi3ForCausalLM", 2),
     "llama with dynamic rope": ("llama", {"rope_parameters": DYNAMIC}, "LlamaForCausalLM", 2),
     "mixture of experts": ("mixtral", EXPERTS, "MixtralForCausalLM", 2),
+    "qwen3 of experts with norms": ("qwen3_moe", MANY_EXPERTS, "Qwen3MoeForCausalLM", 2),
 }
 FAST = ("llama", "gemma3 with sliding and full layers", "phi3 with longrope")
 

@@ -80,6 +80,16 @@ class TritonCodecAttention:
             some = slice(start, start + self.pass_tokens)
             self.attend_pass(query[some], cache, part, out[: len(query)][some])
 
+    def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
+        """What one pass takes, without its kernels."""
+        rows = slice(min(len(query), self.pass_tokens))
+        turned, means = self.into_basis(query[rows])
+        tiling, programs = self.tiling_of(query)
+        pieces = self.new_pieces(means, tiling, programs)
+        self.out_of_basis(means.zero_(), torch.zeros((), device=out.device), out[rows])
+        del turned, pieces  # which a pass holds to its end
+        out.zero_()
+
     def check(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         """Raises ValueError where the operands of ``attend`` contradict the codec or each other."""
         codec, heads = self.codec, self.settings.num_heads
@@ -90,18 +100,30 @@ class TritonCodecAttention:
         check_cache(cache, codec.num_groups, codec.slot.bytes, packed=True)
 
     def attend_pass(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
-        turned = torch.bmm(self.by_kv_head(query.float()), self.query_columns)
-        means = turned.new_empty((*turned.shape[:2], self.value_rows.shape[1]))
-        dtype = product_type(query)
-        device = self.device or device_of(cache.device)
-        tiling = codec_tiling(self.codec.slot, dtype.itemsize, device)
-        given = self.arguments(turned, cache, batch, means) | {"DTYPE": triton_type(dtype)}
+        turned, means = self.into_basis(query)
+        tiling, programs = self.tiling_of(query)
+        given = self.arguments(turned, cache, batch, means) | {"DTYPE": triton_type(product_type(query))}
         given |= {"TILE_TOKENS": tiling.tokens, "TILE_ROWS": tiling.rows}
-        self.decode(given, tiling, device.multiprocessors * PROGRAMS)
+        self.decode(given, tiling, programs)
         if batch.max_query_len > MOST_QUERIES:
             self.prefill(given, tiling, batch)
-        values = torch.bmm(means, self.value_rows).unflatten(1, (len(query), -1)).transpose(0, 1).flatten(1, 2)
-        is_query = torch.arange(len(query), device=query.device) < batch.query_start_loc[-1]
+        self.out_of_basis(means, batch.query_start_loc[-1], out)
+
+    def tiling_of(self, query: torch.Tensor) -> tuple[CodecTiling, int]:
+        """And the programs of decoding."""
+        device = self.device or device_of(query.device)
+        tiling = codec_tiling(self.codec.slot, product_type(query).itemsize, device)
+        return tiling, device.multiprocessors * PROGRAMS
+
+    def into_basis(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The queries in the basis of codes, and room for the means of codes that they see."""
+        turned = torch.bmm(self.by_kv_head(query.float()), self.query_columns)
+        return turned, turned.new_empty((*turned.shape[:2], self.value_rows.shape[1]))
+
+    def out_of_basis(self, means: torch.Tensor, queries: torch.Tensor, out: torch.Tensor) -> None:
+        """Values of the means, into the first ``queries`` rows."""
+        values = torch.bmm(means, self.value_rows).unflatten(1, (len(out), -1)).transpose(0, 1).flatten(1, 2)
+        is_query = torch.arange(len(out), device=out.device) < queries
         out.copy_(torch.where(is_query[:, None, None], values.to(out.dtype), out))
 
     def by_kv_head(self, heads: torch.Tensor) -> torch.Tensor:
@@ -159,11 +181,10 @@ class TritonCodecAttention:
     def decode(self, given: dict[str, Any], tiling: CodecTiling, programs: int) -> None:
         """The requests of at most ``MOST_QUERIES`` queries."""
         seq_lens, columns = given["seq_lens_ptr"], given["COLUMNS_V"]
-        given = given | {
+        given = given | self.new_pieces(given["means_ptr"], tiling, programs)
+        given |= {
             "num_requests": len(seq_lens),
             "item_starts_ptr": seq_lens.new_empty(len(seq_lens) + 1, dtype=torch.int32),
-            "piece_ptr": given["means_ptr"].new_empty(2 * programs, tiling.rows, columns),
-            "piece_state_ptr": given["means_ptr"].new_empty(2 * programs, 3, tiling.rows),
         }
         number_items_kernel[(1,)](
             **taken_by(number_items_kernel, given),
@@ -175,6 +196,14 @@ class TritonCodecAttention:
             **taken_by(reduce_pieces_kernel, given),
             TILE_COLUMNS=REDUCED_COLUMNS, TILE_PIECES=REDUCED_PIECES, num_warps=4,
         )  # fmt: skip
+
+    def new_pieces(self, like: torch.Tensor, tiling: CodecTiling, programs: int) -> dict[str, torch.Tensor]:
+        """Room for sums of requests that several programs share."""
+        columns = column_count(self.codec.slot.value)
+        return {
+            "piece_ptr": like.new_empty(2 * programs, tiling.rows, columns),
+            "piece_state_ptr": like.new_empty(2 * programs, 3, tiling.rows),
+        }
 
     def prefill(self, given: dict[str, Any], tiling: CodecTiling, batch: PagedBatch) -> None:
         """The requests of more queries."""

@@ -97,7 +97,7 @@ def test_the_page_has_verdict_and_picture(report, recorded):
 def test_a_real_soak_fails(palu, tmp_path: Path):
     """Some prompts have ids beyond the vocabulary of 512, and no first token comes within ten microseconds."""
     command = [sys.executable, "-m", "benchmarks.load.soak", "--seconds", "20", "--users", "2", "--out", str(tmp_path)]
-    command += ["--picture", str(tmp_path / "p.png"), "--model", str(palu("llama", (32, 24), (40, 16)))]
+    command += ["--picture", str(tmp_path), "--model", str(palu("llama", (32, 24), (40, 16)))]
     more = ["--", "--slo-ttft-ms", "0.01", "--vocabulary", "514"]
     ended = subprocess.run([*command, *more], capture_output=True, text=True, env=outside({}))
     assert ended.returncode == 1, ended.stderr

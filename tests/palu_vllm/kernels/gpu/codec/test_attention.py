@@ -1,11 +1,13 @@
 """The Triton kernels, interpreted, give the specification's attention over codes."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.kernels.codec.interface import CodecSettings
@@ -128,3 +130,36 @@ def test_any_shape(key, value, lengths, heads, groups, window, data):
     codec = layer_codec(tuple(key), tuple(value), 3, 2 * -(-dims[0] // 2), dims[1], groups)
     queries = tuple(data.draw(st.integers(1, min(length, 12))) for length in lengths)
     check(codec, CodecSettings(3 * heads, 0.2, window), (tuple(lengths), queries))
+
+
+class Taken(TorchDispatchMode):
+    """Counts the tensors that operations return, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.shapes[tuple(found.shape)] += 1
+        return found
+
+
+def test_what_is_measured_is_what_a_pass_takes():
+    """Every matrix of many rows, and the pieces of decoding."""
+    codec = layer_codec(*FORMATS["tiers"])
+    cache, table = cached(codec, sizes=MIXED)
+    query = random_queries(codec, WHOLE, MIXED)
+    out = torch.ones(len(query), WHOLE.num_heads, codec.value.sink.shape[1])
+    attention_of_layer = TritonCodecAttention(codec, replace(WHOLE, max_seq_len=256))  # a table that does not grow
+    with Taken() as needed:
+        attention_of_layer.attend(query, cache, batch(table, MIXED), out)
+    with Taken() as measured:
+        attention_of_layer.measure(query, out)
+    assert out.count_nonzero() == 0
+    large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1}
+    arguments = attention_of_layer.arguments(query, cache, batch(table, MIXED), query).values()
+    copied_by_the_interpreter = {tuple(each.shape) for each in arguments if isinstance(each, torch.Tensor)}
+    assert large - copied_by_the_interpreter <= measured.shapes.keys()
+    assert len(large) > 4
