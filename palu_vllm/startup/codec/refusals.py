@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 
+from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.codec.served import palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.digest import model_digest
@@ -35,6 +37,18 @@ def latent_attention(config: VllmConfig, codec: Codec) -> str | None:
     if not config.model_config.use_mla:
         return None
     return f"{config.model_config.model} has latents of its own (MLA), which a KV codec does not serve; leave it out."
+
+
+@refusal
+def old_gpu(config: VllmConfig, codec: Codec) -> str | None:
+    """Layers get their backend by name, so vLLM does not ask it what it needs."""
+    capability = None if of_latents.on_cpu(config) else current_platform.get_device_capability()
+    if capability is None or PaluBackend.supports_compute_capability(capability):
+        return None
+    return (
+        f"this GPU has compute capability {capability.as_version_str()}, and attention over codes needs 8.0 or more; "
+        "leave the codec out, or take a newer GPU."
+    )
 
 
 @refusal

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from vllm.config.utils import replace
 from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms.interface import DeviceCapability
 
 from palu_vllm.attention_backend.codec.served import codec_directory, served_codec
 from palu_vllm.format.codec.file import JSON, TENSORS
@@ -197,6 +198,17 @@ def test_models_with_latents_of_their_own(dense, codec, tmp_path):
     assert "has latents of its own (MLA)" in refusal(model, of(codec), **options)
 
 
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_a_gpu_that_is_too_old(dense, codec, monkeypatch, capability, refused):
+    config = config_of(dense(), of(codec))
+    assert of_codecs.old_gpu(config, None) is None, "a CPU has no capability"
+    monkeypatch.setattr(of_codecs.of_latents, "on_cpu", lambda config: False)
+    monkeypatch.setattr(of_codecs.current_platform, "get_device_capability", lambda: DeviceCapability(*capability))
+    sentence = of_codecs.old_gpu(config, None)
+    assert (sentence is not None) == refused
+    assert not refused or "has compute capability 7.5, and attention over codes needs 8.0" in sentence
+
+
 def test_files_of_a_model_that_is_not_local(dense, codec):
     config = config_of(dense(), of(codec), **FILES)
     config.model_config.model = "someone/model"
@@ -227,5 +239,6 @@ def test_every_refusal_has_a_case():
         "latent_attention",
         "prefixes_seen_both_ways",
         "files_of_a_hubs_checkpoint",
+        "old_gpu",
     }
     assert {function.__name__ for function in REFUSALS} == shown
