@@ -20,6 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, KVQuantMode
 
 from palu_vllm.attention_backend.codec.peers import tell_peers_apart
 from palu_vllm.attention_backend.codec.served import served_codec
+from palu_vllm.attention_backend.codec.weights import check_reloads
 from palu_vllm.attention_backend.shared_specs import share_specs
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.format.codec.parts import part
@@ -62,6 +63,7 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
 
             vllm_config = get_current_vllm_config()
             tell_peers_apart(vllm_config)
+            check_reloads()
             longest = vllm_config.model_config.max_model_len
             kwargs |= {"attn_backend": CodecBackend, "codec": codec, "max_seq_len": longest}
         init(self, *args, **kwargs)

@@ -12,7 +12,7 @@ from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON, REPORT, TENSORS, Codec, load_codec
 from palu_vllm.format.latent_format import NUMBER_BYTES
 
-CODEC = "codec"
+CODEC, DIGEST, IGNORE = "codec", "codec_digest", "ignore"  # settings, and what the second may be
 DIGITS = 16  # of a digest, as it is shown
 
 

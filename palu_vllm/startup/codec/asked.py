@@ -8,13 +8,11 @@ from vllm.config import VllmConfig
 
 from palu_vllm.attention_backend.codec.drift import SETTING as DRIFT
 from palu_vllm.attention_backend.codec.drift import DriftOptions
-from palu_vllm.attention_backend.codec.served import CODEC, codec_directory, palu_settings
+from palu_vllm.attention_backend.codec.served import CODEC, DIGEST, IGNORE, codec_directory, palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup.refusals import chosen_backends
-
-DIGEST, IGNORE = "codec_digest", "ignore"
 
 
 def _expect_name(value: Any) -> None:

@@ -10,14 +10,11 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
 from palu_vllm.attention_backend.backend import PaluBackend
-from palu_vllm.attention_backend.codec.served import palu_settings
-from palu_vllm.format.checkpoint import CheckpointError
-from palu_vllm.format.codec.digest import model_digest
+from palu_vllm.attention_backend.codec.weights import other_weights
 from palu_vllm.format.codec.file import Codec
 from palu_vllm.format.codec.parts import part
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup import refusals as of_latents
-from palu_vllm.startup.codec.asked import DIGEST, IGNORE
 from palu_vllm.startup.connectors import FILES, OFFLOADING, PEERS, connector, is_one_of
 
 Refusal = Callable[[VllmConfig, Codec], str | None]
@@ -85,20 +82,9 @@ def other_geometry(config: VllmConfig, codec: Codec) -> str | None:
 @refusal
 def other_model(config: VllmConfig, codec: Codec) -> str | None:
     """By the digest of its K and V projections, which dummy weights do not have."""
-    model = config.model_config
-    if palu_settings(config).get(DIGEST) == IGNORE or config.load_config.load_format == "dummy":
+    if config.load_config.load_format == "dummy":
         return None
-    try:
-        found = model_digest(_weights(config))
-    except (CheckpointError, OSError) as error:
-        return f"whether the codec is that of {model.model} is not known ({error}); set {DIGEST} to {IGNORE} if it is."
-    if found == codec.model.get("digest"):
-        return None
-    return (
-        f"the codec was made of {codec.model.get('name', 'a model without a name')}, whose K and V projections are not "
-        f"those of {model.model}; make one with `palu-calibrate {model.model} OUT`, or set {DIGEST} to {IGNORE} "
-        "where the weights are a quantized copy."
-    )
+    return other_weights(config, codec, _weights, config.model_config.model)
 
 
 def _weights(config: VllmConfig) -> Path:
