@@ -67,7 +67,7 @@ def attention_used(llm: LLM) -> set[tuple[str, str]]:
     """``{(backend, implementation)}`` over all layers of the loaded model."""
 
     def classes(model: Any) -> set[tuple[str, str]]:
-        layers = [layer.self_attn.attn for layer in model.model.layers]
+        layers = [module for module in model.modules() if hasattr(module, "attn_backend")]
         return {(layer.attn_backend.get_name(), type(implementation(layer)).__name__) for layer in layers}
 
     return llm.apply_model(classes)[0]

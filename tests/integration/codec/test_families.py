@@ -25,6 +25,8 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0
             "long_factor": [1.5 + each for each in range(16)], "original_max_position_embeddings": 4}  # fmt: skip
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 MANY_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "decoder_sparse_step": 1}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}  # fmt: skip
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 CASES = {  # family, its options, the class that vLLM serves, groups
     "llama": ("llama", {}, "LlamaForCausalLM", 2),
@@ -47,6 +49,12 @@ CASES = {  # family, its options, the class that vLLM serves, groups
     "llama with dynamic rope": ("llama", {"rope_parameters": DYNAMIC}, "LlamaForCausalLM", 2),
     "mixture of experts": ("mixtral", EXPERTS, "MixtralForCausalLM", 2),
     "qwen3 of experts with norms": ("qwen3_moe", MANY_EXPERTS, "Qwen3MoeForCausalLM", 2),
+    "gpt-oss with sinks in the softmax": (
+        "gpt_oss",
+        SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": YARN},
+        "GptOssForCausalLM",
+        2,
+    ),
 }
 FAST = ("llama", "gemma3 with sliding and full layers", "phi3 with longrope")
 

@@ -30,7 +30,7 @@ def attention(codec: Codec) -> Callable[..., tuple[torch.Tensor, None]]:
     ) -> tuple[torch.Tensor, None]:
         layer = codec.layers[module.layer_idx]
         window, cap = options.get("sliding_window"), options.get("softcap") or 0.0
-        coded = CodecAttention(layer, CodecSettings(query.shape[1], scaling, window, cap))
+        coded = CodecAttention(layer, CodecSettings(query.shape[1], scaling, window, cap, options.get("s_aux")))
         positions = torch.arange(query.shape[2])
         rows = []
         for q, k, v in zip(query, key, value, strict=True):  # [heads, tokens, dim]
