@@ -53,19 +53,19 @@ def launched(launch: Callable[[], None]) -> list[Call]:
 
 def specialised(kernel: JITFunction, arguments: dict[str, Any]) -> tuple[dict, dict, dict, dict]:
     """Signature, constants, attributes and options for which Triton would compile these arguments: integers specialised
-    by 1 and 16, pointers aligned to 16 bytes.
+    by 1 and 16 unless the kernel says not to, pointers aligned to 16 bytes.
     """
-    constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
     signature, constexprs, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        value = arguments[name]
-        if name in constants or value is None or (isinstance(value, int) and value == 1):
+    for index, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
+        is_special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (is_special and value == 1):
             signature[name], constexprs[name] = "constexpr", value
             continue
         signature[name] = (
             TYPES[value.dtype] if isinstance(value, torch.Tensor) else {int: "i32", float: "fp32"}[type(value)]
         )
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (is_special and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
     return signature, constexprs, attributes, options

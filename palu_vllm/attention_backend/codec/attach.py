@@ -5,6 +5,7 @@ tells a backend which layer it serves nor asks it for a cache spec per layer, an
 Until a backend is asked for both with the layer's name.
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -67,6 +68,11 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
             longest = vllm_config.model_config.max_model_len
             kwargs |= {"attn_backend": CodecBackend, "codec": codec, "max_seq_len": longest}
         init(self, *args, **kwargs)
+        if codec is not None:
+            with contextlib.suppress(ImportError):  # without it vLLM compiles at the first request
+                from palu_vllm.attention_backend.codec.warm_up import register
+
+                register(self)
 
     return made
 

@@ -20,7 +20,7 @@ from palu_vllm.startup.connectors import FILES, OFFLOADING, PEERS, connector, is
 Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
 MOVING = OFFLOADING, FILES, PEERS
-DRAFTING = "ngram", "draft_model", "eagle"
+DRAFTING = "ngram", "draft_model", "eagle", "eagle3"
 
 
 def refusal(function: Refusal) -> Refusal:

@@ -5,7 +5,7 @@ import pytest
 from palu_vllm.kernels.choose import codec_attention
 from tests.integration.codec.test_families import options
 from tests.support.codecs.models import write_codec
-from tests.support.eagle import build_eagle
+from tests.support.eagle import build_eagle, build_eagle3
 from tests.support.processes.engine import ask
 from tests.support.serving import engine, greedy, prompts
 
@@ -46,6 +46,7 @@ def test_a_draft_model(dense, asked, plain, seed):
     assert (found.accepted_drafts > TOKENS) == (seed == 0)
 
 
-def test_an_eagle_head(dense, asked, plain, tmp_path):
-    found = drafted(dense(), asked, "eagle", build_eagle(tmp_path / "eagle", dense()))
+@pytest.mark.parametrize(("method", "build"), [("eagle", build_eagle), ("eagle3", build_eagle3)])
+def test_an_eagle_head(dense, asked, plain, tmp_path, method, build):
+    found = drafted(dense(), asked, method, build(tmp_path / "head", dense()))
     assert found.tokens == found.tokens_again == plain and verified(found)

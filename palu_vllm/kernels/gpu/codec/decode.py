@@ -11,10 +11,10 @@ from palu_vllm.kernels.gpu.codec.steps import (
     store_finished,
     store_row_numbers,
 )
-from palu_vllm.kernels.gpu.codec.work import find_item
+from palu_vllm.kernels.gpu.codec.work import VARYING, find_item
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def decode_codes_kernel(
     query_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, columns of queries] float32, in the basis of codes
     cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, bytes] uint8

@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.steps import attend_tile, find_rows, load_queries, nothing_seen, store_finished
-from palu_vllm.kernels.gpu.codec.work import first_tile
+from palu_vllm.kernels.gpu.codec.work import VARYING, first_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def prefill_codes_kernel(
     query_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, columns of queries] float32, in the basis of codes
     cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, bytes] uint8

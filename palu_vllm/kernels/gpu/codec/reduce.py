@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.steps import find_rows
-from palu_vllm.kernels.gpu.codec.work import find_item
+from palu_vllm.kernels.gpu.codec.work import VARYING, find_item
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def joined_maximum(piece_state_ptr, program, row, pieces, TILE_ROWS: tl.constexp
     return largest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def reduce_pieces_kernel(
     item_starts_ptr,  # [requests + 1] int32
     seq_lens_ptr,  # [requests] int32

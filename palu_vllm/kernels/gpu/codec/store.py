@@ -157,7 +157,7 @@ def store_side(
     tl.store(slot_ptr + padding, tl.zeros([4], tl.uint8), mask=padding < STOP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # compiled for no number of them
 def store_codes_kernel(
     y_k_ptr,  # [groups, tokens, RANK_K] float64
     usual_k_ptr,  # [groups, tokens, RANK_K] float64

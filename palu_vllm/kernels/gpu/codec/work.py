@@ -8,6 +8,8 @@ import triton.language as tl
 
 from palu_vllm.kernels.gpu.tiles.ranges import range_of
 
+VARYING = ["num_requests", "tokens_in_batch", "num_positions", "stride_block_table_request"]  # compiled for no value
+
 
 @triton.jit
 def first_tile(seq_len, query_len, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr):
@@ -18,7 +20,7 @@ def first_tile(seq_len, query_len, SLIDING_WINDOW: tl.constexpr, TILE_TOKENS: tl
     return first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def number_items_kernel(
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
