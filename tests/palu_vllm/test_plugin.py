@@ -84,6 +84,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.serving
+@pytest.mark.slow
 def test_unsupported_vllm_serves_other_models_and_refuses_palu_ones(dense, palu, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(OTHER_VLLM)
     refused = run(SERVE.format(models=[str(dense()), str(palu())]), tmp_path)

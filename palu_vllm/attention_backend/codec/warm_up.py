@@ -38,10 +38,11 @@ class CodecWarmUp(VllmJitKernel[LayerLaunch]):
 
     CompileKey = LayerLaunch
 
-    def get_warmup_keys(self, layer: torch.nn.Module) -> list[LayerLaunch]:
-        """None for layers whose attention has no kernels to compile."""
+    def get_warmup_keys(self, *args: torch.nn.Module, **kwargs: object) -> list[LayerLaunch]:
+        """Of the layer that was registered; none where its attention has no kernels to compile."""
         from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention  # needs Triton
 
+        (layer,) = args
         attention = layer.impl.attention
         if not isinstance(attention, TritonCodecAttention):
             return []

@@ -96,6 +96,7 @@ def test_dense_model_ends_in_one_sentence(dense):
     assert "is neither a palu checkpoint nor has a codec" in last and "palu-calibrate" in last
 
 
+@pytest.mark.slow
 def test_tensor_parallel(palu):
     """Two devices, each with one of two groups; biases show that the one of o_proj is added once."""
     directory, requests = palu("qwen2", (32, 24), (40, 16)), prompts(6, 45)

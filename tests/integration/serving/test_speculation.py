@@ -18,7 +18,6 @@ CASES = {
     "key_norm_4_bits": ("qwen3", {}, PACKED, 5),
     "window_factored": ("mistral", {"sliding_window": 24, "value_path": "factored"}, {}, 7),
 }
-QUICK, *SLOW = CASES
 
 
 def ngram(drafts: int) -> dict:
@@ -26,7 +25,8 @@ def ngram(drafts: int) -> dict:
     return {"speculative_config": method | {"num_speculative_tokens": drafts}}
 
 
-@pytest.mark.parametrize("case", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_drafts_change_no_token(case, palu):
     family, changes, settings, drafts = CASES[case]
     model = palu(family, **RANKS, **changes)

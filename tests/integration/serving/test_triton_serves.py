@@ -20,13 +20,8 @@ CASES = {
 }
 
 
-# the others differ in what tests/palu_vllm/kernels prove of every kernel
-QUICK = ("tiers_of_8_and_3_bits",)
-
-
-@pytest.mark.parametrize(
-    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_kernels_serve_the_same_tokens(case, palu, tmp_path, monkeypatch):
     family, value_path, *tiers = CASES[case]
     written = palu(family, (32, 24), (40, 16), value_path=value_path)
