@@ -23,7 +23,7 @@ class DriftOptions:
     seconds: float = 10.0  # between samples at least; 0: one of every step
     tokens: int = 16  # of a sample at most
     half_life: int = 1024  # tokens after which a sample counts half
-    warn_above: float = 1.2  # of the mean over layers, times that of the calibration
+    warn_above: float = 1.3  # of the mean over layers, times that of the calibration
 
     def __post_init__(self) -> None:
         least = {"seconds": 0, "tokens": 1, "half_life": 1, "warn_above": 0}
