@@ -21,8 +21,9 @@ from benchmarks.common import commands
 from benchmarks.common.output import RESULTS, command_line
 from benchmarks.common.provenance import provenance
 from benchmarks.common.server import Server, serve
-from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
-from benchmarks.serving.arms import HELP, Arm, make, parse_arms, why_missing
+from benchmarks.common.shipped import HELD_OUT
+from benchmarks.serving.arms import Arm, make, parse_arms, why_missing
+from benchmarks.serving.asked import add_arms
 from benchmarks.serving.cell import Load, measure
 from benchmarks.serving.plots import comparison
 from benchmarks.serving.pool import bytes_per_token, contexts_held, equal_pool
@@ -44,9 +45,7 @@ class Started:
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     made = command_line("benchmarks.serving", __doc__)
-    made.add_argument("--arms", default="dense,fp8,codec-4x,palu-6x", help=HELP)
-    made.add_argument("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
-    made.add_argument("--calib-data", type=Path, default=CALIBRATION)
+    add_arms(made, "dense,fp8,codec-4x,palu-6x")
     made.add_argument("--text", type=Path, default=HELD_OUT, help="for perplexity (default: the shipped held-out text)")
     made.add_argument(
         "--pool-mib", type=float, default=48, help="bytes of KV cache of every arm (default: %(default)s)"

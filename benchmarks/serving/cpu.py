@@ -18,10 +18,11 @@ from typing import Any
 from openai import OpenAI
 from transformers import AutoTokenizer
 
-from benchmarks.common.output import command_line, table, write_result
+from benchmarks.common.output import command_line
 from benchmarks.common.server import Server, serve
-from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
-from benchmarks.serving.arms import HELP, Arm, make, parse_arms
+from benchmarks.common.shipped import HELD_OUT
+from benchmarks.serving.arms import Arm, make, parse_arms
+from benchmarks.serving.asked import add_arms, run
 
 
 def stream_seconds_per_token(server: Server, prompt: list[int], tokens: int) -> float:
@@ -97,10 +98,8 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_line("benchmarks.serving.cpu", __doc__, "serving_cpu.json")
+    add_arms(parser, "dense,codec-4x,palu,palu-6x")
     add = parser.add_argument
-    add("--arms", default="dense,codec-4x,palu,palu-6x", help=HELP)
-    add("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
-    add("--calib-data", type=Path, default=CALIBRATION, help="of the arms that are made here")
     add("--text", type=Path, default=HELD_OUT, help="that is decoded from (default: the shipped held-out text)")
     add("--context", type=int, default=2048, help="tokens before the first decoded one")
     add("--batch", type=int, default=8, help="concurrent streams")
@@ -109,14 +108,7 @@ def main() -> None:
     add("--dtype", default="float32")
     add("--pool-gib", type=int, default=1, help="KV cache of every server")
     add("--enforce-eager", action="store_true", help="compile nothing: servers start faster")
-    options = parser.parse_args()
-    try:
-        result = measure(options)
-    except ValueError as error:
-        sys.exit(str(error))
-    write_result(options.out, result)
-    rows = [(row["arm"], row["ms_per_token"], row["ratio"]) for row in result["rows"]]
-    print(table(("arm", "ms per token", f"times {rows[0][0]}"), rows))
+    run(measure, parser.parse_args(), ("arm", "ms_per_token", "ratio"))
 
 
 if __name__ == "__main__":

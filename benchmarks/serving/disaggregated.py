@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.output import command_line, say, table, write_result
+from benchmarks.common.output import command_line, say
 from benchmarks.common.server import serve
-from benchmarks.common.shipped import CALIBRATION, HELD_OUT, MODEL
-from benchmarks.serving.arms import HELP, Arm, make, parse_arms
+from benchmarks.common.shipped import HELD_OUT
+from benchmarks.serving.arms import Arm, make, parse_arms
+from benchmarks.serving.asked import add_arms, run
 from benchmarks.serving.cpu import distinct_prompts
 from benchmarks.serving.peers import Answer, pair, streamed
 
@@ -29,7 +30,7 @@ def rows_of(arm: Arm, prompts: Sequence[list[int]], options: argparse.Namespace)
     flags += ["--no-enable-prefix-caching"]
     with serve(arm.model, flags, pool_gib=options.pool_gib) as server:
         alone = [streamed(server, prompt, options.tokens, time.perf_counter()) for prompt in prompts]
-    with pair(arm.model, arm.model, [flags, flags], options.pool_gib) as servers:
+    with pair(arm.model, [flags, flags], options.pool_gib) as servers:
         warm = servers.ask(prompts[0][: options.context // 2], 2)  # the handshake
         before = servers.bytes_moved()
         apart = [servers.ask(prompt, options.tokens) for prompt in prompts]
@@ -64,24 +65,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = command_line("benchmarks.serving.disaggregated", __doc__, "disaggregated.json")
+    add_arms(parser, "dense,codec-4x")
     add = parser.add_argument
-    add("--arms", default="dense,codec-4x", help=HELP)
-    add("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
-    add("--calib-data", type=Path, default=CALIBRATION, help="of the arms that are made here")
     add("--text", type=Path, default=HELD_OUT, help="that prompts are cut from (default: the shipped held-out text)")
     add("--context", type=int, default=1024, help="tokens of a prompt, and one more")
     add("--batch", type=int, default=8, help="prompts, one at a time")
     add("--tokens", type=int, default=16, help="decoded behind each")
     add("--dtype", default="bfloat16")
     add("--pool-gib", type=int, default=1, help="KV cache of every server")
-    options = parser.parse_args()
-    try:
-        result = measure(options)
-    except ValueError as error:
-        sys.exit(str(error))
-    write_result(options.out, result)
-    columns = ("arm", "answers_that_are_the_same", "bytes_per_token", "times_fewer_bytes", "first_token_ms")
-    print(table(columns, [[row[column] for column in columns] for row in result["rows"]]))
+    run(
+        measure,
+        parser.parse_args(),
+        ("arm", "answers_that_are_the_same", "bytes_per_token", "times_fewer_bytes", "first_token_ms"),
+    )
 
 
 if __name__ == "__main__":

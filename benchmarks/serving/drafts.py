@@ -7,7 +7,6 @@ arm. The drafter is the model's own first ``--drafter-layers`` layers, or n-gram
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common.chats import prompts
 from benchmarks.common.metrics import metrics
-from benchmarks.common.output import command_line, say, table, write_result
+from benchmarks.common.output import command_line, say
 from benchmarks.common.server import serve
-from benchmarks.common.shipped import CALIBRATION, MODEL
-from benchmarks.serving.arms import HELP, Arm, make, parse_arms
+from benchmarks.serving.arms import Arm, make, parse_arms
+from benchmarks.serving.asked import add_arms, run
 from benchmarks.serving.peers import streamed
 
 COUNTERS = "num_drafts", "num_draft_tokens", "num_accepted_tokens"
@@ -58,6 +57,10 @@ def row_of(arm: Arm, asked: list[list[int]], told: dict[str, Any], options: argp
     steps, proposed, accepted = (
         after[name] - before.get(name, 0.0) for name in (f"vllm:spec_decode_{each}_total" for each in COUNTERS)
     )
+    if not accepted:
+        raise ValueError(
+            f"{arm.name} accepted none of {proposed:.0f} drafts; give more --drafter-layers, --prompts or --tokens."
+        )
     return {
         "arm": arm.name, "proposed": round(proposed), "accepted": round(accepted),
         "acceptance": round(accepted / proposed, 4), "tokens_per_step": round(1 + accepted / steps, 4),
@@ -82,24 +85,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = command_line("benchmarks.serving.drafts", __doc__, "drafts.json")
+    add_arms(parser, "dense,codec-4x")
     add = parser.add_argument
-    add("--arms", default="dense,codec-4x", help=HELP)
-    add("--model", type=Path, default=MODEL, help="the dense model (default: the shipped one)")
-    add("--calib-data", type=Path, default=CALIBRATION, help="of the arms that are made here")
     add("--prompts", type=int, default=16)
     add("--tokens", type=int, default=48, help="of each answer")
     add("--drafts", type=int, default=3, help="tokens that are proposed at once")
     add("--drafter-layers", type=int, default=0, help="of the model that draft; 0: n-grams")
     add("--batch", type=int, default=8, help="prompts at a time")
     add("--dtype", default="float32")
-    options = parser.parse_args()
-    try:
-        result = measure(options)
-    except ValueError as error:
-        sys.exit(str(error))
-    write_result(options.out, result)
-    columns = ("arm", "acceptance", "times_acceptance", "tokens_per_step", "tokens_per_second")
-    print(table(columns, [[row[column] for column in columns] for row in result["rows"]]))
+    run(measure, parser.parse_args(), ("arm", "acceptance", "times_acceptance", "tokens_per_step", "tokens_per_second"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from openai import OpenAI
 
 from benchmarks.common.metrics import metrics
-from benchmarks.common.server import Server, free_port, starting, wait_until_healthy
+from benchmarks.common.processes import tree
+from benchmarks.common.server import ONE_THREAD, Server, free_port, starting, wait_until_healthy
 
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
 ASK_FOR_BLOCKS = {
@@ -76,14 +77,31 @@ def streamed(
 
 
 @contextmanager
-def pair(prefill: Path, decode: Path, flags: Sequence[Sequence[str]], pool_gib: int = 1) -> Iterator[Pair]:
-    """Both servers, each with its ``flags``, once they answer. Raises RuntimeError where one does not."""
+def pair(model: Path, flags: Sequence[Sequence[str]], pool_gib: int = 1) -> Iterator[Pair]:
+    """Both servers of ``model``, each with its ``flags``, once they answer. Raises RuntimeError where one does not.
+
+    Each has one thread for its model, and cores of its own: see ``spread``.
+    """
     with ExitStack() as stack:
         servers = []
-        for model, own in zip((prefill, decode), flags, strict=True):
-            environment = {**os.environ, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
+        for own in flags:
+            environment = os.environ | ONE_THREAD | {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
             arguments = [*own, "--kv-transfer-config", json.dumps(TRANSFER)]
             servers.append(stack.enter_context(starting(model, arguments, pool_gib, environment)))
         for server in servers:
             wait_until_healthy(server)
+        for turn, server in enumerate(servers):
+            spread(server, sorted(os.sched_getaffinity(0))[turn :: len(servers)])
         yield Pair(*servers)
+
+
+def spread(server: Server, cores: Sequence[int]) -> None:
+    """Moves every thread of a server to ``cores``; where there are none, they stay.
+
+    vLLM binds whoever moves blocks on a CPU to the last core of the machine. NIXL's threads spin there, those of one
+    server keep the other's from running, and a first token takes up to a minute.
+    """
+    for process in tree(server.process.pid) if cores else []:
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, cores)

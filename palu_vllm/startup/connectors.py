@@ -15,7 +15,7 @@ from typing import Any
 from vllm import envs
 from vllm.config import VllmConfig
 
-OFFLOADING, FILES, PEERS = "OffloadingConnector", "ExampleConnector", "NixlConnector"
+OFFLOADING, FILES = "OffloadingConnector", "ExampleConnector"
 HOST_MEMORY = "CPUOffloadingSpec"
 
 

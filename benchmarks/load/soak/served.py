@@ -21,9 +21,10 @@ class Served:
 
 def with_latents(model: Path | None, scratch: Path) -> Served:
     """A checkpoint that exists, or else the shipped model, compressed into ``scratch``."""
-    out = model or scratch / "compressed"
-    if not model:
-        compress(out, "--target-compression", 6, "--calib-samples", CALIBRATION_SAMPLES, quiet=False)
+    if model:
+        return Served(model, (), model.name)
+    out = scratch / "compressed"
+    compress(out, "--target-compression", 6, "--calib-samples", CALIBRATION_SAMPLES, quiet=False)
     return Served(out, (), "shipped model, --target-compression 6")
 
 

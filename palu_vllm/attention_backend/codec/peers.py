@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from palu_vllm.attention_backend.codec.served import CODEC, codec_directory, files_digest, palu_settings
+from palu_vllm.attention_backend.codec.served import codec_directory, files_digest, served_name
 
 NIXL = "NixlConnector"
 
@@ -35,10 +35,9 @@ def with_codec_digest(of_model: Callable[..., str]) -> Callable[..., str]:
 
     @functools.wraps(of_model)
     def compatibility(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> str:
-        name = palu_settings(vllm_config).get(CODEC)
-        own = of_model(vllm_config, *args, **kwargs)
+        name, own = served_name(vllm_config), of_model(vllm_config, *args, **kwargs)
         if name is None:
             return own
-        return hashlib.sha256(f"{own} {files_digest(codec_directory(str(name)))}".encode()).hexdigest()
+        return hashlib.sha256(f"{own} {files_digest(codec_directory(name))}".encode()).hexdigest()
 
     return compatibility

@@ -22,6 +22,13 @@ def palu_settings(vllm_config: VllmConfig) -> Any:
     return additional.get("palu", {}) if isinstance(additional, dict) else {}
 
 
+def served_name(vllm_config: VllmConfig) -> str | None:
+    """The directory or hub id that the server's settings name."""
+    settings = palu_settings(vllm_config)
+    name = settings.get(CODEC) if isinstance(settings, Mapping) else None
+    return None if name is None else str(name)
+
+
 def is_of_a_drafter(vllm_config: VllmConfig) -> bool:
     """Whether it is the configuration that vLLM makes for a draft model, out of that of the model it drafts for."""
     speculation = vllm_config.speculative_config
@@ -35,11 +42,8 @@ def served_codec(vllm_config: VllmConfig) -> Codec | None:
 
     Raises CheckpointError.
     """
-    if is_of_a_drafter(vllm_config):
-        return None
-    settings = palu_settings(vllm_config)
-    name = settings.get(CODEC) if isinstance(settings, Mapping) else None
-    return None if name is None else named_codec(str(name))
+    name = None if is_of_a_drafter(vllm_config) else served_name(vllm_config)
+    return None if name is None else named_codec(name)
 
 
 @functools.lru_cache(maxsize=2)

@@ -29,6 +29,7 @@ class LayerLaunch:
     slot: CodedSlot
     groups: tuple[int, int, int]  # groups, KV heads, query heads
     scored: tuple[int | None, float, bool]  # window, cap, whether there are sinks
+    places: tuple[int, int]  # tokens of a block, frequencies of positions
     dtype: torch.dtype
     layer: torch.nn.Module = field(compare=False)
 
@@ -48,7 +49,8 @@ class CodecWarmUp(VllmJitKernel[LayerLaunch]):
             return []
         codec, settings = layer.impl.codec, attention.settings
         groups = codec.num_groups, codec.num_kv_heads, settings.num_heads
-        return [LayerLaunch(codec.slot, groups, scored_by(settings), layer.dtype, layer)]
+        places = layer.kv_cache.shape[2], len(codec.frequencies)
+        return [LayerLaunch(codec.slot, groups, scored_by(settings), places, layer.dtype, layer)]
 
     def compile(self, compile_key: LayerLaunch) -> None:
         with torch.inference_mode(), own_device(compile_key.layer.kv_cache.device):

@@ -1,7 +1,8 @@
 """A codec serves the weights that it was made of: at the start, and where a running server loads others.
 
-vLLM internals used: ``GPUModelRunner.reload_weights`` (wrapped, once a process), through which weights of the same
-shapes replace those of a running model. Until vLLM asks a plugin about them.
+vLLM internals used: ``Worker.reload_weights`` (wrapped, once a process), through which weights of the same shapes
+replace those of a running model, whichever runner it has. Until vLLM asks a plugin about them. Weights that a trainer
+sends to vLLM's weight transfer engine do not come this way.
 """
 
 import functools
@@ -43,9 +44,9 @@ def other_weights(
 @functools.cache
 def check_reloads() -> None:
     """In the process of a worker, before a model is built."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # heavy, and there already
+    from vllm.v1.worker.gpu_worker import Worker  # heavy, and there already; a CPU's is one of them
 
-    GPUModelRunner.reload_weights = with_check(GPUModelRunner.reload_weights)
+    Worker.reload_weights = with_check(Worker.reload_weights)
 
 
 def with_check(reload: Callable[..., None]) -> Callable[..., None]:
@@ -53,11 +54,10 @@ def with_check(reload: Callable[..., None]) -> Callable[..., None]:
 
     Weights from memory cannot be told apart, so they are warned of.
     """
-    signature = inspect.signature(reload)
 
     @functools.wraps(reload)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs).arguments
+        given = inspect.signature(self.model_runner.reload_weights).bind(*args, **kwargs).arguments
         path, codec = given.get("weights_path"), served_codec(self.vllm_config)
         if codec is not None and given.get("weights_iterator") is not None:
             logger.warning("Weights from memory take the place of those that the codec was made of: watch its drift.")

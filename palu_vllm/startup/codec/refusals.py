@@ -10,16 +10,17 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
 from palu_vllm.attention_backend.backend import PaluBackend
+from palu_vllm.attention_backend.codec.peers import NIXL
 from palu_vllm.attention_backend.codec.weights import other_weights
 from palu_vllm.format.codec.file import Codec
 from palu_vllm.format.codec.parts import part
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup import refusals as of_latents
-from palu_vllm.startup.connectors import FILES, OFFLOADING, PEERS, connector, is_one_of
+from palu_vllm.startup.connectors import FILES, OFFLOADING, connector, is_one_of
 
 Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
-MOVING = OFFLOADING, FILES, PEERS
+MOVING = OFFLOADING, FILES, NIXL
 DRAFTING = "ngram", "draft_model", "eagle", "eagle3"
 
 
@@ -139,9 +140,9 @@ def other_connector(config: VllmConfig, codec: Codec) -> str | None:
 
 @refusal
 def peers_of_several_devices(config: VllmConfig, codec: Codec) -> str | None:
-    if connector(config) != PEERS or config.parallel_config.world_size == 1:
+    if connector(config) != NIXL or config.parallel_config.world_size == 1:
         return None
-    return f"{PEERS} is not proven for a KV codec on several devices; leave the parallel sizes at 1."
+    return f"{NIXL} is not proven for a KV codec on several devices; leave the parallel sizes at 1."
 
 
 @refusal

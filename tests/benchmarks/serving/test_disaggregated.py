@@ -20,7 +20,7 @@ def test_the_median_is_of_first_tokens():
 @pytest.mark.serving
 @pytest.mark.slow
 def test_tokens_are_the_same_and_bytes_are_those_of_the_codec(dense, tmp_path):
-    pytest.importorskip("nixl")
+    pytest.importorskip("nixl", reason="the extra `disaggregated` is not installed")
     codec, text = write_codec(tmp_path / "codec", dense()), write_text(tmp_path / "text.txt")
     options = argparse.Namespace(
         arms=f"mine={codec}", model=dense(), calib_data=text, text=text, context=127, batch=2, tokens=4,

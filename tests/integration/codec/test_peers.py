@@ -43,7 +43,7 @@ def moved(model, codec) -> int:
     """Bytes, once two servers have given the tokens of one."""
     with engine(model, **options(codec), block_size=BLOCK) as llm:
         expected = greedy(llm, REQUESTS, TOKENS)
-    with pair(model, model, [flags(codec)] * 2) as servers:
+    with pair(model, [flags(codec)] * 2) as servers:
         assert [servers.ask(request, TOKENS).tokens for request in REQUESTS] == expected
         return servers.bytes_moved()
 
@@ -53,7 +53,7 @@ def whole_bytes(codec) -> int:
 
 
 def test_a_server_with_another_codec_reads_nothing(dense, codecs):
-    with pair(dense(), dense(), [flags(codec) for codec in codecs]) as servers:
+    with pair(dense(), [flags(codec) for codec in codecs]) as servers:
         with pytest.raises(APIError):
             servers.ask(REQUESTS[0], TOKENS)
         assert servers.bytes_moved() == 0
