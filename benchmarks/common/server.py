@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.common.processes import Progress, own_session
 CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 VLLM = Path(sys.executable).with_name("vllm")
 QUIET_SECONDS, NOTICE_SECONDS = 180, 30
+_given = set[int]()  # ports
 SHOWN = 4000  # characters of a log that explain a failure
 # for a tiny model with others beside it: threads bound to cores would only wait for each other
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -52,14 +53,19 @@ class Server:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (OSError, HTTPException):
             return False
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """On loopback. None is given twice: who was given it may not listen yet."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def wait_until_healthy(server: Server) -> None:

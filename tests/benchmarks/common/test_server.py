@@ -1,12 +1,14 @@
 """A server is waited for as long as it makes progress; a stand-in takes the place of vLLM."""
 
+import socketserver
 import sys
+import threading
 import time
 
 import pytest
 
 from benchmarks.common import server
-from benchmarks.common.server import serve
+from benchmarks.common.server import Server, free_port, serve
 
 ANSWERS = """#!{python}
 import http.server, sys, time
@@ -70,3 +72,38 @@ def test_a_long_log_is_shown_in_whole_lines(tmp_path):
     assert running.printed() == "short\n"
     log.write_text("WARNING: a line that is cut\n" + "x" * 80 + "\n" + "y" * (server.SHOWN - 90) + "\n")
     assert running.printed() == "x" * 80 + "\n" + "y" * (server.SHOWN - 90) + "\n"
+
+
+def test_a_port_is_given_once(monkeypatch):
+    """The system may offer one again that nobody listens on yet."""
+    offered = iter([5001, 5001, 5001, 5002])
+
+    class Listener:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def bind(self, _):
+            self.port = next(offered)
+
+        def getsockname(self):
+            return "127.0.0.1", self.port
+
+    monkeypatch.setattr(server.socket, "socket", Listener)
+    monkeypatch.setattr(server, "_given", set())
+    assert [free_port(), free_port()] == [5001, 5002]
+
+
+def test_who_speaks_no_http_is_not_healthy(tmp_path):
+    """A port that another program took."""
+
+    class Greets(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"\xff\x00\x7f\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Greets) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        assert not Server(f"http://127.0.0.1:{other.server_address[1]}", "model", tmp_path / "log", None).is_healthy()
+        other.shutdown()
