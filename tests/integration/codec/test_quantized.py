@@ -1,14 +1,16 @@
-"""A codec of the original weights serves a copy with linear layers in 4 bits, W4A16 by compressed-tensors."""
+"""A codec of the original weights serves copies with linear layers in 4 bits: compressed-tensors, AWQ and GPTQ."""
 
 import pytest
 import torch
 from compressed_tensors.quantization import disable_quantization
 from vllm import SamplingParams
+from vllm.model_executor.layers.quantization.utils.quant_utils import awq_pack, gptq_pack
 
 from tests.integration.checkpoints.test_quantized_weights import PROMPTS, quantized
 from tests.integration.codec.test_families import model_class, options
 from tests.support.codecs.in_transformers import with_codec
 from tests.support.codecs.models import write_codec
+from tests.support.quantized import CONFIGS, quantized_copies, rounded, tensors_of
 from tests.support.serving import engine
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
@@ -33,9 +35,12 @@ def in_vllm(directory, codec) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-@pytest.mark.skipif(
+in_four_bits = pytest.mark.skipif(
     "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="without AVX-512 vLLM has no 4-bit product"
 )
+
+
+@in_four_bits
 def test_served_like_dequantized_weights(dense, tmp_path):
     """Codes of 8 bits: those of 4 would hide what float16 rounds differently."""
     codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
@@ -43,3 +48,24 @@ def test_served_like_dequantized_weights(dense, tmp_path):
     expected, plain = in_transformers(out, codec), in_transformers(dense(), codec)
     assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
     assert (in_vllm(out, codec) - expected).abs().amax((1, 2)).median() < NEAR
+
+
+@pytest.mark.parametrize(("layout", "pack"), [("awq", awq_pack), ("gptq", gptq_pack)])
+def test_layouts_are_those_of_vllm(layout, pack):
+    weight = torch.randn(64, 96)
+    numbers, _, _ = rounded(weight, symmetric=layout == "gptq")
+    stored, means = tensors_of(weight, layout)
+    assert stored["qweight"].equal(pack(numbers.flatten(1).T.contiguous(), 4, 96, 64))
+    step = stored["scales"].max().item()
+    assert (means - weight).abs().max() <= 1.01 * step, "rounded to the nearest, or at an end of the range"
+
+
+@in_four_bits
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_layouts_of_other_tools(dense, tmp_path, layout):
+    """Each beside a checkpoint of float32 with the weights that it means."""
+    codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
+    small, same = quantized_copies(dense(), tmp_path, layout)
+    expected, plain = in_transformers(same, codec), in_transformers(dense(), codec)
+    assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
+    assert (in_vllm(small, codec) - expected).abs().amax((1, 2)).median() < NEAR
