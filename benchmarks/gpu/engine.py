@@ -1,8 +1,9 @@
 """vLLM in this process: the shipped model's tokens beside those of a CPU, and time per token of models of 8B shape.
 
 ``python -m benchmarks.gpu.engine tokens --arm palu --models .gpu/models --rows FILE`` compares greedy tokens in float32
-with ``tokens.json`` of that folder, which ``--write`` wrote on a CPU. ``... time --arm palu_4 --rows FILE`` serves
-random weights and takes the time per token of decoding batches. One arm per process.
+with ``tokens.json`` of that folder, which ``--write`` wrote on a CPU; with ``--graphs`` decoding steps are CUDA graphs.
+``... time --arm palu_4 --rows FILE`` serves random weights and takes the time per token of decoding batches, as graphs.
+One arm per process.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from typing import Any
 
 from benchmarks.common.shipped import MODEL, PROMPT
 from benchmarks.gpu.setting import Row, append, parser_of
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS
 
 SHIPPED = ("dense", "palu", "codec")
 PROMPTS = (PROMPT, "In the beginning", "The king said unto")
 TOKENS = 32
+BATCHES = 1, 2, 4  # requests of the graphs that are captured for the shipped model; three of them are padded
 DECODED = 33  # tokens of the longer of two runs, whose difference is decoding alone
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # graphs without the minute of torch.compile
 
@@ -43,6 +46,13 @@ def shipped_options(arm: str, models: Path) -> dict[str, Any]:
     return common | of_arm[arm]
 
 
+def graphed(options: dict[str, Any], batches: Sequence[int]) -> dict[str, Any]:
+    """With decoding steps of these numbers of requests as CUDA graphs, attention inside them."""
+    palu = options.get("additional_config", {}).get("palu", {}) | {CUDA_GRAPHS: True}
+    graphs = {"enforce_eager": False, "compilation_config": GRAPHS | {"cudagraph_capture_sizes": list(batches)}}
+    return options | graphs | {"additional_config": {"palu": palu}}
+
+
 def greedy(llm: Any, requests: Sequence[Any], tokens: int) -> list[list[int]]:
     from vllm import SamplingParams
 
@@ -54,8 +64,10 @@ def told_tokens(options: argparse.Namespace) -> Row:
     """Whether the tokens are those of the file; with ``--write`` they become the file's."""
     path = options.models / "tokens.json"
     expected = json.loads(path.read_text()) if path.exists() else {}
-    found = greedy(start(**shipped_options(options.arm, options.models)), PROMPTS, TOKENS)
+    shipped = shipped_options(options.arm, options.models)
+    found = greedy(start(**(graphed(shipped, BATCHES) if options.graphs else shipped)), PROMPTS, TOKENS)
     row = {"experiment": "tokens", "arm": options.arm, "prompts": len(PROMPTS), "tokens": TOKENS}
+    row["graphs"] = options.graphs
     if options.write:
         path.write_text(json.dumps(expected | {options.arm: found}))
         return row | {"ok": True, "written": True}
@@ -77,13 +89,12 @@ def told_times(options: argparse.Namespace) -> list[Row]:
     from benchmarks.gpu.dummy_models import write_model
 
     context, batches = (32, (1, 2)) if options.rehearse else (4096, (1, 32))
-    of_device: dict[str, Any] = {"kv_cache_memory_bytes": 256 << 20, "enforce_eager": True} if options.rehearse else {
-        "compilation_config": GRAPHS | {"cudagraph_capture_sizes": list(batches)}, "kv_cache_memory_bytes": 32 << 30,
-    }  # fmt: skip
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         own = write_model(Path(folder), options.arm, options.rehearse)
-        llm = start(max_model_len=context + 64, enable_prefix_caching=False, **own, **of_device)
+        memory = 256 << 20 if options.rehearse else 32 << 30
+        own |= {"max_model_len": context + 64, "enable_prefix_caching": False, "kv_cache_memory_bytes": memory}
+        llm = start(**(own | {"enforce_eager": True} if options.rehearse else graphed(own, batches)))
         for requests in batches:
             seconds(llm, requests, context, 2)  # compiles what is compiled at first use
             short, long = (seconds(llm, requests, context, tokens) for tokens in (1, DECODED))
@@ -98,6 +109,7 @@ def main() -> None:
     parser.add_argument("what", choices=("tokens", "time"))
     parser.add_argument("--arm", required=True)
     parser.add_argument("--models", type=Path, default=Path(".gpu/models"), help="what benchmarks.gpu.prepare made")
+    parser.add_argument("--graphs", action="store_true", help="tokens: decoding steps as CUDA graphs, on a GPU")
     parser.add_argument("--write", action="store_true", help="tokens: write what a CPU gives, in place of comparing")
     options = parser.parse_args()
     if options.what == "time":

@@ -109,9 +109,9 @@ host_time() {
 }
 
 second_call() {
-  local arms=(dense palu codec) timed=(dense palu_16 palu_4 codec) arm
+  local arms=(dense palu codec) graphed=(palu codec) timed=(dense palu_16 palu_4 codec) arm
   if [[ $MODE ]]; then
-    arms=(dense) timed=(dense palu_16)
+    arms=(dense) graphed=() timed=(dense palu_16)  # a CPU has no graphs
     python_step prepare 120 benchmarks.gpu.prepare --out "$GPU" --rehearse
   else
     local scripts=("$GPU"/parts/part-*/assemble.py)
@@ -128,6 +128,10 @@ second_call() {
   for arm in "${arms[@]}"; do
     python_step "tokens-$arm" 45 benchmarks.gpu.engine tokens --arm "$arm" --models "$GPU/models" \
       --rows "$OUT/tokens.jsonl" "${REHEARSE[@]}"
+  done
+  for arm in "${graphed[@]}"; do
+    python_step "graphs-$arm" 45 benchmarks.gpu.engine tokens --arm "$arm" --models "$GPU/models" --graphs \
+      --rows "$OUT/tokens.jsonl"
   done
   for arm in "${timed[@]}"; do
     python_step "time-$arm" 60 benchmarks.gpu.engine time --arm "$arm" --rows "$OUT/rows.jsonl" "${REHEARSE[@]}"

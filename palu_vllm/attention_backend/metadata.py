@@ -1,7 +1,6 @@
 """What the layers of one KV cache group get with every batch, and who makes it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from vllm.config import VllmConfig
@@ -13,6 +12,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from palu_vllm.attention_backend.graphs import decoding_support
 from palu_vllm.kernels.interface import PagedBatch
 
 
@@ -27,15 +27,14 @@ class PaluMetadata(AttentionMetadata):
 class PaluMetadataBuilder(AttentionMetadataBuilder[PaluMetadata]):
     """One per KV cache spec. Copies nothing and never synchronises with the device."""
 
-    # Tests show on the CPU what a captured decoding step needs (tests/palu_vllm/kernels/gpu/test_launch.py), but none
-    # has been captured: the GPU test of it has never run. Once it has passed, UNIFORM_BATCH. Until then attention runs
-    # between the graphs of the rest, which costs the host's time for its launches and cannot be wrong.
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
-
     def __init__(
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: AttentionSpec) -> AttentionCGSupport:
+        return decoding_support(vllm_config)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False

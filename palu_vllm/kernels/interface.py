@@ -10,6 +10,9 @@ An implementation is built once per layer from ``LayerShape``, ``KeyRebuild`` an
     ``query [tokens, num_heads, head_dim]``, rotated; ``out [tokens, num_heads, rank_v]``: for every query head
     the softmax-weighted sum of the latent values of its group. With ``v_up`` that sum times its KV head's columns of
     it, ``out [tokens, num_heads, head_dim]``. Rows past the last query are left alone.
+``captures(queries)``
+    Whether a batch of so many queries per request may be recorded as a CUDA graph, which reads nothing on the host and
+    is launched again for other lengths and padded requests.
 
 ``cache`` is ``[num_blocks, num_groups, block_size, slot_width]`` with any strides whose last is 1; a slot holds the
 key latent, then the value latent, as numbers or, uint8, packed as ``LayerShape.slot`` says. Latents are never

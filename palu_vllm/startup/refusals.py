@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from vllm.config import VllmConfig
 
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.config import rotary_positions
 from palu_vllm.format.quantized import METHOD
 from palu_vllm.registry import BACKEND
@@ -258,6 +260,13 @@ def classification(config: VllmConfig, served: ServedConfig) -> str | None:
     if config.model_config.convert_type != "classify":
         return None
     return "a palu checkpoint has no layer that classifies or scores; leave --convert classify out."
+
+
+@refusal
+def graphs_without_a_gpu(config: VllmConfig, served: object) -> str | None:
+    if not (on_cpu(config) and palu_settings(config).get(CUDA_GRAPHS)):
+        return None
+    return f"{CUDA_GRAPHS} is for a GPU; leave it out on a CPU."
 
 
 @refusal

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from vllm.config import VllmConfig
 
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.config import AttentionGeometry, PaluConfig
 from palu_vllm.format.latent_format import SlotFormat
 from palu_vllm.format.layers import layer_shape
@@ -75,9 +76,8 @@ def serves_palu(vllm_config: VllmConfig) -> bool:
 
 def served_config(vllm_config: VllmConfig) -> ServedConfig:
     """Of a server with a palu model. Raises ValueError with one sentence where model or settings make no sense."""
-    model, additional = vllm_config.model_config, vllm_config.additional_config
-    settings = additional.get("palu", {}) if isinstance(additional, dict) else {}
-    texts = (json.dumps(each, default=str) for each in (model.hf_config.to_dict(), settings))
+    model = vllm_config.model_config
+    texts = (json.dumps(each, default=str) for each in (model.hf_config.to_dict(), palu_settings(vllm_config)))
     return _parsed(*texts, str(model.dtype).removeprefix("torch."))
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS, expect_true
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierConfig, whole_latent
 from palu_vllm.loading.leading import ranks_at
 
 LATENT_BITS = {"latent_bits": ("tiers_k", "tiers_v"), "latent_bits_k": ("tiers_k",), "latent_bits_v": ("tiers_v",)}
 RANK_RATIO, HADAMARD, STREAMING_LLM = "rank_ratio", "hadamard", "streaming_llm"
-SETTINGS = (*LATENT_BITS, RANK_RATIO, HADAMARD, STREAMING_LLM)
+SETTINGS = (*LATENT_BITS, RANK_RATIO, HADAMARD, STREAMING_LLM, CUDA_GRAPHS)
 
 
 def checked_settings(settings: Any) -> Mapping[str, Any]:
@@ -16,6 +17,8 @@ def checked_settings(settings: Any) -> Mapping[str, Any]:
     unknown = set(settings) - set(SETTINGS) if isinstance(settings, dict) else {settings}
     if unknown:
         raise ValueError(f"--additional-config has palu settings {unknown}; expected {', '.join(SETTINGS)}.")
+    if CUDA_GRAPHS in settings:
+        expect_true(settings[CUDA_GRAPHS])
     return settings
 
 

@@ -80,6 +80,28 @@ def test_stored_bytes(name):
     assert (caches[0] != caches[1]).float().mean() < 1e-3
 
 
+def test_a_captured_store_follows_other_positions():
+    codec = CODECS["llama 3, per head"]
+    settings, tokens = replace(WHOLE, num_heads=32, max_seq_len=1024), 4
+    key, value = (torch.randn(tokens, codec.num_kv_heads, side.sink.shape[1]) for side in (codec.key, codec.value))
+    positions, slots = torch.arange(tokens), torch.arange(tokens)
+    later = torch.tensor([700, 33, 5, 900]), torch.tensor([40, 3, 17, -1])
+    caches = [torch.zeros(4, codec.num_groups, 16, codec.slot.bytes, dtype=torch.uint8) for _ in range(2)]
+    CodecAttention(codec, settings).store(key, value, later[0], caches[0], later[1])
+    kernel, given = TritonCodecAttention(codec.to("cuda"), settings), [key.cuda(), value.cuda(), positions.cuda()]
+    cache, slots = caches[1].cuda(), slots.cuda()
+    kernel.store(*given, cache, slots)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernel.store(*given, cache, slots)
+    given[2].copy_(later[0])
+    slots.copy_(later[1])
+    cache.zero_()
+    graph.replay()
+    assert (cache.cpu() != caches[0]).float().mean() < 1e-3
+
+
 def test_a_captured_graph_follows_other_lengths():
     codec, sizes = CODECS["llama 3, per head"], ((700, 450), (1, 1))
     settings = replace(WHOLE, num_heads=32, max_seq_len=1024)

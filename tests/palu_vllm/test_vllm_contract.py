@@ -48,6 +48,10 @@ TAKEN = {  # the callable, the parameters that this package passes by name or re
         AttentionMetadataBuilder.build,
         ["self", "common_prefix_len", "common_attn_metadata", "fast_build"],
     ),
+    "backend.get_cudagraph_support": (
+        AttentionMetadataBuilder.get_cudagraph_support,
+        ["vllm_config", "kv_cache_spec"],
+    ),
     "codec.build_for_cudagraph_capture": (
         AttentionMetadataBuilder.build_for_cudagraph_capture,
         ["self", "common_attn_metadata"],

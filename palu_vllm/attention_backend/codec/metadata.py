@@ -11,8 +11,9 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from palu_vllm.attention_backend.codec.attach import layer_number
 from palu_vllm.attention_backend.codec.drift import SETTING, DriftOptions, DriftWatch, Sample
 from palu_vllm.attention_backend.codec.drift_files import DriftFile
-from palu_vllm.attention_backend.codec.served import palu_settings, served_codec
+from palu_vllm.attention_backend.codec.served import served_codec
 from palu_vllm.attention_backend.metadata import PaluMetadata, PaluMetadataBuilder
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.codec.file import DRIFT, Codec
 
 
@@ -35,15 +36,24 @@ class CodecMetadataBuilder(PaluMetadataBuilder):
         codec, file = served_codec(vllm_config), DriftFile(vllm_config, layer_names[0])
         usual = usual_drift(codec, layer_names) if codec else {}
         self._drift = None if options is None else DriftWatch(options, usual, file.write)
+        self._positions = torch.zeros(
+            vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64, device=device
+        )
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CodecMetadata:
         made = super().build(common_prefix_len, common_attn_metadata, fast_build)
         batch, tokens = made.batch, common_attn_metadata.slot_mapping.shape[0]
-        positions = token_positions(batch.query_start_loc, batch.seq_lens, tokens)
+        positions = self._room(tokens).copy_(token_positions(batch.query_start_loc, batch.seq_lens, tokens))
         sample = self._drift.sample(made.num_actual_tokens) if self._drift else None
         return CodecMetadata(made.num_actual_tokens, batch, positions, sample)
+
+    def _room(self, tokens: int) -> torch.Tensor:
+        """The same memory in every step, where captured ones read; more for a batch that is larger than any graph."""
+        if tokens > len(self._positions):
+            self._positions = self._positions.new_zeros(tokens)
+        return self._positions[:tokens]
 
     def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> CodecMetadata:
         """Without a sample: what is captured runs at every replay."""

@@ -4,22 +4,16 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vllm.config import VllmConfig
 
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON, REPORT, TENSORS, Codec, load_codec
 from palu_vllm.format.latent_format import NUMBER_BYTES
 
 CODEC, DIGEST, IGNORE = "codec", "codec_digest", "ignore"  # settings, and what the second may be
 DIGITS = 16  # of a digest, as it is shown
-
-
-def palu_settings(vllm_config: VllmConfig) -> Any:
-    """What ``--additional-config`` has for palu, an object of JSON unless it is wrong."""
-    additional = vllm_config.additional_config
-    return additional.get("palu", {}) if isinstance(additional, dict) else {}
 
 
 def served_name(vllm_config: VllmConfig) -> str | None:

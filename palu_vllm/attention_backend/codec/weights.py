@@ -14,7 +14,8 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from palu_vllm.attention_backend.codec.served import DIGEST, IGNORE, palu_settings, served_codec
+from palu_vllm.attention_backend.codec.served import DIGEST, IGNORE, served_codec
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.digest import model_digest
 from palu_vllm.format.codec.file import Codec

@@ -12,6 +12,9 @@ An implementation is built once per layer from a ``LayerCodec`` and ``CodecSetti
 ``measure(query, out)``
     Fills ``out`` with zeros, and on a GPU takes and gives back the memory that ``attend`` would take for such a batch.
     A server asks so before it has a cache, to know what it can spare for one.
+``captures(queries)``
+    Whether a batch of so many queries per request may be recorded as a CUDA graph, which reads nothing on the host and
+    is launched again for other lengths and padded requests.
 
 ``cache`` is uint8 ``[num_blocks, num_groups, block_size, slot.bytes]`` with any strides whose last is 1.
 """

@@ -67,6 +67,9 @@ class CodecAttention:
     ) -> None:
         store_codes(self.codec, key, value, positions, cache, slot_mapping)
 
+    def captures(self, queries: int) -> bool:
+        return False
+
     def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
         out.zero_()
 

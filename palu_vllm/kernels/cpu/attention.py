@@ -116,6 +116,9 @@ class TorchAttention:
     ) -> None:
         store_latents(latent_k, latent_v, cache, slot_mapping, self.shape.slot)
 
+    def captures(self, queries: int) -> bool:
+        return False
+
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         check_attend(query, cache, batch, out, self.shape, self.v_up)
         starts = batch.query_start_loc.long()

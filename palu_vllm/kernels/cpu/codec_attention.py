@@ -35,6 +35,9 @@ class CpuCodecAttention:
             table = self.positions.up_to(int(positions[:tokens].max()) + 1)
             self.library.put(key, value, positions, cache, slot_mapping, table)
 
+    def captures(self, queries: int) -> bool:
+        return False
+
     def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
         out.zero_()
 

@@ -75,9 +75,9 @@ class TritonAttention:
         self.allocate = allocate
         self.device = device
         self.workspace_bytes = workspace_bytes
-        weight = rebuild.cos_sin if rebuild.k_up is None else rebuild.k_up
+        self.weight = rebuild.cos_sin if rebuild.k_up is None else rebuild.k_up
         for queries in DECODE_QUERIES:  # plans are found here, never while a graph is captured
-            self.plan(queries, weight.dtype, weight.device)
+            self.plan(queries, self.weight.dtype, self.weight.device)
 
     def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
         """How at most ``queries`` queries per request are decoded; None where they are too many."""
@@ -88,6 +88,10 @@ class TritonAttention:
         if queries > 1 and self.shape.shift_sinks:
             return None  # they meet the sinks at places of their own
         return decode_plan(self.shape, self.rebuild, queries, dtype, chip)
+
+    def captures(self, queries: int) -> bool:
+        """Where they are decoded: scratch of prefill follows from lengths."""
+        return self.plan(queries, self.weight.dtype, self.weight.device) is not None
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor

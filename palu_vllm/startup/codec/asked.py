@@ -8,7 +8,9 @@ from vllm.config import VllmConfig
 
 from palu_vllm.attention_backend.codec.drift import SETTING as DRIFT
 from palu_vllm.attention_backend.codec.drift import DriftOptions
-from palu_vllm.attention_backend.codec.served import CODEC, DIGEST, IGNORE, codec_directory, palu_settings
+from palu_vllm.attention_backend.codec.served import CODEC, DIGEST, IGNORE, codec_directory
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS, expect_true
+from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON
 from palu_vllm.registry import BACKEND
@@ -26,7 +28,9 @@ def _expect_ignore(value: Any) -> None:
 
 
 # what raises ValueError, one sentence, for a value that a setting cannot have
-SETTINGS: Mapping[str, Callable[[Any], object]] = {CODEC: _expect_name, DIGEST: _expect_ignore, DRIFT: DriftOptions.of}
+SETTINGS: Mapping[str, Callable[[Any], object]] = {
+    CODEC: _expect_name, DIGEST: _expect_ignore, DRIFT: DriftOptions.of, CUDA_GRAPHS: expect_true,
+}  # fmt: skip
 
 
 def asked_settings(config: VllmConfig) -> Mapping[str, Any] | None:

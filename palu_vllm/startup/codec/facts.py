@@ -15,7 +15,7 @@ from palu_vllm.attention_backend.codec.served import (
     files_digest,
     named_codec,
 )
-from palu_vllm.attention_backend.codec.served import palu_settings as settings_of
+from palu_vllm.attention_backend.settings import palu_settings as settings_of
 from palu_vllm.format.codec.file import REPORT, Codec
 from palu_vllm.kernels.choose import codec_path
 from palu_vllm.version import __version__

@@ -21,6 +21,7 @@ from palu_vllm.startup.connectors import FILES, OFFLOADING, connector, is_one_of
 Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
 MOVING = OFFLOADING, FILES, NIXL
+STORE = "vllm::unified_kv_cache_update"  # the operation of vLLM's layers that writes into a cache
 DRAFTING = "ngram", "draft_model", "eagle", "eagle3"
 
 
@@ -46,6 +47,20 @@ def old_gpu(config: VllmConfig, codec: Codec) -> str | None:
     return (
         f"this GPU has compute capability {capability.as_version_str()}, and attention over codes needs 8.0 or more; "
         "leave the codec out, or take a newer GPU."
+    )
+
+
+@refusal
+def stores_inside_graphs(config: VllmConfig, codec: Codec) -> str | None:
+    """Graphs of a part of the model are captured without a batch, and would store nothing ever after."""
+    compilation = config.compilation_config
+    given = compilation.splitting_ops
+    outside = not compilation.use_inductor_graph_partition and (given is None or not given or STORE in given)
+    if outside or of_latents.on_cpu(config):
+        return None
+    return (
+        f"a KV codec stores between the graphs of a model, not inside them; leave use_inductor_graph_partition out of "
+        f"--compilation-config, and {STORE} in its splitting_ops."
     )
 
 
@@ -169,6 +184,7 @@ REFUSALS += [
     of_latents.files_of_a_hubs_checkpoint,
     of_latents.files_with_adapters,
     of_latents.files_of_several_devices,
+    of_latents.graphs_without_a_gpu,
     of_latents.context_parallelism,
     of_latents.stages_without_compilation,
 ]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.gpu import engine
-from benchmarks.gpu.engine import DECODED, PROMPTS, SHIPPED, TOKENS, shipped_options, told_times, told_tokens
+from benchmarks.gpu.engine import DECODED, PROMPTS, SHIPPED, TOKENS, graphed, shipped_options, told_times, told_tokens
 
 ANSWER = list(range(TOKENS))
 
@@ -16,7 +16,9 @@ def asked(tmp_path, monkeypatch):
     """The options of one comparison, whose engine answers every prompt with ``ANSWER``."""
     monkeypatch.setattr(engine, "start", lambda **_: None)
     monkeypatch.setattr(engine, "greedy", lambda *_: [ANSWER] * len(PROMPTS))
-    return argparse.Namespace(models=tmp_path, arm="dense", write=False, rows=tmp_path / "rows", rehearse=True)
+    return argparse.Namespace(
+        models=tmp_path, arm="dense", write=False, rows=tmp_path / "rows", rehearse=True, graphs=False
+    )
 
 
 def test_equal_tokens_pass(asked):
@@ -47,6 +49,17 @@ def test_a_step_is_the_difference_over_the_steps_between(asked, monkeypatch):
     assert [row["batch"] for row in rows] == [1, 2]
     assert all(row["seconds_per_step"] == pytest.approx(0.25) and row["seconds_of_prefill"] == 5.0 for row in rows)
     assert len((asked.models / "rows").read_text().splitlines()) == 2 and DECODED > 30
+
+
+@pytest.mark.parametrize("arm", SHIPPED)
+def test_graphs_leave_the_other_options(arm, tmp_path):
+    """Attention is inside them, whatever else an arm's settings say."""
+    plain = shipped_options(arm, tmp_path)
+    found = graphed(plain, [1, 4])
+    assert not found["enforce_eager"] and found["compilation_config"]["cudagraph_capture_sizes"] == [1, 4]
+    assert found["additional_config"]["palu"].pop("cuda_graphs") is True
+    assert found["additional_config"]["palu"] == plain.get("additional_config", {"palu": {}})["palu"]
+    assert all(found[name] == plain[name] for name in set(plain) - {"enforce_eager", "additional_config"})
 
 
 @pytest.mark.parametrize("arm", SHIPPED)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vllm.platforms.interface import DeviceCapability
-from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, AttentionType, CommonAttentionMetadata
+from vllm.v1.attention.backend import AttentionBackend, AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from palu_vllm.attention_backend.backend import PaluBackend
@@ -62,7 +62,6 @@ def test_answers_that_depend():
     assert not PaluBackend.supports_compute_capability(DeviceCapability(7, 5))
     assert PaluBackend.supports_compute_capability(DeviceCapability(9, 0))
     assert not PaluBackend.forward_includes_kv_cache_update
-    assert PaluMetadataBuilder._cudagraph_support is AttentionCGSupport.NEVER
 
 
 def test_the_enumeration_leads_here():

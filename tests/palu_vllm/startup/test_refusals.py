@@ -97,6 +97,7 @@ REFUSED = {
         {"pipeline_parallel_size": 2, "enforce_eager": True},
         "leave --enforce-eager out",
     ),
+    "graphs": ("graphs_without_a_gpu", asked(cuda_graphs=True), "cuda_graphs is for a GPU; leave it out on a CPU."),
     "mixing of 16 bits": ("mixing_of_whole_numbers", asked(hadamard=True), "these have 16; give latent_bits too"),
     "sinks and offloading": (
         "streaming_with_a_connector",

@@ -72,6 +72,10 @@ class TritonCodecAttention:
         if tokens:
             self.codes.put(key[:tokens], value[:tokens], positions[:tokens], cache, slot_mapping)
 
+    def captures(self, queries: int) -> bool:
+        """Where the table of positions is whole: one that grows would be elsewhere than a captured step reads."""
+        return self.positions.whole is not None
+
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         self.check(query, cache, batch, out)
         if not len(query) or not len(batch.seq_lens):

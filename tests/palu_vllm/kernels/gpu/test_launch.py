@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 
+from palu_vllm.kernels.cpu.attention import TorchAttention
 from palu_vllm.kernels.gpu.launch import TritonAttention, new_scratch
 from palu_vllm.kernels.interface import PagedBatch
 from palu_vllm.kernels.reference import ReferenceAttention
@@ -149,6 +150,15 @@ def relengthened(problem: Problem, query_lens: list[int], seq_lens: list[int]) -
     batch = problem.batch
     batch.seq_lens.copy_(torch.tensor(seq_lens, dtype=torch.int32))
     batch.query_start_loc.copy_(torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0))
+
+
+@every_layer
+def test_what_is_decoded_may_be_captured(name):
+    """Scratch of prefill follows from lengths that a graph would not know."""
+    problem = random_problem(ALL_LAYERS[name], [(1, 5)], dtype=torch.float16)
+    attention = TritonAttention(problem.shape, problem.rebuild)
+    assert attention.captures(1) and not attention.captures(9)
+    assert not TorchAttention(problem.shape, problem.rebuild).captures(1), "it reads lengths on the host"
 
 
 @every_layer

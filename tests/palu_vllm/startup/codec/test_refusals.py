@@ -84,8 +84,12 @@ def test_no_codec(dense):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"latent_bits": 4}, "palu settings {'latent_bits'}; expected codec, codec_digest, drift for a model"),
+        (
+            {"latent_bits": 4},
+            "settings {'latent_bits'}; expected codec, codec_digest, drift, cuda_graphs for a model",
+        ),
         ({"codec_digest": "no"}, "codec_digest='no' for palu; expected ignore."),
+        ({"cuda_graphs": 1}, "cuda_graphs=1 for palu; expected true, or leave it out."),
         ({"codec": 4}, "codec=4 for palu; expected a directory or a hub id."),
     ],
 )
@@ -209,6 +213,26 @@ def test_a_gpu_that_is_too_old(dense, codec, monkeypatch, capability, refused):
     assert not refused or "has compute capability 7.5, and attention over codes needs 8.0" in sentence
 
 
+ATTEND, STORE = "vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"
+
+
+@pytest.mark.parametrize(("compilation", "refused"), [
+    ({}, False), ({"splitting_ops": []}, False), ({"splitting_ops": [ATTEND, STORE]}, False),
+    ({"splitting_ops": [ATTEND]}, True), ({"use_inductor_graph_partition": True}, True),
+])  # fmt: skip
+def test_stores_inside_the_graphs_of_a_part(dense, codec, monkeypatch, compilation, refused):
+    config = config_of(dense(), of(codec), compilation_config=compilation)
+    assert of_codecs.stores_inside_graphs(config, None) is None, "a CPU has no graphs"
+    monkeypatch.setattr(of_codecs.of_latents, "on_cpu", lambda config: False)
+    sentence = of_codecs.stores_inside_graphs(config, None)
+    assert (sentence is not None) == refused
+    assert not refused or "leave use_inductor_graph_partition out of --compilation-config" in sentence
+
+
+def test_graphs_on_a_cpu(dense, codec):
+    assert refusal(dense(), of(codec, cuda_graphs=True)) == "cuda_graphs is for a GPU; leave it out on a CPU."
+
+
 def test_files_of_a_model_that_is_not_local(dense, codec):
     config = config_of(dense(), of(codec), **FILES)
     config.model_config.model = "someone/model"
@@ -240,5 +264,7 @@ def test_every_refusal_has_a_case():
         "prefixes_seen_both_ways",
         "files_of_a_hubs_checkpoint",
         "old_gpu",
+        "graphs_without_a_gpu",
+        "stores_inside_graphs",
     }
     assert {function.__name__ for function in REFUSALS} == shown

@@ -79,6 +79,15 @@ def test_strides_and_wide_blocks_change_nothing():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_captured_where_no_table_grows():
+    """It would be elsewhere than a captured step reads."""
+    codec = layer_codec(*FORMATS["tiers"])
+    codec = replace(codec, frequencies=codec.frequencies * 0.37)  # that no other layer has
+    assert not TritonCodecAttention(codec, WHOLE).captures(1)
+    assert TritonCodecAttention(codec, replace(WHOLE, max_seq_len=64)).captures(1)
+    assert not CodecAttention(codec, WHOLE).captures(1), "it reads lengths on the host"
+
+
 def test_requests_of_padding_are_harmless():
     """A graph's batch is padded with requests of no query, whose tables and lengths are any."""
     codec = layer_codec(*FORMATS["4 bits"])
