@@ -79,7 +79,8 @@ def sides_of(plan: Plan, grids: KV[Grid], view: LayerView, ranks: KV[Sequence[in
         weight, full = view.weight(name), grid.groups.full_rank
         objective = view.objectives.key if name == KEY else view.objectives.value
         factors = objective.factors(weight, full)
-        fitted = Refit(read, refitted).at_ranks(factors, weight, [rank for rank in own if rank < full])
+        exact = Refit(read, refitted).at_ranks(factors, weight, [rank for rank in own if rank < full])
+        fitted = {rank: up.float() for rank, up in exact.items()}  # once for all samples
         split = (-1, full // grid.groups.size)
         wholes = [(rows @ weight.float().T).unflatten(-1, split).transpose(0, 1) for _, rows in samples]
         projected = [
@@ -129,8 +130,16 @@ def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.T
 
 def peak_bytes(plan: Plan, samples: int) -> int:
     """Attention of the compared samples, and what one side needs beside it."""
-    probes = min(samples, COMPARED_SAMPLES) * (2 * heads_bytes(plan) + probabilities_bytes(plan))
-    return probes + max(_side_bytes(plan, side) for side in plan.groupings)
+    compared, (key, value) = min(samples, COMPARED_SAMPLES), plan.groupings
+    probes = compared * (2 * heads_bytes(plan) + probabilities_bytes(plan))
+    return probes + max(_side_bytes(plan, key), _kept_bytes(plan, key, compared) + _side_bytes(plan, value))
+
+
+def _kept_bytes(plan: Plan, side: Grouping, samples: int) -> int:
+    """Of the keys, while values are looked into: numbers of the samples, and what rebuilds from every rank."""
+    full, groups = side.full_rank, side.num_groups
+    fitted = sum(candidate_ranks(full)[:-1]) if plan.refits else 0
+    return FLOAT32 * groups * full * (2 * samples * kept_tokens(plan) + full + fitted)
 
 
 def _side_bytes(plan: Plan, side: Grouping) -> int:
