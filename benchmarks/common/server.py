@@ -20,7 +20,6 @@ from benchmarks.common.processes import Progress, own_session
 CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 VLLM = Path(sys.executable).with_name("vllm")
 QUIET_SECONDS, NOTICE_SECONDS = 180, 30
-_given = set[int]()  # ports
 SHOWN = 4000  # characters of a log that explain a failure
 # for a tiny model with others beside it: threads bound to cores would only wait for each other
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -55,6 +54,9 @@ class Server:
                 return True
         except (OSError, HTTPException):
             return False
+
+
+_given = set[int]()
 
 
 def free_port() -> int:

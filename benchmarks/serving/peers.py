@@ -99,9 +99,9 @@ def spread(server: Server, cores: Sequence[int]) -> None:
     """Moves every thread of a server to ``cores``; where there are none, they stay.
 
     vLLM binds whoever moves blocks on a CPU to the last core of the machine. NIXL's threads spin there, those of one
-    server keep the other's from running, and a first token takes up to a minute.
+    server keep the other's from running, and requests outlast vLLM's lease of blocks.
     """
     for process in tree(server.process.pid) if cores else []:
         for thread in process.threads():
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # it has ended
                 os.sched_setaffinity(thread.id, cores)

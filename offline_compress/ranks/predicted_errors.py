@@ -79,7 +79,7 @@ def _clip(projected: Projected, storage: Storage) -> float | None:
         return None
     latents, up = projected.of_rank(storage.form.rank)
     if storage.mixing is not None:
-        mixing = storage.mixing.to(latents)
+        mixing = storage.mixing().to(latents)
         latents, up = latents @ mixing.T, None if up is None else mixing @ up
     return best_clip_ratio(latents, up, storage.form)
 

@@ -20,10 +20,12 @@ PLAIN_BITS = (8, 4, 3, 2)  # of caches that only quantize, one scale per token a
 
 @dataclass(frozen=True)
 class Storage:
-    """How a latent of one group lies in the cache: its bytes, and the mixing ``[rank, rank]`` before it, if any."""
+    """How a latent of one group lies in the cache: its bytes, and what makes the mixing ``[rank, rank]`` before it, if
+    any. Of all ways to store a layer, these matrices together would be larger than the layer.
+    """
 
     form: LatentFormat
-    mixing: torch.Tensor | None = None
+    mixing: Callable[[], torch.Tensor] | None = None
     searches_clip: bool = False
 
     def read_back(self, latents: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
@@ -32,7 +34,7 @@ class Storage:
             return latents
         if self.mixing is None:
             return rounded(latents, self._clipped(latents, up))
-        mixing = self.mixing.to(latents)
+        mixing = self.mixing().to(latents)
         mixed = latents @ mixing.T
         return rounded(mixed, self._clipped(mixed, None if up is None else mixing @ up)) @ mixing
 

@@ -1,6 +1,8 @@
 """The ways of storing latents that are tried for a budget: ranks, and tiers of bits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -48,15 +50,15 @@ class Grid:
         return [[self.storage(rank, fractions) for fractions in self.tiers] for rank in self.ranks]
 
     def storage(self, rank: int, fractions: TierFractions) -> Storage:
-        mixing = None
-        if self.plan.mixes([fractions]):
-            whole = rank == self.groups.full_rank
-            mixing = self._mixing_of_whole() if whole else mixing_of_tiers(cut_into_tiers(rank, fractions))
+        mixing: Callable[[], torch.Tensor] | None = partial(mixing_of_tiers, cut_into_tiers(rank, fractions))
+        if rank == self.groups.full_rank:
+            mixing = self._mixing_of_whole if self.mixes_whole else None
+        if not self.plan.mixes([fractions]):
+            mixing = None
         return Storage(self.plan.latent_format(rank, fractions), mixing, self.plan.searches_clip)
 
-    def _mixing_of_whole(self) -> torch.Tensor | None:
-        head = spreading_matrix(self.plan.geometry.head_dim)
-        return torch.block_diag(*[head] * self.groups.size) if self.mixes_whole else None
+    def _mixing_of_whole(self) -> torch.Tensor:
+        return torch.block_diag(*[spreading_matrix(self.plan.geometry.head_dim)] * self.groups.size)
 
     @property
     def smallest_bytes(self) -> int:

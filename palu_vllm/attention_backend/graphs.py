@@ -5,20 +5,12 @@ they have passed, asking is no longer needed. Until then attention runs between 
 host's time for its launches and cannot be wrong.
 """
 
-from typing import Any
-
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport
 
 from palu_vllm.attention_backend.settings import palu_settings
 
 CUDA_GRAPHS = "cuda_graphs"
-
-
-def expect_true(value: Any) -> None:
-    """Raises ValueError, one sentence, for a value that the setting cannot have."""
-    if value is not True:
-        raise ValueError(f"--additional-config has {CUDA_GRAPHS}={value!r} for palu; expected true, or leave it out.")
 
 
 def decoding_support(vllm_config: VllmConfig) -> AttentionCGSupport:

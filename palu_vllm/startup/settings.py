@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from palu_vllm.attention_backend.graphs import CUDA_GRAPHS, expect_true
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS
+from palu_vllm.attention_backend.settings import expect_true
 from palu_vllm.format.config import AttentionGeometry, PaluConfig, TierConfig, whole_latent
 from palu_vllm.loading.leading import ranks_at
 
@@ -18,7 +19,7 @@ def checked_settings(settings: Any) -> Mapping[str, Any]:
     if unknown:
         raise ValueError(f"--additional-config has palu settings {unknown}; expected {', '.join(SETTINGS)}.")
     if CUDA_GRAPHS in settings:
-        expect_true(settings[CUDA_GRAPHS])
+        expect_true(CUDA_GRAPHS, settings[CUDA_GRAPHS])
     return settings
 
 
@@ -60,8 +61,7 @@ def _fewer_ranks(files: PaluConfig, geometry: AttentionGeometry, ratio: float) -
 
 
 def _mixing(files: PaluConfig, wanted: Any) -> dict[str, Any]:
-    if wanted is not True:
-        raise ValueError(f"--additional-config has {HADAMARD}={wanted!r} for palu; expected true, or leave it out.")
+    expect_true(HADAMARD, wanted)
     return {} if files.hadamard else {"hadamard": True, "clip_k": None, "clip_v": None}
 
 

@@ -5,17 +5,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from vllm.model_executor.layers.quantization.utils.quant_utils import awq_pack, gptq_pack, pack_cols
 
 from tests.support.tiny_models import edit_config
 
 GROUP = 32  # inputs with one scale
-PLACES = {
-    "awq": [0, 2, 4, 6, 1, 3, 5, 7],
-    "gptq": list(range(8)),
-}  # which of eight numbers the nibbles of an int32 hold
+BITS = 4
 CONFIGS = {
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False,
+    "awq": {"quant_method": "awq", "bits": BITS, "group_size": GROUP, "zero_point": True, "version": "gemm"},
+    "gptq": {"quant_method": "gptq", "bits": BITS, "group_size": GROUP, "sym": True, "desc_act": False,
              "checkpoint_format": "gptq"},
 }  # fmt: skip
 
@@ -31,23 +29,17 @@ def rounded(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.
     return numbers.int(), zero.int(), scale
 
 
-def packed(numbers: torch.Tensor, layout: str) -> torch.Tensor:
-    """int32, eight numbers each, along the last dimension."""
-    nibbles = numbers.long().unflatten(-1, (-1, 8))[..., PLACES[layout]] << torch.arange(0, 32, 4)
-    whole = nibbles.sum(-1)
-    return torch.where(whole < 2**31, whole, whole - 2**32).int()
-
-
 def tensors_of(weight: torch.Tensor, layout: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What the layout stores of ``weight [out, in]``, by the ends of names, and the weight that it means."""
     numbers, zero, scale = rounded(weight, symmetric=layout == "gptq")
     means = ((numbers - zero[..., None]) * scale.float()[..., None]).flatten(1)
-    inputs = numbers.flatten(1).T  # [in, out]
+    inputs, zeros = numbers.flatten(1).T.contiguous(), zero.T.contiguous()  # [in, out] and [groups, out]
     if layout == "awq":
-        stored = {"qweight": packed(inputs, layout), "qzeros": packed(zero.T, layout)}
+        stored = {"qweight": awq_pack(inputs, BITS, *inputs.shape), "qzeros": awq_pack(zeros, BITS, *zeros.shape)}
     else:
         groups = torch.arange(weight.shape[1], dtype=torch.int32) // GROUP
-        stored = {"qweight": packed(inputs.T, layout).T, "qzeros": packed(zero.T - 1, layout), "g_idx": groups}
+        packed = gptq_pack(inputs, BITS, *inputs.shape), pack_cols(zeros - 1, BITS, *zeros.shape)
+        stored = dict(zip(("qweight", "qzeros"), packed, strict=True)) | {"g_idx": groups}
     return {name: each.contiguous() for name, each in (stored | {"scales": scale.T}).items()}, means
 
 

@@ -75,9 +75,8 @@ class TritonAttention:
         self.allocate = allocate
         self.device = device
         self.workspace_bytes = workspace_bytes
-        self.weight = rebuild.cos_sin if rebuild.k_up is None else rebuild.k_up
         for queries in DECODE_QUERIES:  # plans are found here, never while a graph is captured
-            self.plan(queries, self.weight.dtype, self.weight.device)
+            self.captures(queries)
 
     def plan(self, queries: int, dtype: torch.dtype, device: torch.device) -> DecodePlan | None:
         """How at most ``queries`` queries per request are decoded; None where they are too many."""
@@ -91,7 +90,8 @@ class TritonAttention:
 
     def captures(self, queries: int) -> bool:
         """Where they are decoded: scratch of prefill follows from lengths."""
-        return self.plan(queries, self.weight.dtype, self.weight.device) is not None
+        weight = self.rebuild.cos_sin if self.rebuild.k_up is None else self.rebuild.k_up
+        return self.plan(queries, weight.dtype, weight.device) is not None
 
     def store(
         self, latent_k: torch.Tensor, latent_v: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor

@@ -1,6 +1,7 @@
 """Which codec a server of a model as it is has: the one that its settings name, or one in the model's directory."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from vllm.config import VllmConfig
 from palu_vllm.attention_backend.codec.drift import SETTING as DRIFT
 from palu_vllm.attention_backend.codec.drift import DriftOptions
 from palu_vllm.attention_backend.codec.served import CODEC, DIGEST, IGNORE, codec_directory
-from palu_vllm.attention_backend.graphs import CUDA_GRAPHS, expect_true
-from palu_vllm.attention_backend.settings import palu_settings
+from palu_vllm.attention_backend.graphs import CUDA_GRAPHS
+from palu_vllm.attention_backend.settings import expect_true, palu_settings
 from palu_vllm.format.checkpoint import CheckpointError
 from palu_vllm.format.codec.file import JSON
 from palu_vllm.registry import BACKEND
@@ -29,7 +30,7 @@ def _expect_ignore(value: Any) -> None:
 
 # what raises ValueError, one sentence, for a value that a setting cannot have
 SETTINGS: Mapping[str, Callable[[Any], object]] = {
-    CODEC: _expect_name, DIGEST: _expect_ignore, DRIFT: DriftOptions.of, CUDA_GRAPHS: expect_true,
+    CODEC: _expect_name, DIGEST: _expect_ignore, DRIFT: DriftOptions.of, CUDA_GRAPHS: partial(expect_true, CUDA_GRAPHS),
 }  # fmt: skip
 
 

@@ -80,7 +80,9 @@ def test_the_command_compresses_and_scores_every_setting(tmp_path):
     rows = json.loads(table.read_text())["rows"]
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     fp8 = [row["perplexity"] for row in rows if row["arm"] == "fp8_e4m3 in vLLM"]
-    assert fp8 or "vLLM does not run fp8_e4m3 here: " in run.stderr
-    assert all(perplexity < 1.1 * rows[0]["perplexity"] for perplexity in fp8)
+    if "FP8 KV cache on CPU requires x86 with AVX-512" in run.stderr:
+        assert not fp8
+    else:
+        assert fp8[0] < 1.1 * rows[0]["perplexity"]
     assert rows[-1]["budget"] == 6 and rows[-1]["bytes_per_token"] <= rows[0]["bytes_per_token"] / 6
     assert "palu chosen for 6x" in run.stdout and picture.exists()

@@ -4,13 +4,12 @@ import pytest
 import torch
 from compressed_tensors.quantization import disable_quantization
 from vllm import SamplingParams
-from vllm.model_executor.layers.quantization.utils.quant_utils import awq_pack, gptq_pack
 
 from tests.integration.checkpoints.test_quantized_weights import PROMPTS, quantized
 from tests.integration.codec.test_families import model_class, options
 from tests.support.codecs.in_transformers import with_codec
 from tests.support.codecs.models import write_codec
-from tests.support.quantized import CONFIGS, quantized_copies, rounded, tensors_of
+from tests.support.quantized import CONFIGS, quantized_copies
 from tests.support.serving import engine
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
@@ -48,16 +47,6 @@ def test_served_like_dequantized_weights(dense, tmp_path):
     expected, plain = in_transformers(out, codec), in_transformers(dense(), codec)
     assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
     assert (in_vllm(out, codec) - expected).abs().amax((1, 2)).median() < NEAR
-
-
-@pytest.mark.parametrize(("layout", "pack"), [("awq", awq_pack), ("gptq", gptq_pack)])
-def test_layouts_are_those_of_vllm(layout, pack):
-    weight = torch.randn(64, 96)
-    numbers, _, _ = rounded(weight, symmetric=layout == "gptq")
-    stored, means = tensors_of(weight, layout)
-    assert stored["qweight"].equal(pack(numbers.flatten(1).T.contiguous(), 4, 96, 64))
-    step = stored["scales"].max().item()
-    assert (means - weight).abs().max() <= 1.01 * step, "rounded to the nearest, or at an end of the range"
 
 
 @in_four_bits

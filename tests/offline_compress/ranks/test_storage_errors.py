@@ -1,5 +1,7 @@
 """Ways of storing keys and values, and the table of their errors."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ FULL = HEADS // GROUPS * HEAD_DIM
 
 def storage(rank: int, bits: int, rotated: bool = False) -> Storage:
     tiers = (Tier(rank, bits),)
-    return Storage(LatentFormat(tiers, "float32"), mixing_of_tiers(tiers) if rotated else None)
+    return Storage(LatentFormat(tiers, "float32"), partial(mixing_of_tiers, tiers) if rotated else None)
 
 
 @pytest.fixture
@@ -59,4 +61,4 @@ def test_a_rotation_changes_codes_but_not_what_they_stand_for(projected):
     assert not torch.equal(projected.stored(16, plain), projected.stored(16, rotated))
     latents = torch.randn(3, 16)
     form = LatentFormat((Tier(16, 16),), "float32")
-    assert Storage(form, mixing_of_tiers(form.tiers)).read_back(latents) is latents
+    assert Storage(form, partial(mixing_of_tiers, form.tiers)).read_back(latents) is latents
