@@ -22,7 +22,7 @@ Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
 MOVING = OFFLOADING, FILES, NIXL
 STORE = "vllm::unified_kv_cache_update"  # the operation of vLLM's layers that writes into a cache
-DRAFTING = "ngram", "draft_model", "eagle", "eagle3"
+DRAFTING = "ngram", "draft_model", "eagle", "eagle3", "medusa", "ernie_mtp"
 
 
 def refusal(function: Refusal) -> Refusal:
@@ -162,13 +162,21 @@ def peers_of_several_devices(config: VllmConfig, codec: Codec) -> str | None:
 
 @refusal
 def other_speculation(config: VllmConfig, codec: Codec) -> str | None:
-    speculation = config.speculative_config
-    if speculation is None or speculation.method in DRAFTING:
+    drafting = _drafting(config)
+    if drafting is None or drafting in DRAFTING:
         return None
     return (
-        f"speculative decoding by {speculation.method} is not proven with a KV codec; use {', '.join(DRAFTING[:-1])} "
+        f"speculative decoding by {drafting} is not proven with a KV codec; use {', '.join(DRAFTING[:-1])} "
         f"or {DRAFTING[-1]}, or leave --speculative-config out."
     )
+
+
+def _drafting(config: VllmConfig) -> str | None:
+    """The method, and of MTP whose: some prediction layers read the cache of layers that are coded."""
+    speculation = config.speculative_config
+    if speculation is None or speculation.method != "mtp":
+        return speculation and speculation.method
+    return str(speculation.draft_model_config.hf_config.model_type)
 
 
 @refusal

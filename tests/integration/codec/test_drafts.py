@@ -1,11 +1,11 @@
-"""Drafts of a second model and of an EAGLE head change no token of a coded cache, whoever proposes them."""
+"""Drafts of a second model, of heads and of a prediction layer change no token of a coded cache."""
 
 import pytest
 
 from palu_vllm.kernels.choose import codec_attention
 from tests.integration.codec.test_families import options
 from tests.support.codecs.models import write_codec
-from tests.support.eagle import build_eagle, build_eagle3
+from tests.support.draft_heads import build_eagle, build_eagle3, build_medusa, with_prediction_layer
 from tests.support.processes.engine import ask
 from tests.support.serving import engine, greedy, prompts
 
@@ -13,12 +13,17 @@ pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 BLOCK, TOKENS = 32, 40
 REQUESTS = prompts(130, 5, 40, 64)
+ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 96, "moe_num_shared_experts": 1}
+
+
+def coded(model, directory):
+    """Options of a server of ``model`` and a codec, with prompts in chunks."""
+    return options(write_codec(directory, model)) | {"block_size": BLOCK, "max_num_batched_tokens": 96}
 
 
 @pytest.fixture(scope="module")
 def asked(dense, tmp_path_factory):
-    codec = write_codec(tmp_path_factory.mktemp("codec"), dense())
-    return options(codec) | {"block_size": BLOCK, "max_num_batched_tokens": 96}  # so that prompts come in chunks
+    return coded(dense(), tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +37,9 @@ def drafted(model, asked, method, drafter, count=3):
     return ask(model, REQUESTS, TOKENS, asked | {"speculative_config": told})
 
 
-def verified(found) -> bool:
+def verified(found, count=3) -> bool:
     """Whether the token before them and all drafts were decoded at once."""
-    return any(queries == 4 and context > queries for queries, context in found.rows)
+    return any(queries == count + 1 and context > queries for queries, context in found.rows)
 
 
 @pytest.mark.parametrize("seed", [0, 1], ids=["itself", "a stranger"])
@@ -46,7 +51,21 @@ def test_a_draft_model(dense, asked, plain, seed):
     assert (found.accepted_drafts > TOKENS) == (seed == 0)
 
 
-@pytest.mark.parametrize(("method", "build"), [("eagle", build_eagle), ("eagle3", build_eagle3)])
-def test_an_eagle_head(dense, asked, plain, tmp_path, method, build):
-    found = drafted(dense(), asked, method, build(tmp_path / "head", dense()))
+HEADS = {"eagle": build_eagle, "eagle3": build_eagle3, "medusa": build_medusa}
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_heads(dense, asked, plain, tmp_path, method):
+    found = drafted(dense(), asked, method, HEADS[method](tmp_path / "head", dense()))
     assert found.tokens == found.tokens_again == plain and verified(found)
+
+
+def test_a_prediction_layer(dense, tmp_path):
+    """The model's own checkpoint has it, behind the layers that are coded; it drafts one token."""
+    model = with_prediction_layer(tmp_path / "model", dense("ernie4_5_moe", **ERNIE))
+    asked = coded(model, tmp_path / "codec")
+    with engine(model, **asked) as llm:
+        plain = greedy(llm, REQUESTS, TOKENS)
+    found = drafted(model, asked, "mtp", model, 1)
+    assert ["PALU", codec_attention("cpu").__name__] in found.attention
+    assert found.tokens == found.tokens_again == plain and verified(found, 1)

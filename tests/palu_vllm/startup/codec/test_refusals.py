@@ -248,6 +248,14 @@ def test_a_drafter_is_neither_checked_nor_coded(dense, codec):
     assert served_codec(drafter) is None
 
 
+def test_prediction_layers_of_another_family(dense, codec):
+    """Some read the cache of the model's own layers, where codes are."""
+    drafter = dense("glm4_moe", n_routed_experts=4, moe_intermediate_size=96, num_nextn_predict_layers=1)
+    told = {"method": "mtp", "model": str(drafter), "num_speculative_tokens": 1}
+    sentence = refusal(dense(), of(codec), speculative_config=told)
+    assert "speculative decoding by glm4_moe_mtp is not proven with a KV codec; use ngram" in sentence
+
+
 def test_images_that_see_each_other_both_ways(dense, codec):
     config = config_of(dense(), of(codec))
     assert of_codecs.prefixes_seen_both_ways(config, None) is None
