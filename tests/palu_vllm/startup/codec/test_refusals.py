@@ -233,6 +233,15 @@ def test_graphs_on_a_cpu(dense, codec):
     assert refusal(dense(), of(codec, cuda_graphs=True)) == "cuda_graphs is for a GPU; leave it out on a CPU."
 
 
+def test_experts_on_several_cpus(dense, codec, monkeypatch):
+    config = config_of(dense(), of(codec), tensor_parallel_size=2)
+    assert of_codecs.experts_on_several_cpus(config, None) is None
+    config.parallel_config.enable_expert_parallel = True
+    assert "leave --enable-expert-parallel out" in of_codecs.experts_on_several_cpus(config, None)
+    monkeypatch.setattr(of_codecs.of_latents, "on_cpu", lambda config: False)
+    assert of_codecs.experts_on_several_cpus(config, None) is None
+
+
 def test_files_of_a_model_that_is_not_local(dense, codec):
     config = config_of(dense(), of(codec), **FILES)
     config.model_config.model = "someone/model"
@@ -273,6 +282,7 @@ def test_every_refusal_has_a_case():
         "files_of_a_hubs_checkpoint",
         "old_gpu",
         "graphs_without_a_gpu",
+        "experts_on_several_cpus",
         "stores_inside_graphs",
     }
     assert {function.__name__ for function in REFUSALS} == shown
