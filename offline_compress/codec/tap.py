@@ -45,7 +45,7 @@ def _inner(model: PreTrainedModel) -> str:
     """The implementation behind the tap; eager where scores are capped, which sdpa cannot."""
     config = model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None)
-    if not getattr(model, "_supports_attention_backend", True):
+    if not type(model)._can_set_attn_implementation():
         raise CompressionError(
             f"{type(model).__name__} does not look its attention up by name, so its keys cannot be seen; "
             "choose another model."

@@ -15,7 +15,12 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 from vllm.utils.torch_utils import _encode_layer_name
-from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
 from vllm.v1.attention.backends.registry import register_backend
 
 from palu_vllm.attention_backend.backend import PaluBackend
@@ -42,7 +47,7 @@ TAKEN = {  # the callable, the parameters that this package passes by name or re
         ["self", "num_heads", "head_size", "num_kv_heads", "head_size_v", "prefix", "attn_type", "attn_backend"]
         + ["kv_sharing_target_layer_name", "extra_impl_args"],
     ),
-    "attach.get_kv_cache_spec": (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
+    "codec.customize_spec": (AttentionBackend.customize_spec, ["spec"]),
     "layer.encode": (_encode_layer_name, []),
     "backend.build": (
         AttentionMetadataBuilder.build,

@@ -1,8 +1,7 @@
 """Gives the attention layers of vLLM's own models the codec of the server.
 
-vLLM internals used: ``Attention.__init__`` and ``Attention.get_kv_cache_spec`` (wrapped, once a process). vLLM neither
-tells a backend which layer it serves nor asks it for a cache spec per layer, and a CPU ignores the chosen backend.
-Until a backend is asked for both with the layer's name.
+vLLM internals used: ``Attention.__init__`` (wrapped, once a process). vLLM does not tell a backend which layer it
+serves, and a CPU ignores the chosen backend. Until a backend is asked for with the layer's name.
 """
 
 import contextlib
@@ -10,14 +9,12 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
-from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.v1.attention.backend import AttentionType
-from vllm.v1.kv_cache_interface import KVCacheSpec, KVQuantMode
 
 from palu_vllm.attention_backend.codec.peers import tell_peers_apart
 from palu_vllm.attention_backend.codec.served import served_codec
@@ -33,7 +30,6 @@ def attach() -> None:
     from vllm.model_executor.layers.attention import Attention  # heavy
 
     Attention.__init__ = with_codec(Attention.__init__)
-    Attention.get_kv_cache_spec = with_coded_spec(Attention.get_kv_cache_spec)
 
 
 class AttachingSettings(dict[str, Any]):
@@ -60,13 +56,14 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
         if codec is not None:
             if given.get("kv_sharing_target_layer_name"):
                 share_specs()
-            from palu_vllm.attention_backend.codec.backend import CodecBackend
+            from palu_vllm.attention_backend.codec.backend import backend_of
 
             vllm_config = get_current_vllm_config()
             tell_peers_apart(vllm_config)
             check_reloads()
             longest = vllm_config.model_config.max_model_len
-            kwargs |= {"attn_backend": CodecBackend, "codec": codec, "max_seq_len": longest}
+            backend = backend_of(codec.slot, codec.num_groups)
+            kwargs |= {"attn_backend": backend, "codec": codec, "max_seq_len": longest}
         init(self, *args, **kwargs)
         if codec is not None:
             with contextlib.suppress(ImportError):  # without it vLLM compiles at the first request
@@ -75,29 +72,6 @@ def with_codec(init: Callable[..., None]) -> Callable[..., None]:
                 register(self)
 
     return made
-
-
-def with_coded_spec(
-    get_spec: Callable[[torch.nn.Module, VllmConfig], KVCacheSpec | None],
-) -> Callable[[torch.nn.Module, VllmConfig], KVCacheSpec | None]:
-    """``Attention.get_kv_cache_spec``, full or sliding, whose pages hold the slots of the layer's codec."""
-
-    @functools.wraps(get_spec)
-    def spec(self: torch.nn.Module, vllm_config: VllmConfig) -> KVCacheSpec | None:
-        dense, codec = get_spec(self, vllm_config), getattr(self.impl, "codec", None)
-        if codec is None or dense is None:
-            return dense
-        slot = codec.slot
-        return replace(
-            dense,
-            num_kv_heads=codec.num_groups,
-            head_size=slot.value_start,
-            head_size_v=slot.bytes - slot.value_start,
-            dtype=torch.uint8,
-            kv_quant_mode=KVQuantMode.NONE,
-        )
-
-    return spec
 
 
 def _codec_of(given: Mapping[str, Any]) -> LayerCodec | None:

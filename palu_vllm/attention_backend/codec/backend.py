@@ -1,8 +1,18 @@
-"""The backend of attention layers with a codec tells vLLM what it can do."""
+"""The backend of attention layers with a codec tells vLLM what it can do, and what a page of theirs holds."""
+
+import functools
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from vllm.v1.kv_cache_interface import AttentionSpec, KVQuantMode
 
 from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.codec.impl import CodecImpl
 from palu_vllm.attention_backend.codec.metadata import CodecMetadataBuilder
+from palu_vllm.format.latent_format import CodedSlot
+
+Spec = TypeVar("Spec", bound=AttentionSpec)
 
 
 class CodecBackend(PaluBackend):
@@ -19,3 +29,26 @@ class CodecBackend(PaluBackend):
     @classmethod
     def supports_sink(cls) -> bool:
         return True
+
+
+@functools.cache
+def backend_of(slot: CodedSlot, num_groups: int) -> type[CodecBackend]:
+    """The backend of all layers with such slots, one class for each kind of them.
+
+    vLLM asks a backend what it keeps, not a layer: for every layer, and for a block of one token of models that have
+    linear attention too, whose blocks it makes so large that a page of attention holds a state.
+    """
+
+    class SizedBackend(CodecBackend):
+        @classmethod
+        def customize_spec(cls, spec: Spec) -> Spec:
+            return replace(
+                spec,
+                num_kv_heads=num_groups,
+                head_size=slot.value_start,
+                head_size_v=slot.bytes - slot.value_start,
+                dtype=torch.uint8,
+                kv_quant_mode=KVQuantMode.NONE,
+            )
+
+    return SizedBackend

@@ -176,7 +176,7 @@ def _drafting(config: VllmConfig) -> str | None:
     speculation = config.speculative_config
     if speculation is None or speculation.method != "mtp":
         return speculation and speculation.method
-    return str(speculation.draft_model_config.hf_config.model_type)
+    return str(getattr(speculation.draft_model_config.hf_config, "model_type", None))
 
 
 @refusal

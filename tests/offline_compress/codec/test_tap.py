@@ -46,9 +46,9 @@ def test_what_it_returns_is_attended_to_until_it_ends(tmp_path):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_model_with_attention_of_its_own_is_refused(tmp_path):
+def test_a_model_with_attention_of_its_own_is_refused(tmp_path, monkeypatch):
     model = loaded(tmp_path, "llama")
-    model._supports_attention_backend = False
+    monkeypatch.setattr(type(model), "_can_set_attn_implementation", lambda: False)
     with (
         pytest.raises(CompressionError, match="LlamaForCausalLM does not look its attention up by name"),
         tapped(model, lambda _layer, _query, key, value: (key, value)),

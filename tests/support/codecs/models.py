@@ -54,7 +54,7 @@ def random_layer(heads: int, dim: int, groups: int, tiers_k: Tiers, tiers_v: Tie
     )
 
 
-def write_exact_codec(directory: Path, model: Path) -> Path:
+def write_exact_codec(directory: Path, model: Path, layers: Collection[int] | None = None) -> Path:
     """16 bits in orthogonal bases, around nothing: as good as no codec."""
     config = AutoConfig.from_pretrained(model)
     heads, dim = config.num_key_value_heads, config.head_dim
@@ -72,6 +72,6 @@ def write_exact_codec(directory: Path, model: Path) -> Path:
         return LayerCodec(side(), side(), nothing(), nothing(), where, frequencies, nothing())
 
     directory.mkdir(parents=True, exist_ok=True)
-    built = {number: layer() for number in range(config.num_hidden_layers)}
+    built = {number: layer() for number in (range(config.num_hidden_layers) if layers is None else layers)}
     save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
     return directory

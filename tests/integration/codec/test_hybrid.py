@@ -1,0 +1,68 @@
+"""A model with linear attention: the layers that have a cache are coded, the others keep their states."""
+
+import pytest
+
+from offline_compress.codec.options import CalibrateOptions
+from offline_compress.codec.pipeline import run
+from palu_vllm.format.codec.file import load_codec
+from palu_vllm.kernels.choose import codec_attention
+from tests.integration.codec.test_families import options
+from tests.support.codecs.models import write_codec, write_exact_codec
+from tests.support.serving import attention_used, engine, greedy, prompts
+
+pytestmark = pytest.mark.serving
+
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,  # the only one that vLLM's CPU kernel has
+    "linear_value_head_dim": 128,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 96,
+    "decoder_sparse_step": 1,
+}
+CPU = {"dtype": "bfloat16", "block_size": 32, "num_gpu_blocks_override": None}  # as that kernel asks
+REQUESTS = prompts(5, 33, 300)
+
+
+@pytest.fixture(scope="module")
+def hybrid(dense):
+    return dense("qwen3_next", **HYBRID)
+
+
+def served(model, **asked) -> tuple[list[list[int]], int, set[str]]:
+    """Greedy tokens, the tokens of a block, and what attends."""
+    with engine(model, **CPU, **asked) as llm:
+        block = llm.llm_engine.vllm_config.cache_config.block_size
+        return greedy(llm, REQUESTS, 16), block, {name for _, name in attention_used(llm)}
+
+
+@pytest.fixture(scope="module")
+def plain(hybrid):
+    return served(hybrid)
+
+
+def test_a_block_holds_as_many_more_tokens_as_they_have_fewer_bytes(hybrid, plain, tmp_path):
+    """Its page is as large as a state of linear attention, whatever it holds."""
+    codec = write_codec(tmp_path, hybrid, layers=[1], tiers_k=((64, 2),), tiers_v=((64, 2),))
+    tokens, block, attention = served(hybrid, **options(codec))
+    dense_bytes = 2 * 2 * 4 * 32
+    assert block * load_codec(codec).bytes_per_token == pytest.approx(plain[1] * dense_bytes, rel=0.1)
+    assert attention == {codec_attention("cpu").__name__}
+    assert tokens != plain[0], "nobody reads what was rounded to 2 bits"
+
+
+def test_as_good_as_no_codec_gives_the_tokens_without_one(hybrid, plain, tmp_path):
+    assert served(hybrid, **options(write_exact_codec(tmp_path, hybrid, layers=[1])))[0] == plain[0]
+
+
+def test_calibration_finds_the_layers_that_have_a_cache(hybrid, tmp_path):
+    made = CalibrateOptions(
+        model=str(hybrid), out=tmp_path / "codec", no_data=True, samples=3, held_out=1, seqlen=48, context=64
+    )
+    run(made, lambda event: None)
+    assert set(load_codec(tmp_path / "codec").layers) == {1}
+    assert served(hybrid, **options(tmp_path / "codec"))[2] == {codec_attention("cpu").__name__}
