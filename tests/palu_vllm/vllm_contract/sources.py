@@ -110,8 +110,9 @@ class Sources:
         words = re.findall(r"\w+", ast.unparse(annotation)) if annotation else []
         if words and words[0] in CONTAINERS:
             return None
-        known = (self.find(found.module, word) for word in words)
-        return next((type_ for type_ in known if type_ and isinstance(type_.node, ast.ClassDef)), None)
+        known = filter(None, (self.find(found.module, word) for word in words))
+        classes = (type_ for type_ in known if isinstance(type_.node, ast.ClassDef))
+        return next((type_ for type_ in classes if type_.module.split(".")[0] == "vllm"), None)
 
 
 @functools.cache
