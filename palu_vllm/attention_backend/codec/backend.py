@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from vllm.v1.kv_cache_interface import AttentionSpec, KVQuantMode
@@ -11,8 +10,6 @@ from palu_vllm.attention_backend.backend import PaluBackend
 from palu_vllm.attention_backend.codec.impl import CodecImpl
 from palu_vllm.attention_backend.codec.metadata import CodecMetadataBuilder
 from palu_vllm.format.latent_format import CodedSlot
-
-Spec = TypeVar("Spec", bound=AttentionSpec)
 
 
 class CodecBackend(PaluBackend):
@@ -41,7 +38,7 @@ def backend_of(slot: CodedSlot, num_groups: int) -> type[CodecBackend]:
 
     class SizedBackend(CodecBackend):
         @classmethod
-        def customize_spec(cls, spec: Spec) -> Spec:
+        def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
             return replace(
                 spec,
                 num_kv_heads=num_groups,

@@ -182,7 +182,8 @@ def _drafting(config: VllmConfig) -> str | None:
 @refusal
 def experts_on_several_cpus(config: VllmConfig, codec: Codec) -> str | None:
     """vLLM 0.32's CPU kernel reads past its experts there, with a dense cache too, until vLLM mends it."""
-    if not config.parallel_config.enable_expert_parallel or not of_latents.on_cpu(config):
+    parallel = config.parallel_config
+    if not parallel.enable_expert_parallel or parallel.world_size_across_dp == 1 or not of_latents.on_cpu(config):
         return None
     return "vLLM 0.32 computes experts of several devices wrongly on a CPU; leave --enable-expert-parallel out."
 

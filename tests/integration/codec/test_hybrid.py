@@ -49,7 +49,7 @@ def test_a_block_holds_as_many_more_tokens_as_they_have_fewer_bytes(hybrid, plai
     """Its page is as large as a state of linear attention, whatever it holds."""
     codec = write_codec(tmp_path, hybrid, layers=[1], tiers_k=((64, 2),), tiers_v=((64, 2),))
     tokens, block, attention = served(hybrid, **options(codec))
-    dense_bytes = 2 * 2 * 4 * 32
+    dense_bytes = 2 * 4 * 32 * 2  # K and V of 4 heads of 32 numbers in bfloat16
     assert block * load_codec(codec).bytes_per_token == pytest.approx(plain[1] * dense_bytes, rel=0.1)
     assert attention == {codec_attention("cpu").__name__}
     assert tokens != plain[0], "nobody reads what was rounded to 2 bits"

@@ -51,4 +51,4 @@ def test_vllms_progress_bar_is_what_ends_it_at_the_start(model, tmp_path):
     assert ended.returncode == 1
     cause = "OSError: [Errno 28] No space left on device"
     found = any(line.endswith(cause) for line in ended.stdout.splitlines()) and "for st_file in tqdm(" in ended.stdout
-    assert found, ended.stdout[-3000:] + (tmp_path / "why").read_text()
+    assert found, ended.stdout[-3000:] + "".join(file.read_text() for file in tmp_path.glob("why"))

@@ -234,9 +234,10 @@ def test_graphs_on_a_cpu(dense, codec):
 
 
 def test_experts_on_several_cpus(dense, codec, monkeypatch):
-    config = config_of(dense(), of(codec), tensor_parallel_size=2)
+    alone, config = (config_of(dense(), of(codec), tensor_parallel_size=devices) for devices in (1, 2))
     assert of_codecs.experts_on_several_cpus(config, None) is None
-    config.parallel_config.enable_expert_parallel = True
+    alone.parallel_config.enable_expert_parallel = config.parallel_config.enable_expert_parallel = True
+    assert of_codecs.experts_on_several_cpus(alone, None) is None, "its experts are all on one device"
     assert "leave --enable-expert-parallel out" in of_codecs.experts_on_several_cpus(config, None)
     monkeypatch.setattr(of_codecs.of_latents, "on_cpu", lambda config: False)
     assert of_codecs.experts_on_several_cpus(config, None) is None
