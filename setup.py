@@ -30,7 +30,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["palu_vllm*", "offline_compress*"]),
-    package_data={"palu_vllm": ["kernels/gpu/tuned/*.json", "kernels/cpu/csrc/*", "server/*.html"]},
+    package_data={"palu_vllm": ["kernels/gpu/tuned/*.json", "kernels/cpu/csrc/**/*.?pp", "server/*.html"]},
     cmdclass={"build_py": BuildWithHook},
     install_requires=["pydantic>=2.12", "safetensors>=0.6", "transformers>=5.16", "numpy", "tqdm"],
     extras_require={

@@ -1,4 +1,4 @@
-"""Sizes of folders, files, functions and calls, read from the syntax trees of a repository's Python code."""
+"""Sizes of folders, files, functions and calls, of Python code by its syntax trees, of C++ code its files alone."""
 
 import ast
 from collections import Counter
@@ -29,20 +29,23 @@ class Size:
 
 
 class Code:
-    """The Python files of the packages below ``root``, each parsed once."""
+    """The code of the packages below ``root``; Python files are parsed once, of C++ files sizes alone are known."""
 
     def __init__(self, root: Path) -> None:
         files = [file for package in PACKAGES for file in sorted((root / package).rglob("*.py"))]
+        others = [file for package in PACKAGES for file in sorted((root / package).rglob("*.?pp"))]
+        self.compiled = {str(file.relative_to(root)): file.read_text(encoding="utf-8") for file in others}
         self.texts = {str(file.relative_to(root)): file.read_text(encoding="utf-8") for file in files}
         self.trees = {name: ast.parse(text) for name, text in self.texts.items()}
 
     def folders(self) -> list[Size]:
         """The files of every folder; ``__init__.py`` is not counted."""
-        counts = Counter(str(Path(name).parent) for name in self.texts if Path(name).name != "__init__.py")
+        files = [Path(name) for name in (*self.texts, *self.compiled)]
+        counts = Counter(str(file.parent) for file in files if file.name != "__init__.py")
         return [Size(count, folder, FILES_OF_A_FOLDER) for folder, count in counts.items()]
 
     def files(self) -> list[Size]:
-        return [Size(text.count("\n"), name, LINES_OF_A_FILE) for name, text in self.texts.items()]
+        return [Size(text.count("\n"), name, LINES_OF_A_FILE) for name, text in (self.texts | self.compiled).items()]
 
     def functions(self) -> list[Size]:
         """The lines of every function; a Triton kernel may be longer than others."""
@@ -59,7 +62,7 @@ class Code:
     def lines(self) -> dict[str, int]:
         """The lines of every package."""
         total: Counter[str] = Counter()
-        for name, text in self.texts.items():
+        for name, text in (self.texts | self.compiled).items():
             total[Path(name).parts[0]] += text.count("\n")
         return dict(total)
 

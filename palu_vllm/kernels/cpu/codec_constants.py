@@ -8,7 +8,7 @@ from palu_vllm.format.latent_format import CodedFormat
 from palu_vllm.kernels.codec.constants import per_head, query_map, value_map
 from palu_vllm.kernels.codec.interface import CodecSettings
 
-COLUMNS = 32  # csrc/matrix.hpp
+COLUMNS = 32  # csrc/attention/matrix.hpp
 
 
 def tiers(form: CodedFormat) -> list[int]:

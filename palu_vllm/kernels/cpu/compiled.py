@@ -49,7 +49,7 @@ def options() -> list[str]:
 
     capability = torch.backends.cpu.get_cpu_capability()
     defined = [f"CPU_CAPABILITY={capability}", f"CPU_CAPABILITY_{capability}", "AT_PER_OPERATOR_HEADERS"]
-    return [*OPTIONS, *(f"-D{name}" for name in defined), *(f"-I{path}" for path in include_paths())]
+    return [*OPTIONS, *(f"-D{name}" for name in defined), *(f"-I{path}" for path in (SOURCES, *include_paths()))]
 
 
 def processor() -> str:
@@ -66,8 +66,8 @@ def key(command: Sequence[str]) -> str:
     given = [part for part in command if not part.startswith("-I")]  # torch's headers are those of its version
     parts = [torch.__version__, platform.machine(), processor(), version, *given]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(SOURCES.rglob("*.?pp")):
+        digest.update(str(path.relative_to(SOURCES)).encode() + path.read_bytes())
     return digest.hexdigest()[:20]
 
 
@@ -75,7 +75,7 @@ def build(command: Sequence[str], target: Path) -> None:
     """Compiles all sources side by side and links them to ``target``, which appears whole or not at all."""
     libraries = Path(torch.__file__).parent / "lib"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        objects = {path: Path(folder) / f"{path.stem}.o" for path in sorted(SOURCES.glob("*.cpp"))}
+        objects = {path: Path(folder) / f"{path.stem}.o" for path in sorted(SOURCES.rglob("*.cpp"))}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda pair: run([*command, "-c", str(pair[0]), "-o", str(pair[1])]), objects.items()))
         linked = Path(folder) / target.name

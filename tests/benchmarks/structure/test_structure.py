@@ -37,6 +37,11 @@ def function(lines: int, decorator: str = "") -> str:
             {f"palu_vllm/{i}.py": "" for i in range(16)},
             "palu_vllm: 16 files of a folder, at most 15.",
         ),
+        (
+            {f"palu_vllm/{i}.cpp": "" for i in range(15)},
+            {f"palu_vllm/{i}.{kind}": "" for i in range(8) for kind in ("cpp", "hpp")},
+            "palu_vllm: 16 files of a folder, at most 15.",
+        ),
         ({"demo/a.py": "\n" * 300}, {"demo/a.py": "\n" * 301}, "demo/a.py: 301 lines of a file, at most 300."),
         (
             {"demo/a.py": function(50)},

@@ -5,9 +5,9 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include "few_queries.hpp"
-#include "many_queries.hpp"
-#include "store.hpp"
+#include "attention/few_queries.hpp"
+#include "attention/many_queries.hpp"
+#include "cache/store.hpp"
 
 namespace palu {
 

@@ -1,5 +1,6 @@
 """The library is compiled once for a machine, by one process, whole or not at all."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,20 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
 def test_why_not_is_the_sentence(monkeypatch):
     monkeypatch.setenv("CXX", str(Path("nowhere") / "cc"))
     assert compiled.why_not.__wrapped__() == "no C++ compiler was found (nowhere/cc)"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names instructions of x86")
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [
+        ("AVX512", "x86-64-v4"),
+        pytest.param("AVX2", "x86-64-v3", marks=pytest.mark.slow),
+        pytest.param("DEFAULT", "x86-64", marks=pytest.mark.slow),
+    ],
+)
+def test_it_compiles_for_every_machine(monkeypatch, tmp_path, capability, architecture):
+    """Whichever this one is: with AVX-512 it did not, and nobody who had AVX2 saw it."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    asked = [part for part in compiled.options() if part != "-march=native"]
+    compiled.build([compiled.compiler(), *asked, "-O0", f"-march={architecture}"], tmp_path / "library.so")
+    assert (tmp_path / "library.so").stat().st_size > 0

@@ -1,6 +1,6 @@
 // Codes of a tile of tokens to int8 levels.
 #pragma once
-#include "form.hpp"
+#include "codes/form.hpp"
 
 namespace palu {
 

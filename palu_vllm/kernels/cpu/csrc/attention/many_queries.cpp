@@ -1,9 +1,9 @@
-#include "many_queries.hpp"
+#include "attention/many_queries.hpp"
 
 #include <cmath>
 
-#include "rebuild.hpp"
-#include "softmax.hpp"
+#include "attention/rebuild.hpp"
+#include "attention/softmax.hpp"
 
 namespace palu {
 namespace {

@@ -1,6 +1,6 @@
 // Numbers of one token, group and side to codes and a scale: format/codec/coding.py, bit for bit.
 #pragma once
-#include "form.hpp"
+#include "codes/form.hpp"
 
 namespace palu {
 

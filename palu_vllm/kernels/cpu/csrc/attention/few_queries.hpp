@@ -1,6 +1,6 @@
 // Attention of requests with few queries each: all decodes of a step, and short ends of prompts.
 #pragma once
-#include "layer.hpp"
+#include "cache/layer.hpp"
 
 namespace palu {
 

@@ -1,6 +1,6 @@
 // Products of a tile's int8 levels with int16 queries and weights, summed in int32, which holds them exactly.
 #pragma once
-#include "decode.hpp"
+#include "codes/decode.hpp"
 
 namespace palu {
 

@@ -1,4 +1,4 @@
-#include "store.hpp"
+#include "cache/store.hpp"
 
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>

@@ -1,4 +1,4 @@
-#include "encode.hpp"
+#include "codes/encode.hpp"
 
 #include <c10/util/Half.h>
 

@@ -10,7 +10,7 @@
 
 #include <ATen/Parallel.h>
 
-#include "form.hpp"
+#include "codes/form.hpp"
 
 namespace palu {
 

@@ -1,6 +1,6 @@
 // Attention of few queries over codes: nothing is decoded but to levels.
 #pragma once
-#include "layer.hpp"
+#include "cache/layer.hpp"
 
 namespace palu {
 

@@ -1,9 +1,9 @@
-#include "coded.hpp"
+#include "attention/coded.hpp"
 
 #include <cmath>
 
-#include "products.hpp"
-#include "softmax.hpp"
+#include "attention/products.hpp"
+#include "attention/softmax.hpp"
 
 namespace palu {
 namespace {

@@ -1,4 +1,4 @@
-#include "tile.hpp"
+#include "cache/tile.hpp"
 
 #include <algorithm>
 #include <bit>

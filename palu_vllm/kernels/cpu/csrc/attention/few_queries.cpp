@@ -1,9 +1,9 @@
-#include "few_queries.hpp"
+#include "attention/few_queries.hpp"
 
 #include <cmath>
 
-#include "coded.hpp"
-#include "matrix.hpp"
+#include "attention/coded.hpp"
+#include "attention/matrix.hpp"
 
 namespace palu {
 namespace {

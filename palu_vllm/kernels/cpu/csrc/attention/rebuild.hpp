@@ -1,7 +1,7 @@
 // Tiles of context as whole keys and values in float32, for many queries, which share the work of rebuilding them.
 #pragma once
-#include "matrix.hpp"
-#include "tile.hpp"
+#include "attention/matrix.hpp"
+#include "cache/tile.hpp"
 
 namespace palu {
 

@@ -1,6 +1,6 @@
 // Attention of a request with many queries: prompts, whole or in parts.
 #pragma once
-#include "few_queries.hpp"
+#include "attention/few_queries.hpp"
 
 namespace palu {
 

@@ -1,4 +1,4 @@
-#include "rebuild.hpp"
+#include "attention/rebuild.hpp"
 
 #include <c10/util/Half.h>
 

@@ -1,7 +1,7 @@
 // A tile of tokens: where their slots are, and their scales.
 #pragma once
-#include "decode.hpp"
-#include "layer.hpp"
+#include "codes/decode.hpp"
+#include "cache/layer.hpp"
 
 namespace palu {
 

@@ -1,6 +1,6 @@
-#include "decode.hpp"
+#include "codes/decode.hpp"
 
-#include "vector16.hpp"
+#include "codes/vector16.hpp"
 
 namespace palu {
 namespace {

@@ -1,4 +1,4 @@
-#include "form.hpp"
+#include "codes/form.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -1,8 +1,8 @@
-#include "products.hpp"
+#include "attention/products.hpp"
 
 #include <algorithm>
 
-#include "vector16.hpp"
+#include "codes/vector16.hpp"
 
 namespace palu {
 namespace {

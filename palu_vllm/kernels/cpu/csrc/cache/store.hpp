@@ -1,7 +1,7 @@
 // Keys and values to slots: format/codec/layer_codec.py, bit for bit where its float64 sums round alike.
 #pragma once
-#include "encode.hpp"
-#include "layer.hpp"
+#include "codes/encode.hpp"
+#include "cache/layer.hpp"
 
 namespace palu {
 
