@@ -7,7 +7,7 @@ token and answers where its blocks lie, and the second is told so. vLLM's docume
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +77,18 @@ def streamed(
 
 
 @contextmanager
-def pair(model: Path, flags: Sequence[Sequence[str]], pool_gib: int = 1) -> Iterator[Pair]:
+def pair(
+    model: Path, flags: Sequence[Sequence[str]], pool_gib: int = 1, transfer: Mapping[str, Any] = TRANSFER
+) -> Iterator[Pair]:
     """Both servers of ``model``, each with its ``flags``, once they answer. Raises RuntimeError where one does not.
 
-    Each has one thread for its model, and cores of its own: see ``spread``.
+    Each has one thread for its model, and cores of its own: see ``spread``. ``transfer`` is ``--kv-transfer-config``.
     """
     with ExitStack() as stack:
         servers = []
         for own in flags:
             environment = os.environ | ONE_THREAD | {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
-            arguments = [*own, "--kv-transfer-config", json.dumps(TRANSFER)]
+            arguments = [*own, "--kv-transfer-config", json.dumps(transfer)]
             servers.append(stack.enter_context(starting(model, arguments, pool_gib, environment)))
         for server in servers:
             wait_until_healthy(server)

@@ -4,47 +4,77 @@ Blocks come back by what a connector takes for their name, so those of another c
 ``OffloadingConnector`` keeps blocks in memory of the server itself, by hashes that include adapters and cache salts.
 ``ExampleConnector`` keeps files by hashes of the tokens alone, so each checkpoint or codec gets a folder of its own.
 ``NixlConnector`` reads another server's blocks, after both have shown each other what their blocks are.
+``MultiConnector`` has several of these, each for itself.
 """
 
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm import envs
 from vllm.config import VllmConfig
 
-OFFLOADING, FILES = "OffloadingConnector", "ExampleConnector"
+OFFLOADING, FILES, SEVERAL = "OffloadingConnector", "ExampleConnector", "MultiConnector"
 HOST_MEMORY = "CPUOffloadingSpec"
 
 
-def connector(vllm_config: VllmConfig) -> str | None:
-    """The name that vLLM arrives at, None without one; it looks at --kv-offloading-size only after these checks."""
+@dataclass(frozen=True)
+class Connector:
+    """One that a server is to have. What is written into ``extra`` reaches it."""
+
+    name: str
+    extra: dict[str, Any]
+    is_vllms: bool  # not a class of the user
+
+
+def connectors(vllm_config: VllmConfig) -> list[Connector]:
+    """Those that vLLM arrives at, a ``MultiConnector``'s one by one.
+
+    It looks at --kv-offloading-size only after these checks, and puts what that says in the place of the name.
+    """
+    transfer, offloading = vllm_config.kv_transfer_config, _offloading(vllm_config)
+    name = offloading or (transfer and transfer.kv_connector)
+    if name is None:
+        return []
+    extra = transfer.kv_connector_extra_config if transfer else {}
+    if name == SEVERAL and extra.get("connectors"):
+        return [
+            Connector(
+                str(part.get("kv_connector")),
+                part.setdefault("kv_connector_extra_config", {}),
+                not part.get("kv_connector_module_path"),
+            )
+            for part in extra["connectors"]
+        ]
+    return [Connector(name, extra, not (transfer and transfer.kv_connector_module_path))]
+
+
+def _offloading(vllm_config: VllmConfig) -> str | None:
+    """The name that --kv-offloading-size stands for."""
     if vllm_config.cache_config.kv_offloading_size is None:
-        return vllm_config.kv_transfer_config and vllm_config.kv_transfer_config.kv_connector
+        return None
     if vllm_config.cache_config.kv_offloading_backend != "native":
         return "LMCacheMPConnector"
     return "SimpleCPUOffloadConnector" if envs.VLLM_USE_SIMPLE_KV_OFFLOAD else OFFLOADING
 
 
-def extra_config(vllm_config: VllmConfig) -> dict[str, Any]:
-    """What is told to the connector itself."""
-    transfer = vllm_config.kv_transfer_config
-    return transfer.kv_connector_extra_config if transfer else {}
+def named(vllm_config: VllmConfig, name: str) -> list[Connector]:
+    return [each for each in connectors(vllm_config) if each.name == name]
 
 
-def is_one_of(vllm_config: VllmConfig, names: Collection[str]) -> bool:
-    """Whether the connector is vLLM's own of such a name, not a class of the user."""
-    transfer = vllm_config.kv_transfer_config
-    return connector(vllm_config) in names and not (transfer and transfer.kv_connector_module_path)
+def other_than(vllm_config: VllmConfig, names: Collection[str]) -> str | None:
+    """The first that is not vLLM's own of such a name, None where all are."""
+    others = (each.name for each in connectors(vllm_config) if not (each.is_vllms and each.name in names))
+    return next(others, None)
 
 
 def separate_files(vllm_config: VllmConfig, made_by: Mapping[str, Any]) -> None:
     """Gives ``ExampleConnector`` a folder for blocks ``made_by`` such latents or such a codec. Harmless to repeat."""
-    if connector(vllm_config) == FILES:
-        extra = extra_config(vllm_config)
-        extra["shared_storage_path"] = _own_folder(vllm_config, made_by, extra["shared_storage_path"])
+    for each in named(vllm_config, FILES):
+        each.extra["shared_storage_path"] = _own_folder(vllm_config, made_by, each.extra["shared_storage_path"])
 
 
 def _own_folder(vllm_config: VllmConfig, made_by: Mapping[str, Any], path: str) -> str:

@@ -15,7 +15,7 @@ from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.config import rotary_positions
 from palu_vllm.format.quantized import METHOD
 from palu_vllm.registry import BACKEND
-from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connector, extra_config, is_one_of
+from palu_vllm.startup.connectors import FILES, HOST_MEMORY, OFFLOADING, connectors, named, other_than
 from palu_vllm.startup.served import ServedConfig
 
 Refusal = Callable[[VllmConfig, ServedConfig], str | None]
@@ -108,16 +108,17 @@ def cut_groups(config: VllmConfig, served: ServedConfig) -> str | None:
 
 @refusal
 def streaming_with_a_connector(config: VllmConfig, served: ServedConfig) -> str | None:
-    name = connector(config)
-    if served.streaming is None or name is None:
+    moving = connectors(config)
+    if served.streaming is None or not moving:
         return None
-    return f"the KV connector {name} does not know which blocks streaming_llm keeps; leave one of the two out."
+    return (
+        f"the KV connector {moving[0].name} does not know which blocks streaming_llm keeps; leave one of the two out."
+    )
 
 
 @refusal
 def other_connector(config: VllmConfig, served: ServedConfig) -> str | None:
-    name = connector(config)
-    if name is None or is_one_of(config, (OFFLOADING, FILES)):
+    if (name := other_than(config, (OFFLOADING, FILES))) is None:
         return None
     return (
         f"moving latents with the KV connector {name} is not proven; use --kv-offloading-size, "
@@ -127,39 +128,40 @@ def other_connector(config: VllmConfig, served: ServedConfig) -> str | None:
 
 @refusal
 def offloading_beyond_host_memory(config: VllmConfig, served: object) -> str | None:
-    place = extra_config(config).get("spec_name", HOST_MEMORY)
-    if connector(config) != OFFLOADING or place == HOST_MEMORY:
+    places = [each.extra.get("spec_name", HOST_MEMORY) for each in named(config, OFFLOADING)]
+    beyond = [place for place in places if place != HOST_MEMORY]
+    if not beyond:
         return None
     return (
-        f"offloading blocks with {place} is not proven, because it may share blocks between servers "
+        f"offloading blocks with {beyond[0]} is not proven, because it may share blocks between servers "
         f"by the name of the model alone; leave spec_name at {HOST_MEMORY}."
     )
 
 
 @refusal
 def files_without_a_folder(config: VllmConfig, served: object) -> str | None:
-    if connector(config) != FILES or "shared_storage_path" in extra_config(config):
+    if all("shared_storage_path" in each.extra for each in named(config, FILES)):
         return None
     return f"{FILES} needs a shared_storage_path in kv_connector_extra_config."
 
 
 @refusal
 def files_of_a_hubs_checkpoint(config: VllmConfig, served: object) -> str | None:
-    if connector(config) != FILES or Path(config.model_config.model).is_dir():
+    if not named(config, FILES) or Path(config.model_config.model).is_dir():
         return None
     return f"{FILES} needs the checkpoint in a local directory."
 
 
 @refusal
 def files_with_adapters(config: VllmConfig, served: object) -> str | None:
-    if connector(config) != FILES or not config.lora_config:
+    if not named(config, FILES) or not config.lora_config:
         return None
     return f"{FILES} gives a block of one adapter to requests with another; leave --enable-lora out."
 
 
 @refusal
 def files_of_several_devices(config: VllmConfig, served: object) -> str | None:
-    if connector(config) != FILES or config.parallel_config.world_size == 1:
+    if not named(config, FILES) or config.parallel_config.world_size == 1:
         return None
     return f"{FILES} lets devices overwrite each other's files; leave the parallel sizes at 1."
 
@@ -240,7 +242,7 @@ def stages_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | N
 
 @refusal
 def connector_of_shared_layers(config: VllmConfig, served: ServedConfig) -> str | None:
-    if connector(config) is None or not served.palu.num_shared:
+    if not connectors(config) or not served.palu.num_shared:
         return None
     return (
         "moving latents that layers share with a KV connector is not proven; leave --kv-transfer-config and "
@@ -267,6 +269,14 @@ def graphs_without_a_gpu(config: VllmConfig, served: object) -> str | None:
     if not (on_cpu(config) and palu_settings(config).get(CUDA_GRAPHS)):
         return None
     return f"{CUDA_GRAPHS} is for a GPU; leave it out on a CPU."
+
+
+@refusal
+def ray_on_a_cpu(config: VllmConfig, served: object) -> str | None:
+    """vLLM would say "does not support ray", once its workers are there."""
+    if config.parallel_config.distributed_executor_backend != "ray" or not on_cpu(config):
+        return None
+    return "vLLM has no Ray workers on a CPU; leave --distributed-executor-backend out."
 
 
 @refusal

@@ -19,7 +19,7 @@ NIXL = "NixlConnector"
 def tell_peers_apart(vllm_config: VllmConfig) -> None:
     """In the process of a worker, before its cache is registered. Does nothing for servers without NIXL."""
     transfer = vllm_config.kv_transfer_config
-    if transfer is not None and transfer.kv_connector == NIXL:
+    if transfer is not None and transfer.has_connector(NIXL):
         _wrap()
 
 

@@ -16,7 +16,7 @@ from palu_vllm.format.codec.file import Codec
 from palu_vllm.format.codec.parts import part
 from palu_vllm.registry import BACKEND
 from palu_vllm.startup import refusals as of_latents
-from palu_vllm.startup.connectors import FILES, OFFLOADING, connector, is_one_of
+from palu_vllm.startup.connectors import FILES, OFFLOADING, named, other_than
 
 Refusal = Callable[[VllmConfig, Codec], str | None]
 REFUSALS: list[Refusal] = []
@@ -144,8 +144,7 @@ def other_cache_dtype(config: VllmConfig, codec: Codec) -> str | None:
 
 @refusal
 def other_connector(config: VllmConfig, codec: Codec) -> str | None:
-    name = connector(config)
-    if name is None or is_one_of(config, MOVING):
+    if (name := other_than(config, MOVING)) is None:
         return None
     return (
         f"moving blocks of a KV codec with the connector {name} is not proven; use {', '.join(MOVING[:-1])} or "
@@ -155,7 +154,7 @@ def other_connector(config: VllmConfig, codec: Codec) -> str | None:
 
 @refusal
 def peers_of_several_devices(config: VllmConfig, codec: Codec) -> str | None:
-    if connector(config) != NIXL or config.parallel_config.world_size == 1:
+    if not named(config, NIXL) or config.parallel_config.world_size == 1:
         return None
     return f"{NIXL} is not proven for a KV codec on several devices; leave the parallel sizes at 1."
 
@@ -202,6 +201,7 @@ REFUSALS += [
     of_latents.files_with_adapters,
     of_latents.files_of_several_devices,
     of_latents.graphs_without_a_gpu,
+    of_latents.ray_on_a_cpu,
     of_latents.context_parallelism,
     of_latents.stages_without_compilation,
 ]

@@ -7,7 +7,7 @@ import pytest
 
 from palu_vllm.format.checkpoint import tensor_shapes
 from palu_vllm.format.codec.file import load_codec
-from tests.integration.codec.test_families import CASES, options
+from tests.integration.codec.families.test_families import CASES, options
 from tests.integration.serving.test_offloading import (
     BLOCK,
     HOST_BYTES,
@@ -16,6 +16,7 @@ from tests.integration.serving.test_offloading import (
     copies,
     evicted_and_asked_again,
     files,
+    several,
 )
 from tests.support.codecs.models import write_codec
 from tests.support.serving import outputs, prompts
@@ -67,6 +68,24 @@ def test_another_server_reads_the_files(dense, codecs, tmp_path):
         assert len(written) == 2
         for file in written:
             assert tensor_shapes(file) == {"kv_cache": (192, codec.num_groups, codec.slot.bytes)}
+
+
+def test_memory_and_files_at_once(dense, codecs, copies, tmp_path):
+    """A block that has left the cache comes back from memory; another server finds it in files."""
+    parts = [OFFLOADING | HOST_BYTES, files(tmp_path)]
+    asked = options(codecs[0]) | {"kv_transfer_config": several(*parts)}
+    requests = prompts(200, 220, 210)
+    with connected(dense(), **options(codecs[0])) as llm:
+        expected, _ = evicted_and_asked_again(llm, requests)
+    with connected(dense(), **asked) as llm:
+        assert evicted_and_asked_again(llm, requests) == (expected, 200 // BLOCK * BLOCK)
+    assert copies[0].loaded
+    with connected(dense(), **asked) as llm:
+        (read,) = outputs(llm, requests[:1], 8)
+    assert (list(read.outputs[0].token_ids), read.num_cached_tokens) == (expected[0], 192)
+    assert not copies[1].loaded
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("palu-"), "blocks of one codec"
 
 
 def test_files_of_sliding_and_full_layers(gemma, tmp_path):

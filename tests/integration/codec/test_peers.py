@@ -3,9 +3,10 @@
 import pytest
 from openai import APIError
 
-from benchmarks.serving.peers import pair
+from benchmarks.serving.peers import TRANSFER, pair
 from palu_vllm.format.codec.file import load_codec
-from tests.integration.codec.test_families import CASES, options
+from tests.integration.codec.families.test_families import CASES, options
+from tests.integration.serving.test_offloading import files, several
 from tests.support.codecs.models import write_codec
 from tests.support.serving import engine, greedy, prompts
 
@@ -39,11 +40,18 @@ def test_sliding_and_full_layers(dense, tmp_path):
     assert 0 < moved(model, codec) < whole_bytes(codec), "of sliding layers only the window moves"
 
 
-def moved(model, codec) -> int:
+def test_files_beside_what_moves(dense, codecs, tmp_path):
+    """``MultiConnector`` with NIXL and files: both servers write what they computed or read, in the codec's folder."""
+    assert moved(dense(), codecs[0], several(TRANSFER, files(tmp_path))) == whole_bytes(codecs[0])
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("palu-") and len(list(folder.iterdir())) == len(REQUESTS)
+
+
+def moved(model, codec, transfer=TRANSFER) -> int:
     """Bytes, once two servers have given the tokens of one."""
     with engine(model, **options(codec), block_size=BLOCK) as llm:
         expected = greedy(llm, REQUESTS, TOKENS)
-    with pair(model, [flags(codec)] * 2) as servers:
+    with pair(model, [flags(codec)] * 2, transfer=transfer) as servers:
         assert [servers.ask(request, TOKENS).tokens for request in REQUESTS] == expected
         return servers.bytes_moved()
 

@@ -112,6 +112,10 @@ def files(folder) -> dict:
     }
 
 
+def several(*parts) -> dict:
+    return {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": parts}}
+
+
 def test_another_server_reads_the_files(palu, tmp_path):
     """Of the same checkpoint only: one with other weights, of the same shapes, finds nothing."""
     model, other, (request,) = (

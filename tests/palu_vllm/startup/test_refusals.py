@@ -36,6 +36,10 @@ def connector(name, **extra) -> dict:
     return {"kv_transfer_config": {"kv_connector": name, "kv_role": "kv_both", "kv_connector_extra_config": extra}}
 
 
+def several(*parts) -> dict:
+    return connector("MultiConnector", connectors=[part["kv_transfer_config"] for part in parts])
+
+
 def drafts(method, count) -> dict:
     told = {"method": method, "num_speculative_tokens": count, "prompt_lookup_max": 3}
     return {"speculative_config": told}
@@ -69,6 +73,11 @@ REFUSED = {
         "offloading_beyond_host_memory",
         connector("OffloadingConnector", spec_name="TieringOffloadingSpec"),
         "by the name of the model alone",
+    ),
+    "one of several that shares files": (
+        "files_with_adapters",
+        several(connector("OffloadingConnector"), FILES) | {"enable_lora": True},
+        "leave --enable-lora out",
     ),
     "files without a folder": (
         "files_without_a_folder",
@@ -184,9 +193,25 @@ def test_files_of_a_checkpoint_that_is_not_local(palu):
     assert "a local directory" in refusals.files_of_a_hubs_checkpoint(config, None)
 
 
+def test_ray_on_a_cpu(palu, monkeypatch):
+    """vLLM asks for the package first, so the configuration is told of Ray afterwards."""
+    config = EngineArgs(str(palu()), dtype="float32").create_engine_config()
+    assert refusals.ray_on_a_cpu(config, None) is None
+    config.parallel_config.distributed_executor_backend = "ray"
+    assert "leave --distributed-executor-backend out" in refusals.ray_on_a_cpu(config, None)
+    monkeypatch.setattr(refusals, "on_cpu", lambda config: False)
+    assert refusals.ray_on_a_cpu(config, None) is None
+
+
 def test_every_refusal_has_a_case():
     shown = {case[0] for table in (REFUSED, SHARED, QUANTIZED) for case in table.values()}
-    shown |= {"streaming_with_a_window", "files_of_a_hubs_checkpoint", "cut_groups", "beyond_the_positions"}
+    shown |= {
+        "streaming_with_a_window",
+        "files_of_a_hubs_checkpoint",
+        "cut_groups",
+        "beyond_the_positions",
+        "ray_on_a_cpu",
+    }
     assert {function.__name__ for function in REFUSALS} == shown
 
 

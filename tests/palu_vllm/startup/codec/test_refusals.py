@@ -15,7 +15,7 @@ from palu_vllm.startup.check import StartError
 from palu_vllm.startup.codec import check
 from palu_vllm.startup.codec import refusals as of_codecs
 from palu_vllm.startup.codec.refusals import REFUSALS
-from tests.palu_vllm.startup.test_refusals import FILES, connector, drafts
+from tests.palu_vllm.startup.test_refusals import FILES, connector, drafts, several
 from tests.support.codecs.models import write_codec
 
 
@@ -149,10 +149,20 @@ REFUSED = {  # the function, options of a server, what the sentence says
     "another backend": ("other_backend", {"attention_backend": "cpu_attn"}, "palu, not CPU_ATTN; choose that"),
     "cache dtype": ("other_cache_dtype", {"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 is not what a KV codec"),
     "connector": ("other_connector", connector("LMCacheConnectorV1"), "LMCacheConnectorV1 is not proven; use Offload"),
+    "one of several": (
+        "other_connector",
+        several(connector("OffloadingConnector"), connector("LMCacheConnectorV1"), connector("MultiConnector")),
+        "with the connector LMCacheConnectorV1 is not proven",
+    ),
+    "peers among several": (
+        "peers_of_several_devices",
+        several(connector("OffloadingConnector"), connector("NixlConnector")) | {"tensor_parallel_size": 2},
+        "several devices; leave the parallel sizes at 1.",
+    ),
     "lmcache": (
         "other_connector",
         {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"},
-        "with the connector LMCacheMPConnector is not proven",
+        "LMCacheMPConnector is not proven",
     ),
     "peers": (
         "peers_of_several_devices",
@@ -284,6 +294,7 @@ def test_every_refusal_has_a_case():
         "old_gpu",
         "graphs_without_a_gpu",
         "experts_on_several_cpus",
+        "ray_on_a_cpu",
         "stores_inside_graphs",
     }
     assert {function.__name__ for function in REFUSALS} == shown
