@@ -17,6 +17,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     shared = [task_parser()]
     run = commands.add_parser("run", parents=shared, help="measure one model")
     run.add_argument("model", help="a dense or compressed checkpoint, or a hub id")
+    run.add_argument("--codec", type=Path, help="a directory of palu-calibrate, with which the model is served")
     run.add_argument("--out", type=Path, required=True, help="JSON; what it has already is not measured again")
     compare = commands.add_parser("compare", parents=shared, help="one report of several models")
     compare.add_argument("dense", help="a result file (.json) or a model")
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "run":
             from benchmarks.accuracy.runner import run
 
-            for score in run(options.model, options, options.out):
+            for score in run(options.model, options, options.out, options.codec):
                 error = "" if score.stderr is None else f" ± {score.stderr:.4g}"
                 print(f"{score.title}: {score.metric} {score.value:.4g}{error} ({score.count} rows)")
         else:

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-DECISIVE = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "special_tokens_map.json", "chat_template*")
+from palu_vllm.format.codec.file import JSON, REPORT
+
+DECISIVE = ("config.json", JSON, "*.safetensors", "*.bin", "tokenizer*", "special_tokens_map.json", "chat_template*")
 
 
 def fingerprint(directory: Path) -> str:
@@ -41,11 +43,19 @@ def context_of(directory: Path) -> int:
     return length
 
 
-def describe(name: str, directory: Path, dtype: str, kv_cache_dtype: str) -> dict[str, Any]:
-    """The ``model`` entry of a result file. Two files with the same are of the same model, served alike."""
+def describe(name: str, directory: Path, dtype: str, kv_cache_dtype: str, codec: Path | None = None) -> dict[str, Any]:
+    """The ``model`` entry of a result file. Two files with the same are of the same model, served alike.
+
+    Raises ValueError for a ``codec`` that is none.
+    """
     called = Path(name).name if Path(name).is_absolute() else name  # folders are the machine's
     known = {"name": called, "fingerprint": fingerprint(directory), "dtype": dtype, "kv_cache_dtype": kv_cache_dtype}
     report = directory / "palu_report.json"
+    if codec is not None:
+        if not (codec / JSON).is_file():
+            raise ValueError(f"{codec} has no {JSON}; make one with `palu-calibrate {name} {codec}`.")
+        known |= {"name": f"{called} with {codec.name}", "fingerprint": f"{known['fingerprint']}-{fingerprint(codec)}"}
+        report = codec / REPORT
     if report.is_file():
         written = json.loads(report.read_text(encoding="utf-8"))
         known |= {entry: written[entry] for entry in ("bytes_per_token", "dense_bytes_per_token")}

@@ -30,20 +30,22 @@ def merged(old: list[Score], new: list[Score]) -> list[Score]:
     return [score for score in old if score.key not in replaced] + new
 
 
-def run(model: str, options: argparse.Namespace, out: Path) -> list[Score]:
+def run(model: str, options: argparse.Namespace, out: Path, codec: Path | None = None) -> list[Score]:
     """All scores of ``options`` for one model, stored ones included; ``out`` is written after every task.
+
+    With a ``codec`` the model is served with it, and is another one to the reports.
 
     Raises ValueError, before vLLM starts, for whatever can be known by then.
     """
     directory = model_directory(model)
     context = context_of(directory)
     wanted = {key_of(task.settings()): task for task in tasks_of(options, model, context)}
-    about = describe(model, directory, options.dtype, options.kv_cache_dtype)
+    about = describe(model, directory, options.dtype, options.kv_cache_dtype, codec)
     scores = stored(out, about)
     have = {score.key for score in scores}
     missing = {key: task for key, task in wanted.items() if key not in have}
     if missing:
-        engine = Engine(directory, options.max_length or context, options.dtype, options.kv_cache_dtype)
+        engine = Engine(directory, options.max_length or context, options.dtype, options.kv_cache_dtype, codec)
         try:
             for key, task in missing.items():
                 started = time.perf_counter()

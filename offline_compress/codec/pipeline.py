@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from offline_compress.calibration.samples import CalibrationSamples, load_samples
 from offline_compress.codec.build import LEAST_CODED, SolvedLayer, build, chosen, solve_all
@@ -177,14 +185,19 @@ def load_model(directory: Path, device: str) -> PreTrainedModel:
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = torch.float32 if where == "cpu" else "auto"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        kind = _kind(AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+        model = kind.from_pretrained(directory, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise CompressionError(
             f"{directory} cannot be loaded as a causal language model ({reason(error)}); choose another model."
         ) from error
     return model.to(where).eval().requires_grad_(False)
+
+
+def _kind(config: PreTrainedConfig) -> Any:
+    """Some models that see images are no causal ones to transformers; text is all that they are asked here."""
+    sees = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _context(model: PreTrainedModel, options: CalibrateOptions) -> int:

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.tasks.tokens import Tokens
-from benchmarks.perplexity import row_loss, set_environment
+from benchmarks.perplexity import codec_options, row_loss, set_environment
 
 
 class Engine:
     """vLLM with what the tasks need of it. ``lm`` is lm-eval's backend, ``llm`` the ``vllm.LLM`` inside."""
 
-    def __init__(self, model: Path, max_length: int, dtype: str, kv_cache_dtype: str) -> None:
+    def __init__(
+        self, model: Path, max_length: int, dtype: str, kv_cache_dtype: str, codec: Path | None = None
+    ) -> None:
         """Starts vLLM; imports it only here, because its environment is set first."""
         set_environment()
         from lm_eval.models.vllm_causallms import VLLM
@@ -25,6 +27,7 @@ class Engine:
             max_num_batched_tokens=2048,
             max_num_seqs=8,
             enable_prefix_caching=False,
+            **codec_options(codec),
         )
         self.llm = self.lm.model
         self.tokens = Tokens(self.llm.get_tokenizer())

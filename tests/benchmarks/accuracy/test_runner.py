@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from benchmarks.accuracy.tasks.longbench import LONGBENCH_TASKS
 from benchmarks.common.provenance import ROOT
 from benchmarks.common.shipped import HELD_OUT, MODEL
 from benchmarks.perplexity import rows_of
+from tests.support.codecs.models import write_exact_codec
 
 CONTEXT = 256
 SMALL = ["--limit", "2", "--samples", "2", "--contexts", str(CONTEXT), "--lengths", "384", "--depths", "0,100"]
@@ -135,6 +137,33 @@ def test_what_is_stored_is_not_measured_again(scores, flags, tmp_path, monkeypat
     monkeypatch.setattr(runner, "Engine", None)  # would fail if it were started
     assert runner.run(str(MODEL), options, tmp_path / "out.json") == first == scores["perplexity"]
     assert read_scores(tmp_path / "out.json")[0]["dtype"] == "float32"
+
+
+@pytest.mark.slow
+def test_a_codec_is_served_and_compared(flags, tmp_path):
+    """One that loses next to nothing scores as the dense model, and is another model to a result file."""
+    codec = write_exact_codec(tmp_path / "codec", MODEL)
+    command = [sys.executable, "-m", "benchmarks.accuracy"]
+    asked = [*flags, "--tasks", "perplexity,ruler"]
+    for name, more in (("dense", []), ("coded", ["--codec", str(codec)])):
+        out = ["--out", str(tmp_path / f"{name}.json")]
+        subprocess.run([*command, "run", str(MODEL), *asked, *out, *more], check=True, cwd=ROOT)
+    files = [str(tmp_path / f"{name}.json") for name in ("dense", "coded")]
+    models, scores = zip(*(read_scores(Path(file)) for file in files), strict=True)
+    assert models[1]["fingerprint"].startswith(models[0]["fingerprint"]) and models[1]["name"] == "model with codec"
+    assert [score.value for score in scores[1]] == pytest.approx([score.value for score in scores[0]], rel=1e-3)
+    compare = [*command, "compare", *files, "--report", str(tmp_path / "r.html")]
+    printed = subprocess.run(compare, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "recovery 100.0%" in printed
+    other = subprocess.run(
+        [*command, "run", str(MODEL), *asked, "--out", files[0], "--codec", str(codec)], cwd=ROOT, capture_output=True
+    )
+    assert other.returncode == 1 and b"is of another model or dtype" in other.stderr
+
+
+def test_a_codec_that_is_none(flags, tmp_path):
+    with pytest.raises(ValueError, match=r"has no palu_codec.json; make one with `palu-calibrate"):
+        runner.run(str(MODEL), task_parser().parse_args(flags), tmp_path / "out.json", tmp_path)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.in_transformers import chosen, with_codec
 from tests.support.codecs.models import write_codec
 from tests.support.serving import engine, prompts

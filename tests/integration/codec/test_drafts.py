@@ -3,7 +3,7 @@
 import pytest
 
 from palu_vllm.kernels.choose import codec_attention
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.models import write_codec
 from tests.support.draft_heads import build_eagle, build_eagle3, build_medusa, with_prediction_layer
 from tests.support.processes.engine import ask

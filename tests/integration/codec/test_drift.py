@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from offline_compress.codec.drift import usual_drift
 from palu_vllm.attention_backend.codec.drift_files import DriftFiles
 from palu_vllm.format.codec.file import DRIFT, Codec, load_codec, save_codec
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.models import EIGHT_TO_TWO, write_codec
 from tests.support.serving import engine, greedy, prompts
 

@@ -7,7 +7,7 @@ from palu_vllm.attention_backend.codec.served import dense_bytes_per_token
 from palu_vllm.format.codec.file import load_codec, save_codec
 from palu_vllm.kernels.choose import codec_attention
 from palu_vllm.server.endpoint import describe
-from tests.integration.codec.test_families import REQUESTS, options
+from tests.integration.codec.families.test_families import REQUESTS, options
 from tests.support.codecs.in_transformers import chosen, with_codec
 from tests.support.codecs.models import EIGHT_TO_TWO, random_layer, write_codec
 from tests.support.serving import attention_used, engine, greedy

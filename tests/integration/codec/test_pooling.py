@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.in_transformers import with_codec
 from tests.support.codecs.models import write_codec
 from tests.support.serving import attention_used, engine, prompts

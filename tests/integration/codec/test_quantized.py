@@ -6,15 +6,15 @@ from compressed_tensors.quantization import disable_quantization
 from vllm import SamplingParams
 
 from tests.integration.checkpoints.test_quantized_weights import PROMPTS, quantized
-from tests.integration.codec.test_families import model_class, options
+from tests.integration.codec.families.test_families import model_class, options
 from tests.support.codecs.in_transformers import with_codec
-from tests.support.codecs.models import write_codec
+from tests.support.codecs.models import write_exact_codec
 from tests.support.quantized import CONFIGS, quantized_copies
 from tests.support.serving import engine
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
-NEAR = 0.05  # of log probabilities in float16; quantized weights change them by more than three times as much
+NEAR = 0.03  # of log probabilities in float16; quantized weights change them by more than three times as much
 
 
 @torch.no_grad()
@@ -41,8 +41,8 @@ in_four_bits = pytest.mark.skipif(
 
 @in_four_bits
 def test_served_like_dequantized_weights(dense, tmp_path):
-    """Codes of 8 bits: those of 4 would hide what float16 rounds differently."""
-    codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
+    """With a codec as good as none: float16 rounds some numbers to other codes of 8 bits, which costs 0.08."""
+    codec = write_exact_codec(tmp_path / "codec", dense())
     out = quantized(dense(), tmp_path / "quantized", "W4A16", [])
     expected, plain = in_transformers(out, codec), in_transformers(dense(), codec)
     assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
@@ -53,7 +53,7 @@ def test_served_like_dequantized_weights(dense, tmp_path):
 @pytest.mark.parametrize("layout", CONFIGS)
 def test_layouts_of_other_tools(dense, tmp_path, layout):
     """Each beside a checkpoint of float32 with the weights that it means."""
-    codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
+    codec = write_exact_codec(tmp_path / "codec", dense())
     small, same = quantized_copies(dense(), tmp_path, layout)
     expected, plain = in_transformers(same, codec), in_transformers(dense(), codec)
     assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.models import write_codec
 from tests.support.serving import engine, greedy, prompts
 

@@ -3,7 +3,7 @@
 import pytest
 
 from palu_vllm.kernels.choose import codec_attention
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.integration.serving.test_speculation import ngram
 from tests.support.codecs.models import write_codec, write_exact_codec
 from tests.support.processes.engine import ask

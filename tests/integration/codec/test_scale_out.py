@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.integration.serving.test_parallel import GREEDY, REQUESTS, TOKENS
 from tests.support.codecs.models import write_codec
 from tests.support.serving import engine, greedy, server

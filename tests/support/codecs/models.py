@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from palu_vllm.format.codec.digest import model_digest
 from palu_vllm.format.codec.file import Codec, save_codec
@@ -24,9 +24,7 @@ def write_codec(
     seed: int = 0,
 ) -> Path:
     """A codec of ``model`` in ``directory``, for all layers or some; 4 bits where no tiers are given."""
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config, heads, dim = heads_of(model)
     width = heads // groups * dim
     tiers = tiers_k or ((width, 4),), tiers_v or ((width, 4),)
     numbers = range(config.num_hidden_layers) if layers is None else layers
@@ -34,6 +32,13 @@ def write_codec(
     directory.mkdir(parents=True, exist_ok=True)
     save_codec(directory, Codec(built, {"name": str(model), "digest": model_digest(model)}))
     return directory
+
+
+def heads_of(model: Path) -> tuple[PreTrainedConfig, int, int]:
+    """The configuration of a model's language, its KV heads and their width."""
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config, config.num_key_value_heads, dim
 
 
 def random_layer(heads: int, dim: int, groups: int, tiers_k: Tiers, tiers_v: Tiers, seed: int) -> LayerCodec:
@@ -56,8 +61,7 @@ def random_layer(heads: int, dim: int, groups: int, tiers_k: Tiers, tiers_v: Tie
 
 def write_exact_codec(directory: Path, model: Path, layers: Collection[int] | None = None) -> Path:
     """16 bits in orthogonal bases, around nothing: as good as no codec."""
-    config = AutoConfig.from_pretrained(model)
-    heads, dim = config.num_key_value_heads, config.head_dim
+    config, heads, dim = heads_of(model)
     generator = torch.Generator().manual_seed(0)
 
     def nothing() -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from vllm.model_executor.warmup.jit_warmup import JitWarmupRegistry
 
 from palu_vllm.attention_backend.codec import warm_up
-from tests.integration.codec.test_families import options
+from tests.integration.codec.families.test_families import options
 from tests.support.codecs.models import write_codec
 from tests.support.serving import engine
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.integration.codec.test_families import model_class, options
+from tests.integration.codec.families.test_families import model_class, options
 from tests.support.codecs.in_transformers import behind, with_codec
 from tests.support.serving import attention_used, engine, greedy
 
