@@ -123,6 +123,20 @@ def chosen_errors(
     ]  # fmt: skip
 
 
+@torch.no_grad()
+def near_errors(
+    plan: Plan, grids: KV[Grid], view: LayerView, ranks: KV[Sequence[int]], tiers: KV[TierFractions]
+) -> KV[list[float]]:
+    """Of some ranks of the layer of ``view``, keys and values apart, with the same tiers; tried."""
+    sides = sides_of(plan, grids, view, ranks)
+    return KV(
+        *(
+            side.tried([[grid.storage(rank, own)] for rank in some])[:, 0].tolist()
+            for side, grid, some, own in zip(sides, grids, ranks, tiers, strict=True)
+        )
+    )
+
+
 def _key_error(probe: AttentionProbe, finished: Callable[[torch.Tensor], torch.Tensor], keys: torch.Tensor) -> float:
     """Keys are cached without their bias, before their norm."""
     return probe.key_error(finished(keys))

@@ -1,7 +1,8 @@
 """Ranks, bits and tiers for a number of bytes per token: ``--target-compression`` and ``--bytes-per-token``.
 
 The views of the layers give the errors of all ranks and tiers (``layer_errors.py``), from which ``storage_budget.py``
-chooses. Where errors are predicted, the best choices are then tried in attention, and the best of these is taken.
+chooses. Where errors are predicted, the best choices are then tried in attention, and the closest of them at ranks near
+their own too, from which they are chosen anew.
 Beside it, in the same measure, stands what caches would cost that only quantize.
 """
 
@@ -13,7 +14,13 @@ import torch
 
 from offline_compress.factors.layer_views import view_bytes
 from offline_compress.plan import Plan
-from offline_compress.ranks.layer_errors import COMPARED_SAMPLES, LayerErrors, chosen_errors, layer_errors
+from offline_compress.ranks.layer_errors import (
+    COMPARED_SAMPLES,
+    LayerErrors,
+    chosen_errors,
+    layer_errors,
+    near_errors,
+)
 from offline_compress.ranks.layer_errors import peak_bytes as comparing_bytes
 from offline_compress.ranks.rule import Calibration, Chosen, Needs, Rule, samples_of
 from offline_compress.ranks.storage_budget import Choice, Curve, choices
@@ -27,6 +34,8 @@ from palu_vllm.format.latent_format import HEADER_BYTES, TierFractions
 
 SHOWN = 5  # of the choices that were considered
 FINALISTS = 3  # of predicted choices that are tried
+CLOSE = 1.2  # times the least error: these are tried at ranks near their own, too
+NEAR = 2  # such ranks on either side
 
 
 class Budget(Rule):
@@ -59,6 +68,10 @@ class Budget(Rule):
         found = [replace(choice, ranks=tuple(plan.for_all(choice.ranks))) for choice in choices(curves, budget)]
         if not plan.options.exhaustive:
             found = _tried(plan, tried, data, journal.section("finalists"), tell, found)
+            close = [each for each in found[:FINALISTS] if each.predicted_error <= CLOSE * found[0].predicted_error]
+            for place, choice in enumerate(close):
+                found[place] = _moved(plan, tried, data, journal.section(f"near {place}"), tell, choice)
+            found[: len(close)] = sorted(found[: len(close)], key=lambda choice: choice.predicted_error)
         return Chosen(list(found[0].ranks), {"budget": _report(plan, budget, found, layers)}, found[0].tiers)
 
 
@@ -94,12 +107,45 @@ def _tried(
     return [*sorted(best, key=lambda choice: choice.predicted_error), *found[FINALISTS:]]
 
 
+def _moved(plan: Plan, grids: KV[Grid], data: Calibration, journal: Journal, tell: OnEvent, best: Choice) -> Choice:
+    """``best``, or the same tiers at ranks near its own, by errors that all of them have in attention."""
+    views = data.views.behind(len(journal.layers()))
+    ranks = [KV(*(near(grid.ranks, own) for grid, own in zip(grids, layer, strict=True))) for layer in best.ranks]
+
+    def measured(layer: int) -> dict[str, Any]:
+        return {"errors": list(near_errors(plan, grids, next(views), ranks[layer], best.tiers))}
+
+    def told(layer: int, _: dict[str, Any]) -> None:
+        tell({"event": "trial", "number": layer, "of": plan.num_layers})
+
+    entries = journal.over_layers(plan.num_layers, measured, told)
+    tables = [KV(*entry["errors"]) for entry in plan.of_caching(entries)]
+
+    def curves(side: int) -> dict[TierFractions, Sequence[Curve]]:
+        own = zip(plan.of_caching(ranks), tables, strict=True)
+        grid, tiers = grids[side], best.tiers[side]
+        return {tiers: [_curve(grid, layer[side], tiers, table[side]) for layer, table in own]}
+
+    moved = choices(KV(curves(0), curves(1)), plan.budget_bytes or 0)[0]
+    moved = replace(moved, ranks=tuple(plan.for_all(moved.ranks)))
+    return min(best, moved, key=lambda choice: choice.predicted_error)
+
+
+def near(ranks: Sequence[int], own: int) -> Sequence[int]:
+    """``own`` and as many as ``NEAR`` of the ``ranks`` on either side."""
+    place = ranks.index(own)
+    return ranks[max(0, place - NEAR) : place + NEAR + 1]
+
+
+def _curve(grid: Grid, ranks: Sequence[int], tiers: TierFractions, errors: Sequence[float]) -> Curve:
+    return Curve(tuple(ranks), tuple(grid.bytes(rank, tiers) for rank in ranks), tuple(errors))
+
+
 def _curves(grid: Grid, errors: Sequence[torch.Tensor]) -> dict[TierFractions, Sequence[Curve]]:
     """For each tiers the curves of all layers from their tables ``[ranks, tiers]``."""
     found: dict[TierFractions, Sequence[Curve]] = {}
     for column, fractions in enumerate(grid.tiers):
-        sizes = tuple(grid.bytes(rank, fractions) for rank in grid.ranks)
-        found[fractions] = [Curve(grid.ranks, sizes, tuple(table[:, column].tolist())) for table in errors]
+        found[fractions] = [_curve(grid, grid.ranks, fractions, table[:, column].tolist()) for table in errors]
     return found
 
 

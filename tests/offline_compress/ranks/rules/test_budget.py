@@ -10,6 +10,7 @@ from offline_compress import compress
 from offline_compress.calibration.samples import load_samples
 from offline_compress.calibration.statistics import KEPT_TOKENS
 from offline_compress.ranks.layer_errors import COMPARED_SAMPLES
+from offline_compress.ranks.rules import budget
 from offline_compress.ranks.storage_grid import candidate_ranks
 from offline_compress.run.errors import CompressionError
 from palu_vllm.format.checkpoint import read_config
@@ -54,9 +55,9 @@ def test_the_budget_is_kept_and_the_error_is_as_predicted(tmp_path, text, dense,
     out = tmp_path / "out"
     report = compress(dense(family), out, target_compression=target, calib_data=text, **QUICK, **options)
     _, palu, geometry = read_config(out)
-    budget = report["dense_bytes_per_token"] / target
-    assert report["bytes_per_token"] == palu.bytes_per_token(geometry, "float32") <= budget
-    assert report["bytes_per_token"] > 0.8 * budget
+    allowed = report["dense_bytes_per_token"] / target
+    assert report["bytes_per_token"] == palu.bytes_per_token(geometry, "float32") <= allowed
+    assert report["bytes_per_token"] > 0.8 * allowed
     tokens = load_samples(text, dense(family), geometry and 300, 4, 40, 42).tokens[:COMPARED_SAMPLES, :KEPT_TOKENS]
     predicted = report["budget"]["predicted_error"]
     assert measured_error(dense(family), out, tokens) == pytest.approx(predicted, rel=0.03)
@@ -100,6 +101,23 @@ def test_budgets_that_cannot_be(tmp_path, text, dense, options, sentence):
     with pytest.raises(CompressionError, match=sentence):
         compress(dense("llama"), tmp_path / "out", **{"calib_data": text, **QUICK} | options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_ranks_near_the_best_are_never_worse(tmp_path, text, dense, family, monkeypatch):
+    """And are within the budget; both choices are tried in attention."""
+    options = {"target_compression": 5, "calib_data": text, **QUICK}
+    moved = compress(dense(family), tmp_path / "moved", **options)
+    monkeypatch.setattr(budget, "NEAR", 0)
+    alone = compress(dense(family), tmp_path / "alone", **options)
+    assert moved["budget"]["predicted_error"] <= alone["budget"]["predicted_error"]
+    assert max(moved["bytes_per_token"], alone["bytes_per_token"]) <= moved["dense_bytes_per_token"] / 5
+
+
+def test_ranks_near_another():
+    ranks = candidate_ranks(512)
+    assert budget.near(ranks, 32) == (32, 64, 96) and budget.near(ranks, 512) == (448, 480, 512)
+    assert budget.near(ranks, 160) == (96, 128, 160, 192, 224)
 
 
 def test_ranks_that_are_tried():
