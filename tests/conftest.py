@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 from collections.abc import Callable, Generator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -30,6 +31,8 @@ from tests.support.speed import cases  # noqa: E402
 from tests.support.tiny_models import build_dense  # noqa: E402
 
 Checkpoints = Callable[..., Path]
+hypothesis.settings.register_profile("palu", deadline=None)  # how long an example takes is up to the machine
+hypothesis.settings.load_profile("palu")
 
 
 def pytest_configure(config: pytest.Config) -> None:

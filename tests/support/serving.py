@@ -86,6 +86,9 @@ def server(model: Path, log: Path, *arguments: str, **environment: str) -> Itera
 
 
 def outside(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a user's shell: an engine in a process of its own, INFO printed."""
-    ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TRITON_INTERPRET")
+    """The environment of a user's shell: an engine in a process of its own, INFO printed, to standard output.
+
+    Benchmarks that a test has called in this process leave variables behind.
+    """
+    ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM", "TRITON_INTERPRET")
     return {name: value for name, value in os.environ.items() if name not in ours} | environment

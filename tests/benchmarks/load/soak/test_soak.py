@@ -14,7 +14,7 @@ from benchmarks.load.soak.server_state import Sample, idle
 from benchmarks.load.soak.verdict import GROWTH_LIMIT, growth, violations
 from tests.support.serving import outside
 
-KEPT = ROOT / "benchmarks" / "results" / "load_soak.json"
+KEPT, CODEC = (ROOT / "benchmarks" / "results" / name for name in ("load_soak.json", "load_soak_codec.json"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,13 @@ def test_the_kept_soak_passed(report, recorded):
     assert report["passed"] and violations(*recorded, log="") == []
     assert report["load"]["requests"]["failed"] == 0 and idle(recorded[2])
     assert max(sample.cache_usage for sample in recorded[1]) > 0, "nothing was cached"
+
+
+def test_the_kept_soak_of_a_codec_drafted(recorded):
+    kept = json.loads(CODEC.read_text())
+    samples, final = [Sample(**row) for row in kept["samples"]], Sample(**kept["final"])
+    assert kept["passed"] and violations(kept["load"], samples, final, log="") == []
+    assert kept["load"]["seconds"] >= 300 and kept["server"]["accepted_drafts"] > 0
 
 
 def test_an_error_fails_it(recorded):

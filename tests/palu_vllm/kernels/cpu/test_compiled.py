@@ -76,7 +76,7 @@ def test_why_not_is_the_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "architecture"),
     [
-        ("AVX512", "x86-64-v4"),
+        ("AVX512", "icelake-server"),
         pytest.param("AVX2", "x86-64-v3", marks=pytest.mark.slow),
         pytest.param("DEFAULT", "x86-64", marks=pytest.mark.slow),
     ],
