@@ -11,11 +11,12 @@ import torch
 from offline_compress.calibration.statistics import kept_tokens
 from offline_compress.plan import Plan
 from offline_compress.ranks.rule import Rule, samples_of
+from offline_compress.ranks.rules.budget import FINALISTS, NEAR
 from offline_compress.ranks.storage_grid import TIERS, candidate_ranks
 
 # what a step takes over its multiplications at full speed, measured on SmolLM2-135M with one thread
 PASS, ATTENTION, DECOMPOSITION = 1.4, 4.0, 40.0
-TRIED_SAMPLES, TRIALS = 2, 13  # three choices, and five ranks near the best two
+TRIED_SAMPLES = 2
 SIDE, REPEATS = 1024, 4  # of the matrices that the machine is timed with
 
 
@@ -32,8 +33,10 @@ def seconds(plan: Plan, rule: Rule, samples: int) -> float:
 def _tried(plan: Plan) -> int:
     """How many ways of storing a layer are tried in attention, on all compared samples."""
     ranks = sum(len(candidate_ranks(full)) for full in plan.full_ranks)
-    ways = ranks * len(TIERS) if plan.options.exhaustive else ranks + 2 * TRIALS
-    return TRIED_SAMPLES * ways
+    if plan.options.exhaustive:
+        return TRIED_SAMPLES * ranks * len(TIERS)
+    near = sum(min(2 * NEAR + 1, len(candidate_ranks(full))) for full in plan.full_ranks)
+    return TRIED_SAMPLES * (ranks + (FINALISTS + 1) * near // 2)  # most finalists differ in the tiers of one side
 
 
 def _layer_work(plan: Plan) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common.server import Server
 from benchmarks.load.soak.server_state import metrics
 
-WATCH_SECONDS = 0.02  # a tiny model has answered all requests after 0.3
+WATCH_SECONDS = 0.1
 RUNNING, PREEMPTIONS = "vllm:num_requests_running", "vllm:num_preemptions_total"
 KEPT = ("completed", "failed", "duration", "total_input_tokens", "total_output_tokens", "output_throughput",
         "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms")  # fmt: skip

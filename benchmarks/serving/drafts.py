@@ -2,8 +2,7 @@
 
 Every arm is served with the same drafter and answers the same chat prompts greedily, ``--batch`` at a time. Reported
 are accepted drafts over proposed ones, tokens per step of a request, and tokens per second. Ratios are to the first
-arm. The drafter is ``--drafter-layers`` layers of the model, those before its last ones left out, or n-grams of the
-request with 0.
+arm. The drafter is the model's own first ``--drafter-layers`` layers, or n-grams of the request with 0.
 """
 
 import argparse
@@ -14,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common.chats import prompts
@@ -28,18 +26,13 @@ from benchmarks.serving.peers import streamed
 COUNTERS = "num_drafts", "num_draft_tokens", "num_accepted_tokens"
 
 
-LAST = 4  # layers that a drafter keeps: without them its hidden states are not those that the output projection reads
-
-
 def cut(model: Path, layers: int, out: Path) -> Path:
-    """A checkpoint of so many ``layers`` of the model: its last ones, and the first of the others."""
+    """A checkpoint of the model's first layers, its norm and its output projection."""
     whole = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    last = min(LAST, layers // 2)
-    kept = [*range(layers - last), *range(len(whole.model.layers) - last, len(whole.model.layers))]
-    whole.model.layers = ModuleList(whole.model.layers[number] for number in kept)
+    whole.model.layers = whole.model.layers[:layers]
     whole.config.num_hidden_layers = layers
     if getattr(whole.config, "layer_types", None):
-        whole.config.layer_types = [whole.config.layer_types[number] for number in kept]
+        whole.config.layer_types = whole.config.layer_types[:layers]
     whole.save_pretrained(out)
     AutoTokenizer.from_pretrained(model).save_pretrained(out)
     return out

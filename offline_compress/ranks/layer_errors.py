@@ -29,6 +29,7 @@ from palu_vllm.format.latent_format import TierFractions
 
 COMPARED_SAMPLES = 2  # on which all ways of storing are tried
 FLOAT32, FLOAT64 = 4, 8
+Way = tuple[int, TierFractions]  # of storing keys or values: rank and tiers
 Error = Callable[[torch.Tensor], float]  # of keys or values that are not the exact ones
 
 
@@ -109,30 +110,13 @@ def layer_errors(plan: Plan, grids: KV[Grid], view: LayerView) -> LayerErrors:
 
 
 @torch.no_grad()
-def chosen_errors(
-    plan: Plan, grids: KV[Grid], view: LayerView, choices: Sequence[KV[tuple[int, TierFractions]]]
-) -> list[float]:
-    """Of a few ways of storing the layer, ranks and tiers of keys and of values, keys and values together; tried."""
-    sides = sides_of(plan, grids, view, KV(*([rank for rank, _ in side] for side in zip(*choices, strict=True))))
-    return [
-        sum(
-            side.tried([[grid.storage(*own)]]).item()
-            for side, grid, own in zip(sides, grids, choice, strict=True)
-        )
-        for choice in choices
-    ]  # fmt: skip
-
-
-@torch.no_grad()
-def near_errors(
-    plan: Plan, grids: KV[Grid], view: LayerView, ranks: KV[Sequence[int]], tiers: KV[TierFractions]
-) -> KV[list[float]]:
-    """Of some ranks of the layer of ``view``, keys and values apart, with the same tiers; tried."""
-    sides = sides_of(plan, grids, view, ranks)
+def tried_errors(plan: Plan, grids: KV[Grid], view: LayerView, ways: KV[Sequence[Way]]) -> KV[list[float]]:
+    """Of a few ways of storing keys, and of storing values, of the layer of ``view``; tried, in their order."""
+    sides = sides_of(plan, grids, view, ways.map(lambda own: sorted({rank for rank, _ in own})))
     return KV(
         *(
-            side.tried([[grid.storage(rank, own)] for rank in some])[:, 0].tolist()
-            for side, grid, some, own in zip(sides, grids, ranks, tiers, strict=True)
+            [side.tried([[grid.storage(*way)]]).item() for way in own]
+            for side, grid, own in zip(sides, grids, ways, strict=True)
         )
     )
 

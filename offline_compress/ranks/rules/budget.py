@@ -1,8 +1,8 @@
 """Ranks, bits and tiers for a number of bytes per token: ``--target-compression`` and ``--bytes-per-token``.
 
 The views of the layers give the errors of all ranks and tiers (``layer_errors.py``), from which ``storage_budget.py``
-chooses. Where errors are predicted, the best choices are then tried in attention, and the closest of them at ranks near
-their own too, from which they are chosen anew.
+chooses. Where errors are predicted, the best choices are then tried in attention, at ranks near their own too, from
+which they are chosen anew.
 Beside it, in the same measure, stands what caches would cost that only quantize.
 """
 
@@ -17,9 +17,9 @@ from offline_compress.plan import Plan
 from offline_compress.ranks.layer_errors import (
     COMPARED_SAMPLES,
     LayerErrors,
-    chosen_errors,
+    Way,
     layer_errors,
-    near_errors,
+    tried_errors,
 )
 from offline_compress.ranks.layer_errors import peak_bytes as comparing_bytes
 from offline_compress.ranks.rule import Calibration, Chosen, Needs, Rule, samples_of
@@ -34,8 +34,7 @@ from palu_vllm.format.latent_format import HEADER_BYTES, TierFractions
 
 SHOWN = 5  # of the choices that were considered
 FINALISTS = 3  # of predicted choices that are tried
-CLOSE = 1.2  # times the least error: these are tried at ranks near their own, too
-NEAR = 2  # such ranks on either side
+NEAR = 2  # ranks on either side of theirs that are tried too
 
 
 class Budget(Rule):
@@ -68,10 +67,6 @@ class Budget(Rule):
         found = [replace(choice, ranks=tuple(plan.for_all(choice.ranks))) for choice in choices(curves, budget)]
         if not plan.options.exhaustive:
             found = _tried(plan, tried, data, journal.section("finalists"), tell, found)
-            close = [each for each in found[:FINALISTS] if each.predicted_error <= CLOSE * found[0].predicted_error]
-            for place, choice in enumerate(close):
-                found[place] = _moved(plan, tried, data, journal.section(f"near {place}"), tell, choice)
-            found[: len(close)] = sorted(found[: len(close)], key=lambda choice: choice.predicted_error)
         return Chosen(list(found[0].ranks), {"budget": _report(plan, budget, found, layers)}, found[0].tiers)
 
 
@@ -91,44 +86,55 @@ def _errors(plan: Plan, tried: KV[Grid], data: Calibration, journal: Journal, te
 def _tried(
     plan: Plan, grids: KV[Grid], data: Calibration, journal: Journal, tell: OnEvent, found: Sequence[Choice]
 ) -> list[Choice]:
-    """The best choices with the errors that they have in attention, best first, before the others."""
+    """The best choices, at ranks near their own that suit the errors in attention, best first, before the others."""
     finalists, views = found[:FINALISTS], data.views.behind(len(journal.layers()))
+    ways = [_ways(grids, finalists, layer) for layer in range(plan.num_layers)]
 
     def measured(layer: int) -> dict[str, Any]:
-        ways = [KV(*zip(choice.ranks[layer], choice.tiers, strict=True)) for choice in finalists]
-        return {"errors": chosen_errors(plan, grids, next(views), ways)}
-
-    def told(layer: int, _: dict[str, Any]) -> None:
-        tell({"event": "trial", "number": layer, "of": plan.num_layers})
-
-    entries = plan.of_caching(journal.over_layers(plan.num_layers, measured, told))
-    errors = [sum(layer) for layer in zip(*(entry["errors"] for entry in entries), strict=True)]
-    best = [replace(choice, predicted_error=error) for choice, error in zip(finalists, errors, strict=True)]
-    return [*sorted(best, key=lambda choice: choice.predicted_error), *found[FINALISTS:]]
-
-
-def _moved(plan: Plan, grids: KV[Grid], data: Calibration, journal: Journal, tell: OnEvent, best: Choice) -> Choice:
-    """``best``, or the same tiers at ranks near its own, by errors that all of them have in attention."""
-    views = data.views.behind(len(journal.layers()))
-    ranks = [KV(*(near(grid.ranks, own) for grid, own in zip(grids, layer, strict=True))) for layer in best.ranks]
-
-    def measured(layer: int) -> dict[str, Any]:
-        return {"errors": list(near_errors(plan, grids, next(views), ranks[layer], best.tiers))}
+        return {"errors": list(tried_errors(plan, grids, next(views), ways[layer]))}
 
     def told(layer: int, _: dict[str, Any]) -> None:
         tell({"event": "trial", "number": layer, "of": plan.num_layers})
 
     entries = journal.over_layers(plan.num_layers, measured, told)
-    tables = [KV(*entry["errors"]) for entry in plan.of_caching(entries)]
+    errors = [
+        KV(*(dict(zip(own, side, strict=True)) for own, side in zip(layer, entry["errors"], strict=True)))
+        for layer, entry in zip(ways, entries, strict=True)
+    ]
+    moved = [_moved(plan, grids, plan.of_caching(errors), choice) for choice in finalists]
+    return [*sorted(moved, key=lambda choice: choice.predicted_error), *found[FINALISTS:]]
+
+
+def _ways(grids: KV[Grid], finalists: Sequence[Choice], layer: int) -> KV[list[Way]]:
+    """The ranks near those of any finalist, with its tiers, each once."""
+
+    def side(number: int) -> list[Way]:
+        own = [(choice.ranks[layer][number], choice.tiers[number]) for choice in finalists]
+        return list(dict.fromkeys((rank, tiers) for at, tiers in own for rank in near(grids[number].ranks, at)))
+
+    return KV(side(0), side(1))
+
+
+def _moved(plan: Plan, grids: KV[Grid], errors: Sequence[KV[dict[Way, float]]], choice: Choice) -> Choice:
+    """``choice``, or one with the same tiers at ranks near its own, by the errors that both have in attention."""
+    own = plan.of_caching(choice.ranks)
 
     def curves(side: int) -> dict[TierFractions, Sequence[Curve]]:
-        own = zip(plan.of_caching(ranks), tables, strict=True)
-        grid, tiers = grids[side], best.tiers[side]
-        return {tiers: [_curve(grid, layer[side], tiers, table[side]) for layer, table in own]}
+        grid, tiers = grids[side], choice.tiers[side]
+        ranks = [near(grid.ranks, layer[side]) for layer in own]
+        return {
+            tiers: [
+                _curve(grid, some, tiers, [known[side][rank, tiers] for rank in some])
+                for some, known in zip(ranks, errors, strict=True)
+            ]
+        }
 
     moved = choices(KV(curves(0), curves(1)), plan.budget_bytes or 0)[0]
-    moved = replace(moved, ranks=tuple(plan.for_all(moved.ranks)))
-    return min(best, moved, key=lambda choice: choice.predicted_error)
+    error = sum(known[side][layer[side], choice.tiers[side]] for layer, known in zip(own, errors, strict=True)
+                for side in range(2))  # fmt: skip
+    if error <= moved.predicted_error:
+        return replace(choice, predicted_error=error)
+    return replace(moved, ranks=tuple(plan.for_all(moved.ranks)))
 
 
 def near(ranks: Sequence[int], own: int) -> Sequence[int]:

@@ -26,7 +26,7 @@ def test_half_the_bytes_hold_twice_the_contexts(dense, palu, tmp_path):
     refused.write_text(json.dumps(json.loads(refused.read_text()) | rope))
     flags = [
         "--model", str(dense("llama")), "--arms", f"dense,refused={refused.parent},half={half}", "--dummy",
-        "--contexts", "64", "--output", "192", "--pool-mib", "4", "--block-size", "32", "--dtype", "float32",
+        "--contexts", "64", "--output", "960", "--pool-mib", "16", "--block-size", "32", "--dtype", "float32",
         "--repeats", "1", "--out", str(out),
     ]  # fmt: skip
     ended = run(*flags)
@@ -37,7 +37,7 @@ def test_half_the_bytes_hold_twice_the_contexts(dense, palu, tmp_path):
     assert result["arms"]["dense"]["bytes_per_token"] == pytest.approx(2048, rel=0.01)
     assert result["arms"]["half"]["bytes_per_token"] == pytest.approx(1024, rel=0.01)
     assert "rope type 'dynamic' is not supported" in result["arms"]["refused"]["missing"]
-    assert half_row["held"] == 15 and dense_row["held"] == 7  # 127 and 63 blocks, 8 per request
+    assert half_row["held"] == 15 and dense_row["held"] == 7  # 511 and 255 blocks, 32 per request
     assert half_row["peak_running"]["least"] == half_row["load"] == 15
     assert dense_row["preemptions"]["least"] > 0 == half_row["preemptions"]["most"]
     assert "perplexity" not in result["arms"]["dense"]

@@ -8,7 +8,7 @@ from vllm import SamplingParams
 from tests.integration.checkpoints.test_quantized_weights import PROMPTS, quantized
 from tests.integration.codec.families.test_families import model_class, options
 from tests.support.codecs.in_transformers import with_codec
-from tests.support.codecs.models import write_exact_codec
+from tests.support.codecs.models import write_codec, write_exact_codec
 from tests.support.quantized import CONFIGS, quantized_copies
 from tests.support.serving import engine
 
@@ -41,12 +41,24 @@ in_four_bits = pytest.mark.skipif(
 
 @in_four_bits
 def test_served_like_dequantized_weights(dense, tmp_path):
-    """With a codec as good as none: float16 rounds some numbers to other codes of 8 bits, which costs 0.08."""
+    """With a codec as good as none, which hides nothing that float16 rounds differently."""
     codec = write_exact_codec(tmp_path / "codec", dense())
     out = quantized(dense(), tmp_path / "quantized", "W4A16", [])
     expected, plain = in_transformers(out, codec), in_transformers(dense(), codec)
     assert (plain - expected).abs().amax((1, 2)).min() > 3 * NEAR, "quantization would not be seen"
     assert (in_vllm(out, codec) - expected).abs().amax((1, 2)).median() < NEAR
+
+
+@in_four_bits
+def test_coded_as_well_as_what_whole_weights_make(dense, tmp_path):
+    """In codes of 8 bits, where float16 makes other codes of some numbers, whatever the weights are."""
+    codec = write_codec(tmp_path / "codec", dense(), ((64, 8),), ((64, 8),))
+    out = quantized(dense(), tmp_path / "quantized", "W4A16", [])
+    errors = [
+        (in_vllm(each, codec) - in_transformers(each, codec)).abs().amax((1, 2)).median() for each in (dense(), out)
+    ]
+    assert errors[0] > NEAR, "codes of 16 bits would be as good"
+    assert errors[1] < 1.5 * errors[0]
 
 
 @in_four_bits

@@ -60,7 +60,7 @@ def test_full_rank_gives_the_weights_back(whitened):
     assert factors.relative_error == pytest.approx(0, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), rank=st.integers(1, FULL - 1))
 def test_whitened_error_is_the_discarded_singular_values_and_below_svd(seed, rank):
     weight, inputs, moment = random_case(seed)
@@ -147,7 +147,7 @@ def test_error_metric_that_are_the_identity_are_none():
     torch.testing.assert_close(rebuild(unread.down, unread.up), expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), rank=st.integers(1, FULL - 1))
 def test_the_weighted_cost_is_the_discarded_energy_and_the_lowest(seed, rank):
     weight, _, moment = random_case(seed)

@@ -13,7 +13,7 @@ from tests.offline_compress.oracle import dense_attention, latent_attention, sha
 from tests.offline_compress.test_pipeline import QUICK, low_rank_model
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([(4, 2), (8, 2), (8, 4), (6, 3), (3, 1), (4, 4)]), st.integers(0, 10**6))
 def test_an_order_is_a_permutation_group_by_group(sizes, seed):
     heads, group_size = sizes
@@ -24,7 +24,7 @@ def test_an_order_is_a_permutation_group_by_group(sizes, seed):
     assert groups == sorted(tuple(sorted(group)) for group in groups)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([(8, 4, 2), (8, 8, 2), (8, 4, 1), (6, 6, 3), (12, 6, 2)]), st.integers(0, 10**6))
 def test_smaller_groups_lie_within_larger_ones(sizes, seed):
     heads, large, small = sizes

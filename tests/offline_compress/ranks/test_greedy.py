@@ -60,7 +60,7 @@ def found(fulls: list[int], ratio: float, seed: int = 0) -> list[int]:
     return greedy_ranks(adding_model(fulls, seed), fulls, ratio, Forgetful(Path()))[0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(FULLS, st.integers(1, 6), st.floats(0.01, 1), st.integers(0, 99))
 def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(full, count, ratio, seed):
     ranks, step = found([full] * count, ratio, seed), rank_step(full)
@@ -68,7 +68,7 @@ def test_ranks_are_multiples_within_limits_and_add_up_to_the_budget(full, count,
     assert sum(ranks) == step * budget([full] * count, ratio)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([(1, 4), (4, 1), (2, 8), (3, 6)]), st.integers(1, 4), st.floats(0.01, 1), st.integers(0, 99))
 def test_groups_apart_share_the_cache_exactly(sizes, layers, ratio, seed):
     fulls = [16 * size for size in sizes] * layers
@@ -79,7 +79,7 @@ def test_groups_apart_share_the_cache_exactly(sizes, layers, ratio, seed):
     assert kept <= budget(fulls, ratio) < kept + (max(costs) if all(finest) else min(costs))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.05, 1), min_size=2, max_size=5), st.sampled_from([48, 128, 320]), st.integers(0, 99))
 def test_fewer_ranks_are_a_part_of_more_ranks(ratios, full, seed):
     ranks = [found([full] * 4, ratio, seed) for ratio in sorted(ratios)]
@@ -87,7 +87,7 @@ def test_fewer_ranks_are_a_part_of_more_ranks(ratios, full, seed):
         assert all(a <= b for a, b in zip(less, more, strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.1, 1), st.integers(0, 99))
 def test_losses_that_add_up_and_grow_lead_to_the_least(ratio, seed):
     """Where a step is the smallest, that is what the energy search finds from the other end."""
@@ -96,7 +96,7 @@ def test_losses_that_add_up_and_grow_lead_to_the_least(ratio, seed):
     assert found([128] * 4, ratio, seed) == ranks_by_energy(energies, [128] * 4, ratio)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99))
 def test_what_is_known_leads_to_the_steps_of_measuring_all(seed):
     """Losses that add up do not shrink."""

@@ -32,7 +32,7 @@ def optimum(values: list[Curve], budget: int) -> float:
     return min(total(values, one, "errors") for one in everything if total(values, one, "bytes") <= budget)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(curves(), st.integers(0, 100))
 def test_never_above_the_budget_and_at_most_one_step_from_the_best(values, budget):
     chosen = widen(values, budget)
@@ -45,7 +45,7 @@ def test_never_above_the_budget_and_at_most_one_step_from_the_best(values, budge
     assert total(values, chosen, "errors") <= optimum(values, max(narrowest, budget - longest)) + 1e-9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(curves())
 def test_every_step_of_a_hull_gains_less_than_the_one_before(values):
     for curve in values:
@@ -56,7 +56,7 @@ def test_every_step_of_a_hull_gains_less_than_the_one_before(values):
         assert curve.errors[hull[-1]] == min(curve.errors)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(curves(), st.integers(0, 100))
 def test_nothing_that_would_help_is_left_over(values, budget):
     chosen = widen(values, budget)

@@ -49,7 +49,7 @@ def test_vllm_finds_the_manager_and_shares_groups_of_layers():
     assert not UniformTypeKVCacheSpecs.is_uniform_type(layers | {"c": plain})
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     num_sinks=st.integers(1, 20),
     window=st.integers(1, 30),

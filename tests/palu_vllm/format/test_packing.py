@@ -35,7 +35,7 @@ def one_tier(size: int, bits: int) -> LatentFormat:
     return LatentFormat((Tier(size, bits),), "float32")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bits=st.sampled_from(list(PLANES)), size=st.integers(1, 300), seed=st.integers(0, 2**32))
 def test_codes_survive_packing(bits, size, seed):
     codes = torch.randint(0, 2**bits, (3, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -58,7 +58,7 @@ def test_bits_of_a_number_are_where_the_format_says(bits):
         assert torch.equal(pack_codes(codes, bits), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     bits=st.sampled_from(BITS[1:]),
     size=st.integers(1, 130),
@@ -161,7 +161,7 @@ def test_a_group_is_packed_as_if_it_were_alone(bits, symmetric, clip, size):
         assert torch.equal(read[..., start : start + size], unpack(pack(part, alone), alone))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     bits=st.sampled_from(BITS[1:]),
     size=st.integers(1, 130),

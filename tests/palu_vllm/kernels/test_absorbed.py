@@ -78,7 +78,7 @@ def assert_close(shape, rebuild, absorption, start, tokens, tolerance) -> None:
 shapes = st.sampled_from([(1, 1, 1), (4, 2, 2), (8, 2, 1), (8, 4, 4), (14, 2, 2)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     theta=st.sampled_from([1e4, 5e5, 1e6]),
     heads=shapes,
@@ -142,7 +142,7 @@ def test_pairs_without_a_constant_frequency_are_rebuilt(table):
     assert absorption is None or absorption.fast > found.isnan().nonzero().max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tile=st.sampled_from(TILES), terms=st.integers(1, 12), angle=st.floats(1e-6, 6.0))
 def test_fit_reports_its_largest_error(tile, terms, angle):
     frequencies = torch.tensor([angle / tile], dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_numbers_that_are_not_rotated_are_pairs_behind_the_others():
     assert as_pairs(torch.arange(1.0, 9.0), 4).tolist() == [1 + 3j, 2 + 4j, 5 + 7j, 6 + 8j]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rotary_dim=st.sampled_from([16, 24, 62]), start=st.integers(0, 3900), has_bias=st.booleans())
 def test_numbers_that_are_not_rotated_are_absorbed(rotary_dim, start, has_bias):
     """Against the reference, in which they have no pairs; whatever the tolerance, one term is exact for them."""

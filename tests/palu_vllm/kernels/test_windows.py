@@ -145,7 +145,7 @@ lengths = st.integers(1, 90).flatmap(lambda length: st.tuples(st.integers(1, len
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(
     name=st.sampled_from(["bias", "partial_rotary_key_norm", "uncompressed", "4_bits_odd_ranks"]),
     shift=st.booleans(),

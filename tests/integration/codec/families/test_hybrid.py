@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from vllm import SamplingParams
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from offline_compress.codec.options import CalibrateOptions
 from offline_compress.codec.pipeline import run
@@ -14,7 +13,8 @@ from palu_vllm.huggingface import PaluCache
 from palu_vllm.kernels.choose import codec_attention
 from tests.integration.codec.families.test_families import options
 from tests.support.codecs.models import write_codec, write_exact_codec
-from tests.support.serving import attention_used, engine, prompts
+from tests.support.serving import attention_used, engine, greedy, prompts
+from tests.support.tiny_models import build_dense, peaked
 
 pytestmark = pytest.mark.serving
 
@@ -32,21 +32,25 @@ HYBRID = {
 }
 CPU = {"dtype": "bfloat16", "block_size": 32, "num_gpu_blocks_override": None}  # as that kernel asks
 REQUESTS = prompts(5, 33, 300)
-ASKED = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
+
+
+@torch.no_grad()
+def loud(model: PreTrainedModel) -> None:
+    """Attention says as much as the rest of the model: else nobody sees what becomes of its keys and values."""
+    peaked(model)
+    model.model.layers[1].self_attn.o_proj.weight.mul_(32)
 
 
 @pytest.fixture(scope="module")
-def hybrid(dense):
-    return dense("qwen3_next", **HYBRID)
+def hybrid(tmp_path_factory):
+    return build_dense(tmp_path_factory.mktemp("hybrid"), "qwen3_next", randomise=loud, **HYBRID)
 
 
-def served(model, **asked) -> tuple[list[tuple[list[int], float]], int, set[str]]:
-    """Greedy tokens and how likely they are, the tokens of a block, and what attends."""
+def served(model, **asked) -> tuple[list[list[int]], int, set[str]]:
+    """Greedy tokens, the tokens of a block, and what attends."""
     with engine(model, **CPU, **asked) as llm:
         block = llm.llm_engine.vllm_config.cache_config.block_size
-        answers = llm.generate([{"prompt_token_ids": ids} for ids in REQUESTS], ASKED, use_tqdm=False)
-        said = [(list(each.outputs[0].token_ids), each.outputs[0].cumulative_logprob) for each in answers]
-        return said, block, {name for _, name in attention_used(llm)}
+        return greedy(llm, REQUESTS, 16), block, {name for _, name in attention_used(llm)}
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +61,15 @@ def plain(hybrid):
 def test_a_block_holds_as_many_more_tokens_as_they_have_fewer_bytes(hybrid, plain, tmp_path):
     """Its page is as large as a state of linear attention, whatever it holds."""
     codec = write_codec(tmp_path, hybrid, layers=[1], tiers_k=((64, 2),), tiers_v=((64, 2),))
-    said, block, attention = served(hybrid, **options(codec))
+    tokens, block, attention = served(hybrid, **options(codec))
     dense_bytes = 2 * 4 * 32 * 2  # K and V of 4 heads of 32 numbers in bfloat16
     assert block * load_codec(codec).bytes_per_token == pytest.approx(plain[1] * dense_bytes, rel=0.1)
     assert attention == {codec_attention("cpu").__name__}
-    assert said != plain[0], "nobody reads what was rounded to 2 bits"
+    assert tokens != plain[0], "nobody reads what was rounded to 2 bits"
 
 
 def test_as_good_as_no_codec_gives_the_tokens_without_one(hybrid, plain, tmp_path):
-    said = served(hybrid, **options(write_exact_codec(tmp_path, hybrid, layers=[1])))[0]
-    assert [tokens for tokens, _ in said] == [tokens for tokens, _ in plain[0]]
+    assert served(hybrid, **options(write_exact_codec(tmp_path, hybrid, layers=[1])))[0] == plain[0]
 
 
 def test_calibration_finds_the_layers_that_have_a_cache(hybrid, tmp_path):

@@ -33,7 +33,7 @@ def total(energies: list[torch.Tensor], ranks: tuple[int, ...]) -> float:
 SPECTRA = st.lists(st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4), min_size=2, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SPECTRA, st.floats(0.25, 1))
 def test_no_other_ranks_of_the_same_sum_discard_less(spectra, ratio):
     wide = []
@@ -47,7 +47,7 @@ def test_no_other_ranks_of_the_same_sum_discard_less(spectra, ratio):
     assert total(wide, ranks) == pytest.approx(min(total(wide, other) for other in every), rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SPECTRA, st.floats(0.3, 1))
 def test_ranks_that_cost_more_must_save_more(spectra, ratio):
     """The first matrix has two groups of half the full rank: no other ranks within the budget are better by more than

@@ -103,7 +103,7 @@ def test_half_precision_caches_are_computed_in_float32(layer, dtype):
 requests = st.integers(1, 300).flatmap(lambda seq_len: st.tuples(st.integers(1, min(seq_len, 40)), st.just(seq_len)))
 
 
-@settings(max_examples=examples(15, 40), deadline=None)
+@settings(max_examples=examples(15, 40))
 @given(
     layer=st.sampled_from(list(EVERY_LAYER.values())),
     window=st.none() | st.integers(1, 200),
@@ -117,7 +117,7 @@ def test_random_batches_equal_the_specification(layer, window, batch, block_size
     torch.testing.assert_close(attend(problem), attend(problem, ReferenceAttention), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=examples(10, 25), deadline=None)
+@settings(max_examples=examples(10, 25))
 @given(
     layer=st.sampled_from(list(EVERY_LAYER.values())),
     sinks=st.tuples(st.integers(1, 80), st.integers(1, 200), st.booleans()),

@@ -135,7 +135,7 @@ def formats(draw) -> LatentFormat:
     )
 
 
-@settings(max_examples=examples(12, 40), deadline=None, derandomize=True)
+@settings(max_examples=examples(12, 40), derandomize=True)
 @given(
     key=formats(),
     value=formats(),

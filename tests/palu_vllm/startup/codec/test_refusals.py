@@ -162,7 +162,7 @@ REFUSED = {  # the function, options of a server, what the sentence says
     "lmcache": (
         "other_connector",
         {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"},
-        "LMCacheMPConnector is not proven",
+        "with the connector LMCacheMPConnector is not proven",
     ),
     "peers": (
         "peers_of_several_devices",

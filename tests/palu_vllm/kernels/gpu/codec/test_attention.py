@@ -128,7 +128,7 @@ def test_a_token_that_is_not_finite_reaches_only_those_that_see_it(side, queries
 sides = st.lists(st.tuples(st.integers(1, 24), st.sampled_from((8, 5, 4, 3, 2))), min_size=1, max_size=3)
 
 
-@settings(max_examples=examples(3, 20), deadline=None)
+@settings(max_examples=examples(3, 20))
 @given(
     key=sides, value=sides, lengths=st.lists(st.integers(1, 50), min_size=1, max_size=3),
     heads=st.sampled_from((1, 3)), groups=st.sampled_from((1, 3)), window=st.sampled_from((None, 1, 20)),

@@ -62,7 +62,7 @@ def test_is_hardly_less_precise_than_rebuilding_whole_keys(theta, dtype):
     assert absorbed <= rebuilt + tolerance_of(dtype) * float(expected.abs().max())
 
 
-@settings(max_examples=examples(4, 8), deadline=None, derandomize=True)
+@settings(max_examples=examples(4, 8), derandomize=True)
 @given(
     layer=st.sampled_from(list(COMPRESSED.values())),
     window=st.none() | st.integers(1, 70),

@@ -59,7 +59,7 @@ def test_packed_values_in_several_products_of_one_program(layer):
     assert_as_precise(decode(problem, plan, num_splits=3), reference(problem), problem)
 
 
-@settings(max_examples=examples(6, 12), deadline=None, derandomize=True)
+@settings(max_examples=examples(6, 12), derandomize=True)
 @given(
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),
@@ -75,7 +75,7 @@ def test_random_batches(layer, window, seq_lens, block_size, num_splits, dtype, 
     assert_as_precise(decode(problem, DecodePlan(small_tiling(problem)), num_splits), reference(problem), problem)
 
 
-@settings(max_examples=examples(5, 10), deadline=None, derandomize=True)
+@settings(max_examples=examples(5, 10), derandomize=True)
 @given(
     layer=st.sampled_from(
         [

@@ -81,7 +81,7 @@ def requests(draw) -> list[tuple[int, int]]:
     return drawn if any(query_len for query_len, _ in drawn) else [(seq_lens[0], seq_lens[0]), *drawn[1:]]
 
 
-@settings(max_examples=examples(6, 12), deadline=None, derandomize=True)
+@settings(max_examples=examples(6, 12), derandomize=True)
 @given(
     layer=st.sampled_from(list(ALL_LAYERS.values())),
     window=st.none() | st.integers(1, 70),

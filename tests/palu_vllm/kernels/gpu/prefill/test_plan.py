@@ -62,7 +62,7 @@ def test_value_columns_cover_the_rank_and_pad_it_little(rank_v):
     assert rank_v <= programs * values * products < rank_v + max(16, 64 * programs)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     shape=st.sampled_from([layer.shape for layer in ALL_LAYERS.values()]),
     requests=st.integers(1, 40),
@@ -86,7 +86,7 @@ def test_every_key_is_rebuilt_once_within_the_workspace(shape, requests, queries
     assert len(carried) == (3 if found.carries else 0)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(requests=requests, window=st.none() | st.integers(1, 600), tile=st.sampled_from([32, 128]), tight=st.booleans())
 def test_no_batch_has_more_tiles_than_planned(requests, window, tile, tight):
     query_lens, seq_lens = zip(*requests, strict=True)
