@@ -1,8 +1,9 @@
 """How long does the host take to launch ``attend`` and ``store`` of one layer, before the GPU has done anything?
 
 ``python -m benchmarks.gpu.host_time --arm palu_16 --rows FILE`` times calls that nobody waits for, in rounds. Without a
-GPU launches are stubbed (``stub_driver``): Python, checks and Triton's binder are timed, its launcher in C is not.
-Without CUDA graphs a step of a model takes at least this, times its layers.
+GPU launches are stubbed (``stub_driver``): Python, checks and Triton's binder are timed, its launcher in C is not; of a
+codec products are stubbed too (``stubbed_codec``). Without CUDA graphs a step of a model takes at least this, times its
+layers.
 """
 
 import os
@@ -42,18 +43,33 @@ def nothing() -> None:
     """There is no queue where launches are stubbed."""
 
 
-def row_of(name: str, setting: Setting, rounds: int = ROUNDS) -> Row:
-    """Medians and least times of both calls, for one request."""
+def calls_of(name: str, setting: Setting) -> tuple[dict[str, Callable[[], object]], Any]:
+    """``attend`` and ``store`` for one request, by name, and the attention that runs."""
     torch.manual_seed(0)
     case = setting.case(1, setting.context)
     arm = arm_of(name, case)
     query = case.random(1, case.layer.shape.num_heads, case.layer.shape.head_dim)
     widths = arm.projections[0][1:] or tuple(width for (width,) in arm.projections[1:])
     token = [case.random(1, width) for width in widths]
-    runs = {"attend": lambda: arm.attend(query), "store": lambda: arm.store(*token)}
+    return {"attend": lambda: arm.attend(query), "store": lambda: arm.store(*token)}, arm.attention  # type: ignore[attr-defined]
+
+
+def stubbed_calls() -> tuple[dict[str, Callable[[], object]], Any]:
+    """Those of a codec, of which torch computes nothing."""
+    from benchmarks.gpu.stubbed_codec import StubbedCodec, pretend_products
+
+    pretend_products()
+    step = StubbedCodec()
+    return {"attend": step.attend, "store": step.store}, step.attention
+
+
+def row_of(name: str, setting: Setting, rounds: int = ROUNDS) -> Row:
+    """Medians and least times of both calls, for one request."""
+    stubbed = name == "codec" and setting.rehearsal
+    runs, attention = stubbed_calls() if stubbed else calls_of(name, setting)
     wait = nothing if setting.rehearsal else torch.cuda.synchronize
     clock = time.process_time if setting.rehearsal else time.perf_counter  # where nothing runs but the host: CPU time
-    found: Row = {"experiment": "host_time", "arm": name, "implementation": type(arm_attention(arm)).__name__}
+    found: Row = {"experiment": "host_time", "arm": name, "implementation": type(attention).__name__}
     total = 0.0
     for call, run in runs.items():
         taken = seconds_per_call(run, wait, rounds, clock)
@@ -61,10 +77,6 @@ def row_of(name: str, setting: Setting, rounds: int = ROUNDS) -> Row:
         found[f"{call}_least_microseconds"] = round(1e6 * min(taken), 2)
         total += min(taken)
     return found | {"within_target": total <= TARGET, "target_microseconds": 1e6 * TARGET, "context": setting.context}
-
-
-def arm_attention(arm: Any) -> Any:
-    return arm.attention
 
 
 def stubbed() -> Setting:
@@ -85,7 +97,7 @@ def main() -> None:
         parser.error("TRITON_INTERPRET=1 would time an interpreter; unset it")
     with torch.inference_mode():
         row = row_of(options.arm, ON_GPU if there else stubbed(), options.rounds)
-    kind = "measurement" if there else "launches stubbed"
+    kind = "measurement" if there else "launches and products stubbed" if options.arm == "codec" else "launches stubbed"
     append(options.rows, {**row, "kind": kind, "rehearsal": options.rehearse, "provenance": provenance()})
     print(row)
 

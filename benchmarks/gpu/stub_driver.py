@@ -23,7 +23,7 @@ class StubDriver:
         self.target = GPUTarget("cuda", int(chip.arch.removeprefix("sm_")), 32)
         properties = {"max_shared_mem": chip.device.shared_memory, "multiprocessor_count": chip.device.multiprocessors}
         self.utils = SimpleNamespace(
-            load_binary=lambda *_: (None, None, REGISTERS, 0, THREADS), get_device_properties=lambda _: properties
+            load_binary=lambda *_: (self, None, REGISTERS, 0, THREADS), get_device_properties=lambda _: properties
         )
         self.launches = 0
 

@@ -67,7 +67,7 @@ def specialised(kernel: JITFunction, arguments: dict[str, Any]) -> tuple[dict, d
         )
         if isinstance(value, torch.Tensor) or (is_special and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
+    options = {name: arguments[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in arguments}
     return signature, constexprs, attributes, options
 
 

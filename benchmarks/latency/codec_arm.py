@@ -1,5 +1,7 @@
 """Attention over a codec's slots in about a quarter of the bytes, as it is served on a GPU."""
 
+from dataclasses import replace
+
 import torch
 
 from benchmarks.kernels.roofline_model import Work, codec_work
@@ -52,6 +54,11 @@ class Codec(ServedArm):
     def store(self, first: torch.Tensor, second: torch.Tensor) -> None:
         key, value = (each.unflatten(-1, (self.shape.num_kv_heads, -1)) for each in (first, second))
         self.attention.store(key, value, self.positions, self.cache, self.slots)
+
+    def attend(self, query: torch.Tensor) -> torch.Tensor:
+        """As the first layer of a step, which makes what later ones share."""
+        self.attention.attend(query, self.cache, replace(self.case.paged), self.out)
+        return self.out
 
     def specification(self) -> CodecAttention:
         return CodecAttention(self.codec, self.settings)

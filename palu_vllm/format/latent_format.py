@@ -18,6 +18,7 @@ A *scale group* is a tier that ``cut_into_scale_groups`` has cut further, so tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby
 
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -138,7 +139,7 @@ class CodedFormat:
     def is_quantized(self) -> bool:
         return self.tiers[0].is_quantized
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Numbers."""
         return sum(tier.size for tier in self.tiers)
@@ -153,7 +154,7 @@ class CodedFormat:
             return 2 * tier.size
         return sum(plane_bytes(tier.size, width) for width in PLANES[tier.bits])
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Of all tiers, padding included."""
         return aligned(sum(self.payload_bytes(tier) for tier in self.tiers))
@@ -175,12 +176,12 @@ class CodedSlot:
         """Bytes before the tiers of K."""
         return 2 * SYMMETRIC_HEADER_BYTES
 
-    @property
+    @cached_property
     def value_start(self) -> int:
         """Bytes before the tiers of V."""
         return self.key_start + self.key.bytes
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return self.value_start + self.value.bytes
 

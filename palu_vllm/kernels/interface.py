@@ -20,7 +20,8 @@ rotated. Where K and V are grouped differently, a slot is that of the larger gro
 latents, then ``value_latents`` value latents, in the order of their heads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -51,3 +52,4 @@ class PagedBatch:
     max_query_len: int
     max_seq_len: int  # at least the longest; an upper bound is allowed
     total_seq_len: int | None = None  # at least the sum of seq_lens; None where it is not known on the host
+    shared: dict[Any, Any] = field(default_factory=dict, init=False, compare=False)  # what one layer made for others

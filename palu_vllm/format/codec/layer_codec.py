@@ -80,7 +80,7 @@ class LayerCodec:
     frequencies: torch.Tensor
     value_mean: torch.Tensor
 
-    @property
+    @cached_property
     def slot(self) -> CodedSlot:
         return CodedSlot(self.key.form, self.value.form)
 

@@ -1,6 +1,7 @@
 """The arguments that the kernels have in common, by their names in the kernels."""
 
 import math
+from functools import cache as cached
 from typing import Any
 
 import torch
@@ -93,10 +94,11 @@ def constants(shape: LayerShape, block_size: int, tiling: Tiling) -> dict[str, A
 
 def taken_by(kernel: KernelInterface, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of ``arguments`` that ``kernel`` has a parameter for, and how it is compiled."""
-    names = {*kernel.arg_names, "num_warps", "num_stages"}
+    names = {*kernel.arg_names, "num_warps", "num_stages", "enable_fp_fusion"}
     return {name: value for name, value in arguments.items() if name in names}
 
 
+@cached
 def packed_format(form: LatentFormat) -> tuple:
     """A part as a constant of the kernels, without names; ``load_packed`` says what is where.
 

@@ -9,8 +9,7 @@ import triton.language as tl
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.kernels.checks import check_cache, expect_dense_rows, expect_shape
 from palu_vllm.kernels.codec.interface import CodecSettings
-from palu_vllm.kernels.gpu.arguments import taken_by
-from palu_vllm.kernels.gpu.codec.decode import decode_codes_kernel
+from palu_vllm.kernels.gpu.codec.launches import CodecLaunches
 from palu_vllm.kernels.gpu.codec.layout import code_tiles, column_count
 from palu_vllm.kernels.gpu.codec.operands import (
     LOG2_E,
@@ -25,17 +24,12 @@ from palu_vllm.kernels.gpu.codec.plan import (
     CodecTiling,
     codec_tiling,
     pass_tokens,
-    row_tiles,
+    piece_numbers,
 )
-from palu_vllm.kernels.gpu.codec.prefill import prefill_codes_kernel
 from palu_vllm.kernels.gpu.codec.put import CodeStore
-from palu_vllm.kernels.gpu.codec.reduce import reduce_pieces_kernel
-from palu_vllm.kernels.gpu.codec.work import number_items_kernel
 from palu_vllm.kernels.gpu.launch import device_of
-from palu_vllm.kernels.gpu.tiling import Device, ceil_div
+from palu_vllm.kernels.gpu.tiling import Device
 from palu_vllm.kernels.interface import PagedBatch
-
-REDUCED_COLUMNS, REDUCED_PIECES = 128, 16  # of one program that joins pieces
 
 
 class TritonCodecAttention:
@@ -55,6 +49,7 @@ class TritonCodecAttention:
         if settings.max_seq_len:
             self.positions.fit(settings.max_seq_len)
         self.constants = self.layer_constants()
+        self.launches: dict[tuple, CodecLaunches] = {}
         self.codes = CodeStore(codec, self.levels, self.positions)
         columns = self.query_columns.shape[2] + self.value_rows.shape[1]
         self.pass_tokens = pass_tokens(settings.num_heads, columns)
@@ -68,9 +63,8 @@ class TritonCodecAttention:
         slot_mapping: torch.Tensor,
     ) -> None:
         check_cache(cache, self.codec.num_groups, self.codec.slot.bytes, packed=True)
-        tokens = len(slot_mapping)
-        if tokens:
-            self.codes.put(key[:tokens], value[:tokens], positions[:tokens], cache, slot_mapping)
+        if len(slot_mapping):
+            self.codes.put(key, value, positions, cache, slot_mapping)
 
     def captures(self, queries: int) -> bool:
         """Where the table of positions is whole: one that grows would be elsewhere than a captured step reads."""
@@ -80,18 +74,19 @@ class TritonCodecAttention:
         self.check(query, cache, batch, out)
         if not len(query) or not len(batch.seq_lens):
             return
+        if len(query) <= self.pass_tokens:
+            self.attend_pass(query, cache, batch, out)
+            return
         for start, part in passes(batch, len(query), self.pass_tokens):
             some = slice(start, start + self.pass_tokens)
-            self.attend_pass(query[some], cache, part, out[: len(query)][some])
+            self.attend_pass(query[some], cache, part, out[some])
 
     def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
         """What one pass takes, without its kernels."""
-        rows = slice(min(len(query), self.pass_tokens))
-        turned, means = self.into_basis(query[rows])
-        tiling, programs = self.tiling_of(query)
-        pieces = self.new_pieces(means, tiling, programs)
-        self.out_of_basis(means.zero_(), torch.zeros((), device=out.device), out[rows])
-        del turned, pieces  # which a pass holds to its end
+        turned, means = self.into_basis(query[: self.pass_tokens])
+        pieces = turned.new_empty(piece_numbers(self.codec.slot, *self.tiling_of(query)))
+        values = torch.bmm(means.zero_(), self.value_rows)
+        del turned, pieces, values  # which a pass holds to its end
         out.zero_()
 
     def check(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
@@ -105,13 +100,20 @@ class TritonCodecAttention:
 
     def attend_pass(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         turned, means = self.into_basis(query)
-        tiling, programs = self.tiling_of(query)
-        given = self.arguments(turned, cache, batch, means) | {"DTYPE": triton_type(product_type(query))}
-        given |= {"TILE_TOKENS": tiling.tokens, "TILE_ROWS": tiling.rows}
-        self.decode(given, tiling, programs)
+        others = self.arguments(turned, cache, batch, means)
+        launches = self.launches_for(query, cache)
+        launches.decode(others, batch)
         if batch.max_query_len > MOST_QUERIES:
-            self.prefill(given, tiling, batch)
-        self.out_of_basis(means, batch.query_start_loc[-1], out)
+            launches.prefill(others, batch)
+        launches.put_values(torch.bmm(means, self.value_rows), out, others)
+
+    def into_basis(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The queries in the basis of codes, and room for the means of codes that they see."""
+        kv_heads, dim = self.query_columns.shape[:2]
+        heads = query.view(len(query), kv_heads, -1, dim).transpose(0, 1)
+        by_kv_head = torch.empty(heads.shape, dtype=torch.float32, device=query.device).copy_(heads)
+        turned = torch.bmm(by_kv_head.view(kv_heads, -1, dim), self.query_columns)
+        return turned, turned.new_empty(*turned.shape[:2], self.value_rows.shape[1])
 
     def tiling_of(self, query: torch.Tensor) -> tuple[CodecTiling, int]:
         """And the programs of decoding."""
@@ -119,20 +121,20 @@ class TritonCodecAttention:
         tiling = codec_tiling(self.codec.slot, product_type(query).itemsize, device)
         return tiling, device.multiprocessors * PROGRAMS
 
-    def into_basis(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries in the basis of codes, and room for the means of codes that they see."""
-        turned = torch.bmm(self.by_kv_head(query.float()), self.query_columns)
-        return turned, turned.new_empty((*turned.shape[:2], self.value_rows.shape[1]))
-
-    def out_of_basis(self, means: torch.Tensor, queries: torch.Tensor, out: torch.Tensor) -> None:
-        """Values of the means, into the first ``queries`` rows."""
-        values = torch.bmm(means, self.value_rows).unflatten(1, (len(out), -1)).transpose(0, 1).flatten(1, 2)
-        is_query = torch.arange(len(out), device=out.device) < queries
-        out.copy_(torch.where(is_query[:, None, None], values.to(out.dtype), out))
-
-    def by_kv_head(self, heads: torch.Tensor) -> torch.Tensor:
-        """``[tokens, num_heads, dim]`` to ``[kv_heads, tokens * queries_per_kv, dim]``."""
-        return heads.unflatten(1, (self.codec.num_kv_heads, -1)).transpose(0, 1).flatten(1, 2)
+    def launches_for(self, query: torch.Tensor, cache: torch.Tensor) -> CodecLaunches:
+        """Kernels for such queries and such a cache, made once."""
+        strides, block_size = cache.stride(), cache.shape[2]
+        of = query.dtype, strides, block_size
+        if of not in self.launches:
+            given = self.constants | {
+                "DTYPE": triton_type(product_type(query)),
+                "BLOCK_SIZE": block_size,
+                "stride_cache_block": strides[0],
+                "stride_cache_group": strides[1],
+                "stride_cache_slot": strides[2],
+            }
+            self.launches[of] = CodecLaunches(given, self.codec.slot, self.codec.num_groups, *self.tiling_of(query))
+        return self.launches[of]
 
     def layer_constants(self) -> dict[str, Any]:
         """What the kernels are given in every step."""
@@ -148,14 +150,16 @@ class TritonCodecAttention:
             "COLUMNS_V": column_count(slot.value),
             "SLIDING_WINDOW": settings.sliding_window,
             "SOFT_CAP_LOG2": settings.soft_cap * LOG2_E if settings.soft_cap else None,
+            "FEATURES": self.positions.rows.shape[1],
+            "VALUE_DIM": self.value_rows.shape[2],
         }
 
     def arguments(
         self, turned: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, means: torch.Tensor
     ) -> dict[str, Any]:
-        """What the kernels of decoding and of prefill have in common, by name."""
+        """What differs from step to step, by the names that the kernels have for it."""
         blocks = self.positions.up_to(batch.max_seq_len)
-        return self.constants | {
+        return {
             "query_ptr": turned,
             "cache_ptr": cache,
             "block_table_ptr": batch.block_table,
@@ -163,65 +167,21 @@ class TritonCodecAttention:
             "query_start_loc_ptr": batch.query_start_loc,
             "blocks_ptr": blocks,
             "means_ptr": means,
+            "num_requests": len(batch.seq_lens),
             "num_positions": len(blocks),
             "tokens_in_batch": means.shape[1] // self.queries_per_kv,
-            "stride_cache_block": cache.stride(0),
-            "stride_cache_group": cache.stride(1),
-            "stride_cache_slot": cache.stride(2),
             "stride_block_table_request": batch.block_table.stride(0),
-            "BLOCK_SIZE": cache.shape[2],
-            "FEATURES": blocks.shape[1],
         }
 
     @property
     def queries_per_kv(self) -> int:
         return self.settings.num_heads // self.codec.num_kv_heads
 
-    @property
-    def heads(self) -> int:
-        """Query heads of a group."""
-        return self.settings.num_heads // self.codec.num_groups
-
-    def decode(self, given: dict[str, Any], tiling: CodecTiling, programs: int) -> None:
-        """The requests of at most ``MOST_QUERIES`` queries."""
-        seq_lens, columns = given["seq_lens_ptr"], given["COLUMNS_V"]
-        given = given | self.new_pieces(given["means_ptr"], tiling, programs)
-        given |= {
-            "num_requests": len(seq_lens),
-            "item_starts_ptr": seq_lens.new_empty(len(seq_lens) + 1, dtype=torch.int32),
-        }
-        number_items_kernel[(1,)](
-            **taken_by(number_items_kernel, given),
-            num_groups=self.codec.num_groups, HEADS=self.heads, MOST_QUERIES=MOST_QUERIES, TILE_REQUESTS=256,
-            num_warps=4,
-        )  # fmt: skip
-        decode_codes_kernel[(programs,)](**given, num_groups=self.codec.num_groups, **compiled_with(tiling))
-        reduce_pieces_kernel[(programs, tiling.rows, ceil_div(columns, REDUCED_COLUMNS))](
-            **taken_by(reduce_pieces_kernel, given),
-            TILE_COLUMNS=REDUCED_COLUMNS, TILE_PIECES=REDUCED_PIECES, num_warps=4,
-        )  # fmt: skip
-
-    def new_pieces(self, like: torch.Tensor, tiling: CodecTiling, programs: int) -> dict[str, torch.Tensor]:
-        """Room for sums of requests that several programs share."""
-        columns = column_count(self.codec.slot.value)
-        return {
-            "piece_ptr": like.new_empty(2 * programs, tiling.rows, columns),
-            "piece_state_ptr": like.new_empty(2 * programs, 3, tiling.rows),
-        }
-
-    def prefill(self, given: dict[str, Any], tiling: CodecTiling, batch: PagedBatch) -> None:
-        """The requests of more queries."""
-        grid = row_tiles(batch.max_query_len, self.heads, tiling.rows), self.codec.num_groups, len(batch.seq_lens)
-        prefill_codes_kernel[grid](**given, LEAST_QUERIES=MOST_QUERIES + 1, **compiled_with(tiling))
-
 
 def passes(batch: PagedBatch, tokens: int, most: int) -> Iterator[tuple[int, PagedBatch]]:
     """The batch in passes of at most ``most`` tokens: the first token of each, and the batch that it is. A request
     whose later queries are in another pass ends with its last query in this one.
     """
-    if tokens <= most:
-        yield 0, batch
-        return
     for start in range(0, tokens, most):
         count = min(most, tokens - start)
         starts = batch.query_start_loc.clamp(start, start + count)
@@ -237,7 +197,3 @@ def product_type(query: torch.Tensor) -> torch.dtype:
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:
     return getattr(tl, str(dtype).removeprefix("torch."))
-
-
-def compiled_with(tiling: CodecTiling) -> dict[str, int]:
-    return {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}

@@ -11,7 +11,7 @@ from palu_vllm.kernels.gpu.codec.steps import (
     store_finished,
     store_row_numbers,
 )
-from palu_vllm.kernels.gpu.codec.work import VARYING, find_item
+from palu_vllm.kernels.gpu.codec.work import VARYING, find_item, piece_states
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -26,8 +26,7 @@ def decode_codes_kernel(
     blocks_ptr,  # [num_blocks_of_positions, FEATURES] float32
     sinks_ptr,  # None, or [num_heads] float32, in units of log 2
     means_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, COLUMNS_V + 2] float32
-    piece_ptr,  # [2 * programs, TILE_ROWS, COLUMNS_V] float32, not normalised
-    piece_state_ptr,  # [2 * programs, 3, TILE_ROWS] float32: maxima, sums, those of the sinks' centre
+    piece_ptr,  # float32: [2 * programs, TILE_ROWS, COLUMNS_V], not normalised, then their states, see piece_states
     num_requests, num_groups, num_positions, tokens_in_batch,
     stride_cache_block, stride_cache_group, stride_cache_slot, stride_block_table_request,
     GROUP_SIZE: tl.constexpr, QUERIES_PER_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -80,7 +79,8 @@ def decode_codes_kernel(
             piece = (2 * program + (tile == 0).to(tl.int32)).to(tl.int64)
             rows_of_piece = piece * TILE_ROWS + tl.arange(0, TILE_ROWS)
             store_row_numbers(state[0], piece_ptr + rows_of_piece * COLUMNS_V, row_valid, TILES_V)
-            state_ptrs = piece_state_ptr + piece * (3 * TILE_ROWS) + tl.arange(0, TILE_ROWS)
+            states_ptr = piece_states(piece_ptr, TILE_ROWS, COLUMNS_V)
+            state_ptrs = states_ptr + piece * (3 * TILE_ROWS) + tl.arange(0, TILE_ROWS)
             tl.store(state_ptrs, state[1])
             tl.store(state_ptrs + TILE_ROWS, state[2])
             tl.store(state_ptrs + 2 * TILE_ROWS, state[3])

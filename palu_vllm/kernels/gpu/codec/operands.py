@@ -52,14 +52,16 @@ class DevicePositions:
 
     def __init__(self, table: PositionTable, device: torch.device) -> None:
         self.table = table
-        self.rows = torch.empty(0, features_width(2 * len(table.frequencies)), device=device)
+        width = 2 * len(table.frequencies)
+        self.padding = (0, features_width(width) - width)
+        self.rows = torch.empty(0, features_width(width), device=device)
         self.whole: torch.Tensor | None = None  # long enough for any text
 
     def up_to(self, length: int) -> torch.Tensor:
         """``[blocks, FEATURES]`` of the positions 0 to ``length - 1`` and perhaps more; copied where it grows."""
         rows = self.table.up_to(length)
         if len(rows) > len(self.rows):
-            self.rows = torch.nn.functional.pad(rows, (0, self.rows.shape[1] - rows.shape[1])).to(self.rows.device)
+            self.rows = torch.nn.functional.pad(rows, self.padding).to(self.rows.device)
         return self.rows
 
     def fit(self, max_seq_len: int) -> None:

@@ -46,6 +46,11 @@ def pass_tokens(heads: int, columns: int) -> int:
     return max(LEAST_TOKENS, SCRATCH_BYTES // (4 * heads * columns))
 
 
+def piece_numbers(slot: CodedSlot, tiling: CodecTiling, programs: int) -> int:
+    """Float32 numbers of sums of requests that several programs share, two of each at most, and of their states."""
+    return 2 * programs * tiling.rows * (column_count(slot.value) + 3)
+
+
 def row_tiles(queries: int, heads: int, rows: int) -> int:
     return ceil_div(queries * heads, rows)
 

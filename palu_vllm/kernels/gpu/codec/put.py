@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from palu_vllm.format.codec.layer_codec import LayerCodec, SideCodec
+from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.format.codec.positions import BLOCK, features
+from palu_vllm.kernels.checks import expect_dense_rows
+from palu_vllm.kernels.gpu.bound import BoundKernel
 from palu_vllm.kernels.gpu.codec.layout import code_tiles, used_bytes
 from palu_vllm.kernels.gpu.codec.operands import DevicePositions, side_operands
 from palu_vllm.kernels.gpu.codec.store import store_codes_kernel
+from palu_vllm.kernels.gpu.codec.widen import widen_kernel
 
 
 class CodeStore:
@@ -23,22 +26,34 @@ class CodeStore:
         self.encoder_k, self.encoder_v = (
             side.encoder.transpose(1, 2).contiguous() for side in (codec.key, codec.value)
         )
-        self.key = side_operands(codec.key.form, codec.key.numbers(codec.key.sink))
-        self.value = side_operands(codec.value.form, codec.value.numbers(codec.value.sink))
-        self.constants = self.layer_constants()
+        self.widen = BoundKernel(widen_kernel, self.shape_constants())
+        self.code = BoundKernel(store_codes_kernel, self.layer_constants())
+
+    def shape_constants(self) -> dict[str, Any]:
+        """What the kernel of wide numbers is given in every step."""
+        codec = self.codec
+        return {
+            "centre_cos_ptr": codec.centre_cos.contiguous(), "centre_sin_ptr": codec.centre_sin.contiguous(),
+            "frequency_of_ptr": codec.frequency_of, "FREQUENCIES": len(codec.frequencies),
+            "FEATURES": self.positions.rows.shape[1], "GROUP_SIZE": codec.num_kv_heads // codec.num_groups,
+            "KEY_DIM": codec.key.sink.shape[1], "VALUE_DIM": codec.value.sink.shape[1],
+            "num_warps": 1, "enable_fp_fusion": False,
+        }  # fmt: skip
 
     def layer_constants(self) -> dict[str, Any]:
-        """What the kernel is given in every step."""
+        """What the kernel of codes is given in every step."""
         codec, slot = self.codec, self.codec.slot
+        key, value = (side_operands(side.form, side.numbers(side.sink)) for side in (codec.key, codec.value))
         return {
-            "sink_k_ptr": self.key.sink, "sink_v_ptr": self.value.sink,
+            "sink_k_ptr": key.sink, "sink_v_ptr": value.sink,
             "usual_v_ptr": codec.value.numbers(codec.value_mean).contiguous(),
-            "units_k_ptr": self.key.units, "units_v_ptr": self.value.units,
-            "weights_k_ptr": self.key.weights, "weights_v_ptr": self.value.weights, "levels_ptr": self.levels,
+            "units_k_ptr": key.units, "units_v_ptr": value.units,
+            "weights_k_ptr": key.weights, "weights_v_ptr": value.weights, "levels_ptr": self.levels,
             "TILES_K": code_tiles(slot.key, slot.key_start), "TILES_V": code_tiles(slot.value, slot.value_start),
             "RANK_K": slot.key.rank, "RANK_V": slot.value.rank,
             "USED_K": slot.key_start + used_bytes(slot.key), "STOP_K": slot.value_start,
             "USED_V": slot.value_start + used_bytes(slot.value), "STOP_V": slot.bytes,
+            "num_warps": 4,
         }  # fmt: skip
 
     def put(
@@ -49,29 +64,50 @@ class CodeStore:
         cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        """Writes one slot of every group per entry of ``slot_mapping`` that is not negative."""
-        codec = self.codec
-        y_k, usual_k = (numbers(heads, codec.key, self.encoder_k) for heads in (key, self.centres(positions)))
-        store_codes_kernel[(len(slot_mapping), codec.num_groups)](
-            **self.constants, y_k_ptr=y_k, usual_k_ptr=usual_k, y_v_ptr=numbers(value, codec.value, self.encoder_v),
-            cache_ptr=cache, slot_mapping_ptr=slot_mapping, tokens=len(slot_mapping), block_size=cache.shape[2],
-            stride_cache_block=cache.stride(0), stride_cache_group=cache.stride(1), stride_cache_slot=cache.stride(2),
-            num_warps=4,
+        """Writes one slot of every group per entry of ``slot_mapping`` that is not negative; rows past them are not
+        looked at. Raises ValueError for heads whose numbers do not lie side by side.
+        """
+        expect_dense_rows(key=key, value=value)
+        tokens, groups = len(slot_mapping), self.codec.num_groups
+        keys, values = self.wide(key, value, positions, tokens)
+        stride_block, stride_group, stride_slot, _ = cache.stride()
+        self.code.launch(
+            (tokens, groups, 1),
+            {
+                "y_k_ptr": torch.bmm(keys, self.encoder_k), "y_v_ptr": torch.bmm(values, self.encoder_v),
+                "cache_ptr": cache, "slot_mapping_ptr": slot_mapping, "tokens": tokens, "block_size": cache.shape[2],
+                "stride_cache_block": stride_block, "stride_cache_group": stride_group,
+                "stride_cache_slot": stride_slot,
+            },
         )  # fmt: skip
 
-    def centres(self, positions: torch.Tensor) -> torch.Tensor:
-        """The usual centres of keys, float32 ``[tokens, kv_heads, head_dim]``; from the table where it is long enough
-        for any text, else from cosines of every token's block.
+    def wide(
+        self, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor, tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float64: keys and then their usual centres, ``[groups, 2 * tokens, dim]``, and values ``[groups, tokens,
+        dim]``, of whole groups.
         """
-        codec, blocks = self.codec, positions // BLOCK
-        table, width = self.positions.whole, 2 * len(codec.frequencies)
-        known = None if table is None else blocks.clamp(max=len(table) - 1)  # padding may have any position
-        rows = features(codec.frequencies, blocks) if table is None else table[known, :width]
-        cos, sin = rows.chunk(2, dim=-1)
-        of = codec.frequency_of
-        return codec.centre_cos * cos[:, None, of] + codec.centre_sin * sin[:, None, of]
+        groups, place = self.codec.num_groups, {"dtype": torch.float64, "device": key.device}
+        keys = torch.empty(groups, 2 * tokens, self.encoder_k.shape[1], **place)
+        values = torch.empty(groups, tokens, self.encoder_v.shape[1], **place)
+        blocks, positions = self.features_of(positions)
+        key_strides, value_strides = key.stride(), value.stride()
+        self.widen.launch(
+            (tokens, self.codec.num_kv_heads, 1),
+            {
+                "key_ptr": key, "value_ptr": value, "positions_ptr": positions, "blocks_ptr": blocks,
+                "wide_key_ptr": keys, "wide_value_ptr": values, "tokens": tokens, "num_blocks": len(blocks),
+                "stride_key_token": key_strides[0], "stride_key_head": key_strides[1],
+                "stride_value_token": value_strides[0], "stride_value_head": value_strides[1],
+            },
+        )  # fmt: skip
+        return keys, values
 
-
-def numbers(heads: torch.Tensor, side: SideCodec, encoder: torch.Tensor) -> torch.Tensor:
-    """``E x`` in float64, contiguous ``[groups, tokens, rank]``."""
-    return torch.bmm(side.grouped(heads).transpose(0, 1).double(), encoder)
+    def features_of(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A table of features and positions in it: that of all texts where it is long enough for any, else one row for
+        every token.
+        """
+        if self.positions.whole is not None:
+            return self.positions.whole, positions
+        rows = torch.nn.functional.pad(features(self.codec.frequencies, positions // BLOCK), self.positions.padding)
+        return rows, BLOCK * torch.arange(len(positions), device=positions.device)

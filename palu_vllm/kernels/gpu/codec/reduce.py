@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.steps import find_rows
-from palu_vllm.kernels.gpu.codec.work import VARYING, find_item
+from palu_vllm.kernels.gpu.codec.work import VARYING, find_item, piece_states
 
 
 @triton.jit
@@ -29,8 +29,7 @@ def reduce_pieces_kernel(
     item_starts_ptr,  # [requests + 1] int32
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
-    piece_ptr,  # [2 * programs, TILE_ROWS, COLUMNS_V] float32, not normalised
-    piece_state_ptr,  # [2 * programs, 3, TILE_ROWS] float32
+    piece_ptr,  # float32: [2 * programs, TILE_ROWS, COLUMNS_V], not normalised, then their states, see piece_states
     sinks_ptr,  # None, or [num_heads] float32, in units of log 2
     means_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, COLUMNS_V + 2] float32
     num_requests,
@@ -63,6 +62,7 @@ def reduce_pieces_kernel(
     if (begin < program * per_program) | (tile == tiles - 1) | ~row_valid:
         return
     pieces = (begin + tiles - 1) // per_program - program + 1
+    piece_state_ptr = piece_states(piece_ptr, TILE_ROWS, COLUMNS_V)
     largest = joined_maximum(piece_state_ptr, program, row, pieces, TILE_ROWS, TILE_PIECES)
     shift = tl.where(largest == float("-inf"), 0.0, largest)
     # [TILE_COLUMNS]

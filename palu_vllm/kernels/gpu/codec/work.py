@@ -78,3 +78,11 @@ def find_item(
     row_tiles = tl.cdiv(query_len * HEADS, TILE_ROWS)
     group, row_tile = place // tiles // row_tiles, place // tiles % row_tiles
     return request, group, row_tile * TILE_ROWS, place % tiles, tiles, first, token, query_len, seq_len
+
+
+@triton.jit
+def piece_states(piece_ptr, TILE_ROWS: tl.constexpr, COLUMNS_V: tl.constexpr):
+    """Where the states of pieces lie, behind their sums: ``[2 * programs, 3, TILE_ROWS]`` float32: maxima, sums of
+    weights, those of the sinks' centre.
+    """
+    return piece_ptr + tl.num_programs(0).to(tl.int64) * (2 * TILE_ROWS * COLUMNS_V)

@@ -12,8 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from palu_vllm.format.codec.layer_codec import LayerCodec
 from palu_vllm.kernels.codec.interface import CodecSettings
 from palu_vllm.kernels.codec.reference import CodecAttention
+from palu_vllm.kernels.gpu.bound import BoundKernel
 from palu_vllm.kernels.gpu.codec import attention
 from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention
+from palu_vllm.kernels.gpu.codec.decode import decode_codes_kernel
+from palu_vllm.kernels.gpu.codec.work import number_items_kernel
 from tests.support.codecs.batches import BLOCKS, FORMATS, WHOLE, attended, batch, cached, random_queries, tokens
 from tests.support.codecs.layers import layer_codec
 from tests.support.speed.cases import examples
@@ -106,6 +109,24 @@ def test_requests_of_padding_are_harmless():
     assert torch.equal(among[: len(query)], alone) and (among[len(query) :] == 7).all()
 
 
+def test_layers_of_a_step_share_its_items(monkeypatch):
+    """Those with the same window do; a batch that is made anew shares nothing."""
+    codec, numbered = layer_codec(*FORMATS["4 bits"]), []
+    launch = BoundKernel.launch
+    monkeypatch.setattr(
+        BoundKernel, "launch", lambda self, *given: (numbered.append(self.kernel), launch(self, *given))
+    )
+    cache, table = cached(codec, sizes=DECODED)
+    query, made = random_queries(codec, WHOLE, DECODED), batch(table, DECODED)
+    outs = []
+    narrow = replace(WHOLE, sliding_window=9)
+    for layer, seen in ((WHOLE, made), (WHOLE, made), (WHOLE, replace(made)), (narrow, made)):
+        outs.append(torch.empty(len(query), 4, 32))
+        TritonCodecAttention(codec, layer).attend(query, cache, seen, outs[-1])
+    assert [numbered.count(number_items_kernel), numbered.count(decode_codes_kernel)] == [3, 4]
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2]) and not torch.equal(outs[0], outs[3])
+
+
 @pytest.mark.parametrize("queries", [1, 20])
 @pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
 def test_a_token_that_is_not_finite_reaches_only_those_that_see_it(side, queries):
@@ -168,7 +189,8 @@ def test_what_is_measured_is_what_a_pass_takes():
         attention_of_layer.measure(query, out)
     assert out.count_nonzero() == 0
     large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1}
-    arguments = attention_of_layer.arguments(query, cache, batch(table, MIXED), query).values()
+    varying = attention_of_layer.arguments(query, cache, batch(table, MIXED), query).values()
+    arguments = (*varying, *attention_of_layer.constants.values(), out)
     copied_by_the_interpreter = {tuple(each.shape) for each in arguments if isinstance(each, torch.Tensor)}
     assert large - copied_by_the_interpreter <= measured.shapes.keys()
     assert len(large) > 4

@@ -9,12 +9,16 @@ import pytest
 
 from benchmarks.common.provenance import ROOT
 
-SAME_IN_ALL_BATCHES = {"num_groups", "block_size", "stride_cache_block", "stride_cache_group", "stride_cache_slot"}
+CACHE = {"num_groups", "block_size", "stride_cache_block", "stride_cache_group", "stride_cache_slot"}
+HEADS = {f"stride_{name}" for name in ("out_token", "out_head", "key_token", "key_head", "value_token", "value_head")}
+SAME_IN_ALL_BATCHES = CACHE | HEADS
 KERNELS = {
     "decode": "decode_codes_kernel",
     "prefill": "prefill_codes_kernel",
+    "put_values": "put_values_kernel",
     "reduce": "reduce_pieces_kernel",
     "store": "store_codes_kernel",
+    "widen": "widen_kernel",
     "work": "number_items_kernel",
 }
 PRINTED = """
