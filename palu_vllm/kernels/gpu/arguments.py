@@ -15,41 +15,44 @@ from palu_vllm.kernels.gpu.tiling import Tiling
 from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 
 
-def attention_arguments(
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    batch: PagedBatch,
-    shape: LayerShape,
-    rebuild: KeyRebuild,
-    tiling: Tiling,
-) -> dict[str, Any]:
-    return (
-        operands(query, cache, batch, rebuild)
-        | {"scale_log2": shape.scale / math.log(2), "num_groups": shape.num_groups}
-        | constants(shape, cache.shape[2], tiling)
-    )
+def log2_scale(shape: LayerShape) -> float:
+    """Of scores in units of log 2."""
+    return shape.scale / math.log(2)
 
 
 def operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, rebuild: KeyRebuild) -> dict[str, Any]:
     """Pointers and their strides, in elements."""
-    k_up_strides = (0, 0) if rebuild.k_up is None else rebuild.k_up.stride()
+    return step_operands(query, cache, batch) | cache_strides(cache) | rebuild_operands(rebuild)
+
+
+def step_operands(query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch) -> dict[str, Any]:
+    """Those that differ from step to step."""
     return {
         "query_ptr": query,
         "cache_ptr": cache,
         "block_table_ptr": batch.block_table,
         "seq_lens_ptr": batch.seq_lens,
         "query_start_loc_ptr": batch.query_start_loc,
+        "stride_query_token": query.stride(0),
+        "stride_query_head": query.stride(1),
+        "stride_block_table_request": batch.block_table.stride(0),
+    }
+
+
+def cache_strides(cache: torch.Tensor) -> dict[str, int]:
+    block, group, slot, _ = cache.stride()
+    return {"stride_cache_block": block, "stride_cache_group": group, "stride_cache_slot": slot}
+
+
+def rebuild_operands(rebuild: KeyRebuild) -> dict[str, Any]:
+    """Those of keys."""
+    k_up_strides = (0, 0) if rebuild.k_up is None else rebuild.k_up.stride()
+    return {
         "k_up_ptr": rebuild.k_up,
         "k_bias_ptr": rebuild.k_bias,
         "k_norm_ptr": rebuild.k_norm,
         "k_norm_eps": rebuild.k_norm_eps,
         "cos_sin_ptr": rebuild.cos_sin,
-        "stride_query_token": query.stride(0),
-        "stride_query_head": query.stride(1),
-        "stride_cache_block": cache.stride(0),
-        "stride_cache_group": cache.stride(1),
-        "stride_cache_slot": cache.stride(2),
-        "stride_block_table_request": batch.block_table.stride(0),
         "stride_k_up_group": k_up_strides[0],
         "stride_k_up_rank": k_up_strides[1],
     }

@@ -7,7 +7,7 @@ import torch
 
 from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.checks import check_attend, check_layer
-from palu_vllm.kernels.gpu.decode.kernel import decode_attention, partial_shapes
+from palu_vllm.kernels.gpu.decode.launches import DecodeLaunches, partial_shapes
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan, decode_plan
 from palu_vllm.kernels.gpu.prefill.kernel import lengths_of, prefill_attention
 from palu_vllm.kernels.gpu.prefill.plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
@@ -75,6 +75,7 @@ class TritonAttention:
         self.allocate = allocate
         self.device = device
         self.workspace_bytes = workspace_bytes
+        self.bound: dict[tuple, DecodeLaunches] = {}
         for queries in DECODE_QUERIES:  # plans are found here, never while a graph is captured
             self.captures(queries)
 
@@ -150,7 +151,14 @@ class TritonAttention:
         num_splits = decode_splits(self.shape, plan.tiling, requests, batch.max_seq_len, device)
         shapes = partial_shapes(self.shape, requests, num_splits, plan.tiling.queries)
         partials = self.allocate(shapes, cache.device)
-        decode_attention(query, cache, batch, out, self.shape, self.rebuild, plan, partials, v_up)
+        self.launches(plan, cache, v_up).run(query, cache, batch, out, partials)
+
+    def launches(self, plan: DecodePlan, cache: torch.Tensor, v_up: torch.Tensor | None) -> DecodeLaunches:
+        """Of a plan, which is never made twice, for such a cache."""
+        of = id(plan), cache.stride(), cache.shape[2], v_up is None
+        if of not in self.bound:
+            self.bound[of] = DecodeLaunches(self.shape, self.rebuild, plan, cache, v_up)
+        return self.bound[of]
 
     def prefill(
         self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor, element_size: int

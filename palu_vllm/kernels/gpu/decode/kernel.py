@@ -1,15 +1,11 @@
 """Attention of few queries per request over latents, split over the context (Palu, section 3.2 and equation 3)."""
 
-import torch
 import triton
 import triton.language as tl
 
-from palu_vllm.format.shape import LayerShape
-from palu_vllm.kernels.gpu.arguments import attention_arguments
 from palu_vllm.kernels.gpu.decode.absorbed import absorbed_scores
-from palu_vllm.kernels.gpu.decode.plan import DecodePlan
 from palu_vllm.kernels.gpu.decode.rebuilt import load_query_tiles, rebuilt_scores
-from palu_vllm.kernels.gpu.decode.reduce import V_UP_COLUMNS, decode_reduce_kernel, split_bounds
+from palu_vllm.kernels.gpu.decode.reduce import split_bounds
 from palu_vllm.kernels.gpu.tiles.keys import (
     add_values,
     latent_offset,
@@ -18,8 +14,6 @@ from palu_vllm.kernels.gpu.tiles.keys import (
     slot_offsets,
     softmax_step,
 )
-from palu_vllm.kernels.gpu.tiling import programs_of_group
-from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
 from palu_vllm.kernels.windows import tile_at, within_window
 
 
@@ -162,57 +156,3 @@ def decode_split_kernel(
         tl.store(partial_max_ptr + partial_row, running_max, mask=row_valid)
         tl.store(partial_sum_ptr + partial_row, running_sum, mask=row_valid)
     store_sums(accumulated, partial_ptr + partial_row * RANK_V, row_valid, columns, RANK_V)
-
-
-def partial_shapes(shape: LayerShape, requests: int, num_splits: int, queries: int = 1) -> tuple[tuple[int, ...], ...]:
-    """Of the three float32 scratch tensors of ``decode_attention``: sums of values, maxima, sums of weights."""
-    rows = (requests, num_splits, queries, shape.num_heads)
-    return (*rows, shape.rank_v), rows, rows
-
-
-def decode_attention(
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    batch: PagedBatch,
-    out: torch.Tensor,
-    shape: LayerShape,
-    rebuild: KeyRebuild,
-    plan: DecodePlan,
-    partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    v_up: torch.Tensor | None = None,
-) -> None:
-    """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for requests of at most ``plan.tiling.queries`` queries.
-
-    Shapes as in ``operands``; ``partials`` are contiguous float32 tensors of ``partial_shapes``, any contents. With
-    ``v_up`` the values of every head instead of ``z``.
-    """
-    requests, num_splits, queries = partials[1].shape[:3]
-    tiling = plan.tiling
-    partial, partial_max, partial_sum = partials
-    scratch = {"partial_ptr": partial, "partial_max_ptr": partial_max, "partial_sum_ptr": partial_sum}
-    programs_per_group = programs_of_group(shape, tiling)
-    decode_split_kernel[(requests, shape.num_groups * programs_per_group, num_splits)](
-        **attention_arguments(query, cache, batch, shape, rebuild, tiling), **scratch, **plan.arguments(shape)
-    )
-    decode_reduce_kernel[(requests, shape.num_heads, queries)](
-        **scratch,
-        seq_lens_ptr=batch.seq_lens,
-        query_start_loc_ptr=batch.query_start_loc,
-        v_up_ptr=v_up,
-        out_ptr=out,
-        stride_out_token=out.stride(0),
-        stride_out_head=out.stride(1),
-        stride_v_up_group=0 if v_up is None else v_up.stride(0),
-        stride_v_up_rank=0 if v_up is None else v_up.stride(1),
-        num_splits=num_splits,
-        GROUP_SIZE_V=shape.group_size_v,
-        QUERIES_PER_KV=shape.queries_per_kv,
-        HEAD_DIM=shape.head_dim,
-        RANK_V=shape.rank_v,
-        SLIDING_WINDOW=shape.sliding_window,
-        NUM_SINKS=shape.num_sinks,
-        TILE_TOKENS=tiling.tokens,
-        TILE_VALUES=triton.next_power_of_2(shape.rank_v),
-        TILE_COLUMNS=V_UP_COLUMNS,
-        num_warps=4,
-    )

@@ -5,14 +5,12 @@ prompts give the same result (Palu, section 3.2 and equation 3). Pass by pass, `
 which this is flash attention with values of ``rank_v`` numbers.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from palu_vllm.format.shape import LayerShape
-from palu_vllm.kernels.gpu.arguments import layer_constants, operands, taken_by
+from palu_vllm.kernels.gpu.arguments import layer_constants, log2_scale, operands, taken_by
 from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
 from palu_vllm.kernels.gpu.prefill.plan import Lengths, Pass, PrefillPlan, PrefillTiling, query_tiles, value_programs
 from palu_vllm.kernels.gpu.prefill.rebuild_keys import VARYING, fill_workspace
@@ -236,7 +234,7 @@ def prefill_attention(
         | dict(zip(("carried_ptr", "carried_max_ptr", "carried_sum_ptr"), carried or (None,) * 3, strict=True))
         | {"out_ptr": out, "stride_out_token": out.stride(0), "stride_out_head": out.stride(1)}
         | {"num_requests": batch.seq_lens.shape[0], "num_queries": query.shape[0], "tile_starts_ptr": tile_starts}
-        | {"scale_log2": shape.scale / math.log(2)}
+        | {"scale_log2": log2_scale(shape)}
     )
     tiles_of_queries = query_tiles(shape, lengths_of(query, batch), tiling)
     for part in plan.passes():

@@ -1,5 +1,7 @@
 """Writes new latents into their slots of the paged cache."""
 
+from functools import cache as cached
+
 import torch
 import triton
 import triton.language as tl
@@ -8,6 +10,7 @@ from palu_vllm.format.latent_format import SlotFormat
 from palu_vllm.format.packing import clip_argument
 from palu_vllm.kernels.checks import check_store, latents_of_slot
 from palu_vllm.kernels.gpu.arguments import packed_format
+from palu_vllm.kernels.gpu.bound import BoundKernel
 from palu_vllm.kernels.gpu.store.packed import store_part
 
 
@@ -81,24 +84,37 @@ def store_latents(
     key_latents, value_latents = (1, 1) if slot is None else latents_of_slot(latent_k, latent_v, slot)
     if tokens == 0:
         return
-    store_latents_kernel[(tokens, num_groups)](
-        latent_k,
-        latent_v,
-        cache,
-        slot_mapping,
-        *latent_k.stride()[:2],
-        *latent_v.stride()[:2],
-        *cache.stride()[:3],
-        clip_k=1.0 if slot is None else clip_argument(slot.key),
-        clip_v=1.0 if slot is None else clip_argument(slot.value),
-        BLOCK_SIZE=cache.shape[2],
-        SIZE_K=size_k,
-        SIZE_V=size_v,
-        KEY_LATENTS=key_latents,
-        VALUE_LATENTS=value_latents,
-        TILE_K=triton.next_power_of_2(size_k),
-        TILE_V=triton.next_power_of_2(size_v),
-        FORMAT_K=None if slot is None else packed_format(slot.key),
-        FORMAT_V=None if slot is None else packed_format(slot.value),
-        num_warps=4,
-    )
+    token_k, group_k, _ = latent_k.stride()
+    token_v, group_v, _ = latent_v.stride()
+    block, group, width, _ = cache.stride()
+    bound_store((size_k, size_v), (key_latents, value_latents), slot, cache.shape[2]).launch(
+        (tokens, num_groups, 1),
+        {
+            "latent_k_ptr": latent_k, "latent_v_ptr": latent_v, "cache_ptr": cache, "slot_mapping_ptr": slot_mapping,
+            "stride_latent_k_token": token_k, "stride_latent_k_group": group_k,
+            "stride_latent_v_token": token_v, "stride_latent_v_group": group_v,
+            "stride_cache_block": block, "stride_cache_group": group, "stride_cache_slot": width,
+        },
+    )  # fmt: skip
+
+
+@cached
+def bound_store(
+    sizes: tuple[int, int], latents: tuple[int, int], slot: SlotFormat | None, block_size: int
+) -> BoundKernel:
+    """The kernel for such layers: numbers and latents of K and V per group, and blocks of so many tokens."""
+    given = {
+        "clip_k": 1.0 if slot is None else clip_argument(slot.key),
+        "clip_v": 1.0 if slot is None else clip_argument(slot.value),
+        "BLOCK_SIZE": block_size,
+        "SIZE_K": sizes[0],
+        "SIZE_V": sizes[1],
+        "KEY_LATENTS": latents[0],
+        "VALUE_LATENTS": latents[1],
+        "TILE_K": triton.next_power_of_2(sizes[0]),
+        "TILE_V": triton.next_power_of_2(sizes[1]),
+        "FORMAT_K": None if slot is None else packed_format(slot.key),
+        "FORMAT_V": None if slot is None else packed_format(slot.value),
+        "num_warps": 4,
+    }
+    return BoundKernel(store_latents_kernel, given)

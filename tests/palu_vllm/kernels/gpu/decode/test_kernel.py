@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kernels.layers import SERVED_LAYERS
-from palu_vllm.kernels.gpu.decode.kernel import decode_attention, partial_shapes
+from palu_vllm.kernels.gpu.decode.launches import DecodeLaunches, partial_shapes
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan
 from palu_vllm.kernels.gpu.launch import TritonAttention
 from palu_vllm.kernels.gpu.tiling import DECODE_PAIRS, Tiling, decode_rows, half_tiles, padded, power_of_two
@@ -36,7 +36,8 @@ def decode(problem: Problem, plan: DecodePlan, num_splits: int) -> torch.Tensor:
     batch = problem.batch
     sizes = partial_shapes(problem.shape, batch.seq_lens.shape[0], num_splits, plan.tiling.queries)
     partials = tuple(torch.full(size, float("nan")) for size in sizes)
-    decode_attention(problem.query, problem.cache, batch, out, problem.shape, problem.rebuild, plan, partials)
+    launches = DecodeLaunches(problem.shape, problem.rebuild, plan, problem.cache)
+    launches.run(problem.query, problem.cache, batch, out, partials)
     return out
 
 
