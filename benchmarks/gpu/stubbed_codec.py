@@ -18,7 +18,7 @@ LAYERS = 32  # of a model, whose first one makes what all of them share
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    return torch.empty(left.shape[0], left.shape[1], right.shape[2], dtype=left.dtype, device=left.device)
 
 
 def pretend_products() -> None:

@@ -4,7 +4,7 @@ Triton looks at every argument of every launch, constants and tuples of them too
 launch itself, once per kernel, layer and step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,30 +32,37 @@ class BoundKernel:
         missing = [each.name for each in parameters if each.is_constexpr and each.name not in self.given]
         if missing:
             raise ValueError(f"got no {' or '.join(missing)}, expected every constant of {kernel} among what is given")
+        self.pointers = [name for name in self.names if name.endswith("_ptr")]
         varying = {each.name for each in parameters if each.do_not_specialize}
-        self.varies = [name in varying for name in self.names]
+        self.numbers = [(name, name in varying) for name in self.names if not name.endswith("_ptr")]
 
     def launch(self, grid: Grid, others: Mapping[str, Any]) -> None:
         """With the rest of the arguments, by name; names that the kernel does not have are left out."""
-        values = [others[name] for name in self.names]
-        kinds = tuple([kind(value, varies) for value, varies in zip(values, self.varies, strict=True)])
+        kinds = *pointer_kinds(map(others.__getitem__, self.pointers)), *number_kinds(others, self.numbers)
         compiled = self.compiled.get(kinds)
         if compiled is None:
-            found = self.kernel[grid](**self.given, **dict(zip(self.names, values, strict=True)))
+            found = self.kernel[grid](**self.given, **{name: others[name] for name in self.names})
             if isinstance(self.kernel, JITFunction) and found is not None:  # the interpreter compiles nothing
                 self.compiled[kinds] = found
             return
         arguments = self.arguments.copy()
-        for place, value in zip(self.places, values, strict=True):
-            arguments[place] = value
+        for place, name in zip(self.places, self.names, strict=True):
+            arguments[place] = others[name]
         compiled[grid](*arguments)
 
 
-def kind(value: Any, varies: bool) -> object:
-    """What Triton tells arguments apart by: the types of tensors and their alignment to 16 bytes; of integers whether
-    32 bits hold them, and unless the kernel ``varies`` in them, whether they are 1 or a multiple of 16.
+def pointer_kinds(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.dtype, int]]:
+    """What Triton tells tensors apart by: their types and how they lie to 16 bytes."""
+    return [(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors]
+
+
+def number_kinds(others: Mapping[str, Any], numbers: Iterable[tuple[str, bool]]) -> list[tuple[bool, ...]]:
+    """What Triton tells integers apart by: whether 32 bits hold them, and unless the kernel ``varies`` in them, whether
+    they are 1 or a multiple of 16. ``numbers`` are their names and whether it does.
     """
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0
-    narrow = -(1 << 31) <= value < 1 << 31
-    return narrow if varies else (narrow, value == 1, value % 16 == 0)
+    found: list[tuple[bool, ...]] = []
+    for name, varies in numbers:
+        value = others[name]
+        narrow = -(1 << 31) <= value < 1 << 31
+        found.append((narrow,) if varies else (narrow, value == 1, value & 15 == 0))
+    return found

@@ -26,7 +26,7 @@ from palu_vllm.kernels.gpu.codec.plan import (
     pass_tokens,
     piece_numbers,
 )
-from palu_vllm.kernels.gpu.codec.put import CodeStore
+from palu_vllm.kernels.gpu.codec.storing.put import CodeStore
 from palu_vllm.kernels.gpu.launch import device_of
 from palu_vllm.kernels.gpu.tiling import Device
 from palu_vllm.kernels.interface import PagedBatch
@@ -50,6 +50,7 @@ class TritonCodecAttention:
             self.positions.fit(settings.max_seq_len)
         self.constants = self.layer_constants()
         self.launches: dict[tuple, CodecLaunches] = {}
+        self.known_caches: set[tuple] = set()
         self.codes = CodeStore(codec, self.levels, self.positions)
         columns = self.query_columns.shape[2] + self.value_rows.shape[1]
         self.pass_tokens = pass_tokens(settings.num_heads, columns)
@@ -62,8 +63,8 @@ class TritonCodecAttention:
         cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        check_cache(cache, self.codec.num_groups, self.codec.slot.bytes, packed=True)
-        if len(slot_mapping):
+        self.check_cache(cache)
+        if slot_mapping.shape[0]:
             self.codes.put(key, value, positions, cache, slot_mapping)
 
     def captures(self, queries: int) -> bool:
@@ -72,12 +73,13 @@ class TritonCodecAttention:
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         self.check(query, cache, batch, out)
-        if not len(query) or not len(batch.seq_lens):
+        tokens = query.shape[0]
+        if not tokens or not batch.seq_lens.shape[0]:
             return
-        if len(query) <= self.pass_tokens:
+        if tokens <= self.pass_tokens:
             self.attend_pass(query, cache, batch, out)
             return
-        for start, part in passes(batch, len(query), self.pass_tokens):
+        for start, part in passes(batch, tokens, self.pass_tokens):
             some = slice(start, start + self.pass_tokens)
             self.attend_pass(query[some], cache, part, out[some])
 
@@ -92,11 +94,18 @@ class TritonCodecAttention:
     def check(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         """Raises ValueError where the operands of ``attend`` contradict the codec or each other."""
         codec, heads = self.codec, self.settings.num_heads
-        expect_shape("query", query, (len(query), heads, codec.key.sink.shape[1]))
-        expect_shape("out", out, (len(out), heads, codec.value.sink.shape[1]))
-        expect_shape("query_start_loc", batch.query_start_loc, (len(batch.seq_lens) + 1,))
+        expect_shape("query", query, (query.shape[0], heads, codec.key.sink.shape[1]))
+        expect_shape("out", out, (out.shape[0], heads, codec.value.sink.shape[1]))
+        expect_shape("query_start_loc", batch.query_start_loc, (batch.seq_lens.shape[0] + 1,))
         expect_dense_rows(block_table=batch.block_table)
-        check_cache(cache, codec.num_groups, codec.slot.bytes, packed=True)
+        self.check_cache(cache)
+
+    def check_cache(self, cache: torch.Tensor) -> None:
+        """Of every kind of cache once."""
+        of = cache.dtype, cache.shape, cache.stride(), cache.storage_offset()
+        if of not in self.known_caches:
+            check_cache(cache, self.codec.num_groups, self.codec.slot.bytes, packed=True)
+            self.known_caches.add(of)
 
     def attend_pass(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         turned, means = self.into_basis(query)
@@ -110,10 +119,11 @@ class TritonCodecAttention:
     def into_basis(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The queries in the basis of codes, and room for the means of codes that they see."""
         kv_heads, dim = self.query_columns.shape[:2]
-        heads = query.view(len(query), kv_heads, -1, dim).transpose(0, 1)
-        by_kv_head = torch.empty(heads.shape, dtype=torch.float32, device=query.device).copy_(heads)
-        turned = torch.bmm(by_kv_head.view(kv_heads, -1, dim), self.query_columns)
-        return turned, turned.new_empty(*turned.shape[:2], self.value_rows.shape[1])
+        heads = query.view(query.shape[0], kv_heads, -1, dim).transpose(0, 1)
+        place: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
+        by_kv_head = torch.empty(heads.shape, **place).copy_(heads).view(kv_heads, -1, dim)
+        means = torch.empty(kv_heads, by_kv_head.shape[1], self.value_rows.shape[1], **place)
+        return torch.bmm(by_kv_head, self.query_columns), means
 
     def tiling_of(self, query: torch.Tensor) -> tuple[CodecTiling, int]:
         """And the programs of decoding."""
@@ -167,8 +177,8 @@ class TritonCodecAttention:
             "query_start_loc_ptr": batch.query_start_loc,
             "blocks_ptr": blocks,
             "means_ptr": means,
-            "num_requests": len(batch.seq_lens),
-            "num_positions": len(blocks),
+            "num_requests": batch.seq_lens.shape[0],
+            "num_positions": blocks.shape[0],
             "tokens_in_batch": means.shape[1] // self.queries_per_kv,
             "stride_block_table_request": batch.block_table.stride(0),
         }

@@ -40,7 +40,7 @@ class CodecLaunches:
         self.reduce_pieces = BoundKernel(reduce_pieces_kernel, given | joined)
         self.prefill_codes = BoundKernel(prefill_codes_kernel, wide | {"LEAST_QUERIES": MOST_QUERIES + 1})
         self.put = BoundKernel(put_values_kernel, given | {"num_warps": 4})
-        self.same_items = num_groups, self.heads, given["SLIDING_WINDOW"], tiling
+        self.same_items = num_groups, self.heads, given["SLIDING_WINDOW"], tiling.tokens, tiling.rows
 
     def decode(self, others: Arguments, batch: PagedBatch) -> None:
         """The requests of at most ``MOST_QUERIES`` queries, into the means of ``others``."""
@@ -53,7 +53,8 @@ class CodecLaunches:
         """The first item of every request: of all layers whose tiles are the same, made by the first one that runs, in
         a graph by the first one of that graph.
         """
-        made = self.same_items, batch.seq_lens.is_cuda and torch.cuda.is_current_stream_capturing()
+        captured = batch.seq_lens.is_cuda and torch.cuda.is_current_stream_capturing()
+        made = (*self.same_items, captured)
         found = batch.shared.get(made)
         if found is None:
             found = batch.seq_lens.new_empty(len(batch.seq_lens) + 1)
@@ -70,4 +71,4 @@ class CodecLaunches:
         """``values [kv_heads, tokens * queries_per_kv, value_dim]`` into the rows of the batch's queries."""
         token, head, _ = out.stride()
         own = {"values_ptr": values, "out_ptr": out, "stride_out_token": token, "stride_out_head": head}
-        self.put.launch((others["tokens_in_batch"], len(values), 1), others | own)
+        self.put.launch((others["tokens_in_batch"], values.shape[0], 1), others | own)

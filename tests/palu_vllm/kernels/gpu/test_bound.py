@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.common.provenance import ROOT
-from palu_vllm.kernels.gpu.bound import BoundKernel, kind
+from palu_vllm.kernels.gpu.bound import BoundKernel, number_kinds, pointer_kinds
 
 
 @triton.jit
@@ -29,7 +29,15 @@ def test_launches_are_those_of_the_kernel():
 
 def test_a_name_that_is_missing():
     with pytest.raises(KeyError, match="count"):
-        BoundKernel(add_kernel, {"addend": 3}).launch((1, 1, 1), {"out_ptr": None, "numbers_ptr": None})
+        BoundKernel(add_kernel, {"addend": 3}).launch(
+            (1, 1, 1), dict.fromkeys(("out_ptr", "numbers_ptr"), torch.ones(16))
+        )
+
+
+def kinds(value, varies=False):
+    if isinstance(value, torch.Tensor):
+        return pointer_kinds([value])
+    return number_kinds({"number": value}, [("number", varies)])
 
 
 @pytest.mark.parametrize("left, right, varies", [
@@ -37,12 +45,12 @@ def test_a_name_that_is_missing():
     (1, 2, False), (32, 33, False), (32, 2**31, True),
 ], ids=["types", "alignment", "one", "sixteen", "64 bits"])  # fmt: skip
 def test_kinds_that_differ(left, right, varies):
-    assert kind(left, varies) != kind(right, varies)
+    assert kinds(left, varies) != kinds(right, varies)
 
 
 def test_kinds_that_do_not_differ():
-    assert kind(torch.ones(8), False) == kind(torch.zeros(32, 4), False)
-    assert kind(17, False) == kind(35, False) and kind(1, True) == kind(32, True)
+    assert kinds(torch.ones(8)) == kinds(torch.zeros(32, 4))
+    assert kinds(17) == kinds(35) and kinds(1, True) == kinds(32, True)
 
 
 COMPILED = """

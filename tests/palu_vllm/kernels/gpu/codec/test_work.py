@@ -17,8 +17,8 @@ KERNELS = {
     "prefill": "prefill_codes_kernel",
     "put_values": "put_values_kernel",
     "reduce": "reduce_pieces_kernel",
-    "store": "store_codes_kernel",
-    "widen": "widen_kernel",
+    "storing.store": "store_codes_kernel",
+    "storing.widen": "widen_kernel",
     "work": "number_items_kernel",
 }
 PRINTED = """

@@ -14,8 +14,8 @@ from palu_vllm.kernels.checks import expect_dense_rows
 from palu_vllm.kernels.gpu.bound import BoundKernel
 from palu_vllm.kernels.gpu.codec.layout import code_tiles, used_bytes
 from palu_vllm.kernels.gpu.codec.operands import DevicePositions, side_operands
-from palu_vllm.kernels.gpu.codec.store import store_codes_kernel
-from palu_vllm.kernels.gpu.codec.widen import widen_kernel
+from palu_vllm.kernels.gpu.codec.storing.store import store_codes_kernel
+from palu_vllm.kernels.gpu.codec.storing.widen import widen_kernel
 
 
 class CodeStore:
@@ -68,7 +68,7 @@ class CodeStore:
         looked at. Raises ValueError for heads whose numbers do not lie side by side.
         """
         expect_dense_rows(key=key, value=value)
-        tokens, groups = len(slot_mapping), self.codec.num_groups
+        tokens, groups = slot_mapping.shape[0], self.codec.num_groups
         keys, values = self.wide(key, value, positions, tokens)
         stride_block, stride_group, stride_slot, _ = cache.stride()
         self.code.launch(
@@ -96,7 +96,7 @@ class CodeStore:
             (tokens, self.codec.num_kv_heads, 1),
             {
                 "key_ptr": key, "value_ptr": value, "positions_ptr": positions, "blocks_ptr": blocks,
-                "wide_key_ptr": keys, "wide_value_ptr": values, "tokens": tokens, "num_blocks": len(blocks),
+                "wide_key_ptr": keys, "wide_value_ptr": values, "tokens": tokens, "num_blocks": blocks.shape[0],
                 "stride_key_token": key_strides[0], "stride_key_head": key_strides[1],
                 "stride_value_token": value_strides[0], "stride_value_head": value_strides[1],
             },

@@ -1,0 +1,1 @@
+"""Storing new tokens: wide numbers, products with encoders, codes."""
