@@ -84,5 +84,7 @@ def store_and_attend(layer: CodecLayer, query_len: int, device: Device, requests
 
 
 def codec_calls(layer: CodecLayer, device: Device) -> list[Call]:
-    """Every kernel of a prefill, which decodes requests of few queries too, each specialisation once."""
+    """Every kernel of a prefill, which decodes requests of few queries too, each specialisation once; not those of
+    contexts that take several workspaces.
+    """
     return distinct(launched(partial(store_and_attend, layer, 64, device)))

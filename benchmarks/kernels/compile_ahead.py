@@ -65,7 +65,8 @@ def specialised(kernel: JITFunction, arguments: dict[str, Any]) -> tuple[dict, d
         signature[name] = (
             TYPES[value.dtype] if isinstance(value, torch.Tensor) else {int: "i32", float: "fp32"}[type(value)]
         )
-        if isinstance(value, torch.Tensor) or (is_special and value % 16 == 0):
+        is_aligned = isinstance(value, torch.Tensor) and not parameter.do_not_specialize_on_alignment
+        if is_aligned or (is_special and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {name: arguments[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in arguments}
     return signature, constexprs, attributes, options

@@ -52,4 +52,16 @@ class PagedBatch:
     max_query_len: int
     max_seq_len: int  # at least the longest; an upper bound is allowed
     total_seq_len: int | None = None  # at least the sum of seq_lens; None where it is not known on the host
+    parts: "BatchParts | None" = None  # where requests of few queries come first, and the host knows how many
     shared: dict[Any, Any] = field(default_factory=dict, init=False, compare=False)  # what one layer made for others
+
+
+@dataclass(frozen=True)
+class BatchParts:
+    """A batch in two: its leading requests of few queries, and the others, which have many; None where there are none.
+    The first has ``tokens`` queries.
+    """
+
+    tokens: int
+    few: PagedBatch | None
+    many: PagedBatch | None

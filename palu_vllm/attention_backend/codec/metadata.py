@@ -9,12 +9,14 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from palu_vllm.attention_backend.codec.attach import layer_number
+from palu_vllm.attention_backend.codec.batch_parts import batch_parts
 from palu_vllm.attention_backend.codec.drift import SETTING, DriftOptions, DriftWatch, Sample
 from palu_vllm.attention_backend.codec.drift_files import DriftFile
 from palu_vllm.attention_backend.codec.served import served_codec
 from palu_vllm.attention_backend.metadata import PaluMetadata, PaluMetadataBuilder
 from palu_vllm.attention_backend.settings import palu_settings
 from palu_vllm.format.codec.file import DRIFT, Codec
+from palu_vllm.kernels.gpu.codec.plan import MOST_QUERIES
 
 
 @dataclass
@@ -26,12 +28,17 @@ class CodecMetadata(PaluMetadata):
 
 
 class CodecMetadataBuilder(PaluMetadataBuilder):
-    """Makes positions once per step for all layers, on the device, and waits for it once per sample of drift."""
+    """Makes positions once per step for all layers, on the device, and waits for it once per sample of drift.
+
+    On a GPU it has vLLM put requests of few queries first, which take a path of their own.
+    """
 
     def __init__(
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        if device.type != "cpu":  # vLLM's name for the queries of requests that come first
+            self.reorder_batch_threshold = MOST_QUERIES
         options = DriftOptions.of(palu_settings(vllm_config).get(SETTING, {}))
         codec, file = served_codec(vllm_config), DriftFile(vllm_config, layer_names[0])
         usual = usual_drift(codec, layer_names) if codec else {}
@@ -45,6 +52,9 @@ class CodecMetadataBuilder(PaluMetadataBuilder):
     ) -> CodecMetadata:
         made = super().build(common_prefix_len, common_attn_metadata, fast_build)
         batch, tokens = made.batch, common_attn_metadata.slot_mapping.shape[0]
+        if batch.max_query_len > MOST_QUERIES:
+            known = common_attn_metadata.query_start_loc_cpu, common_attn_metadata.seq_lens_cpu_upper_bound
+            batch = replace(batch, parts=batch_parts(batch, *known))
         positions = self._room(tokens).copy_(token_positions(batch.query_start_loc, batch.seq_lens, tokens))
         sample = self._drift.sample(made.num_actual_tokens) if self._drift else None
         return CodecMetadata(made.num_actual_tokens, batch, positions, sample)

@@ -20,6 +20,7 @@ from palu_vllm.kernels.interface import PagedBatch
 
 MOST_THREADS = 8
 CHUNK = MOST_QUERIES + 1  # queries of a request that is not decoded
+CONTEXT = 256  # tokens of it
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def own_device(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def launch(of: LayerLaunch) -> None:
-    """One token of a request that is decoded and a chunk of another: nothing is stored, and what is read is dropped."""
+    """One token of a request that is decoded and a chunk of another, in one workspace and in several: nothing is
+    stored, and what is read is dropped.
+    """
     layer, (_, kv_heads, heads) = of.layer, of.groups
     cache, codec, tokens = layer.kv_cache, layer.impl.codec, 1 + CHUNK
     dims = codec.key.sink.shape[1], codec.value.sink.shape[1]
@@ -93,15 +96,18 @@ def launch(of: LayerLaunch) -> None:
         for count, dim in zip((heads, kv_heads, kv_heads, heads), (dims[0], *dims, dims[1]), strict=True)
     )
     numbers = torch.arange(tokens, device=cache.device)
-    layer.impl.attention.store(key, value, numbers, cache, torch.full_like(numbers, -1))
-    layer.impl.attention.attend(query, cache, two_requests(cache), out)
+    attention = layer.impl.attention
+    attention.store(key, value, numbers, cache, torch.full_like(numbers, -1))
+    attention.attend(query, cache, two_requests(cache), out)
+    with attention.prefill.in_workspaces_of(1):
+        attention.attend(query, cache, two_requests(cache), out)
 
 
 def two_requests(cache: torch.Tensor) -> PagedBatch:
-    """In the cache's first block, which no request has."""
+    """In the cache's first block, which no request has; one in as many tokens as are more than a tile."""
 
     def of(*numbers: int) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int32, device=cache.device)
 
-    blocks = torch.zeros(2, -(-CHUNK // cache.shape[2]), dtype=torch.int32, device=cache.device)
-    return PagedBatch(blocks, of(1, CHUNK), of(0, 1, 1 + CHUNK), CHUNK, CHUNK)
+    blocks = torch.zeros(2, -(-CONTEXT // cache.shape[2]), dtype=torch.int32, device=cache.device)
+    return PagedBatch(blocks, of(1, CONTEXT), of(0, 1, 1 + CHUNK), CHUNK, CONTEXT)

@@ -9,7 +9,7 @@ from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.checks import check_attend, check_layer
 from palu_vllm.kernels.gpu.decode.launches import DecodeLaunches, partial_shapes
 from palu_vllm.kernels.gpu.decode.plan import DecodePlan, decode_plan
-from palu_vllm.kernels.gpu.prefill.kernel import lengths_of, prefill_attention
+from palu_vllm.kernels.gpu.prefill.launches import lengths_of, prefill_attention
 from palu_vllm.kernels.gpu.prefill.plan import WORKSPACE_BYTES, plan_prefill, prefill_tiling, scratch_shapes
 from palu_vllm.kernels.gpu.store.latents import store_latents
 from palu_vllm.kernels.gpu.tiling import Device, ceil_div, decode_rows, decode_splits, group_parts, power_of_two

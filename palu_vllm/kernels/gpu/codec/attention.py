@@ -26,10 +26,12 @@ from palu_vllm.kernels.gpu.codec.plan import (
     pass_tokens,
     piece_numbers,
 )
+from palu_vllm.kernels.gpu.codec.prefill import CodecPrefill
 from palu_vllm.kernels.gpu.codec.storing.put import CodeStore
 from palu_vllm.kernels.gpu.launch import device_of
+from palu_vllm.kernels.gpu.prefill.plan import Lengths
 from palu_vllm.kernels.gpu.tiling import Device
-from palu_vllm.kernels.interface import PagedBatch
+from palu_vllm.kernels.interface import BatchParts, PagedBatch
 
 
 class TritonCodecAttention:
@@ -52,6 +54,7 @@ class TritonCodecAttention:
         self.launches: dict[tuple, CodecLaunches] = {}
         self.known_caches: set[tuple] = set()
         self.codes = CodeStore(codec, self.levels, self.positions)
+        self.prefill = CodecPrefill(codec, settings, self.constants, self.value_rows)
         columns = self.query_columns.shape[2] + self.value_rows.shape[1]
         self.pass_tokens = pass_tokens(settings.num_heads, columns)
 
@@ -73,22 +76,41 @@ class TritonCodecAttention:
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         self.check(query, cache, batch, out)
-        tokens = query.shape[0]
-        if not tokens or not batch.seq_lens.shape[0]:
+        if not query.shape[0] or not batch.seq_lens.shape[0]:
             return
-        if tokens <= self.pass_tokens:
-            self.attend_pass(query, cache, batch, out)
+        if batch.max_query_len <= MOST_QUERIES:
+            self.decode(query, cache, batch, out)
             return
-        for start, part in passes(batch, tokens, self.pass_tokens):
+        parts = batch.parts or BatchParts(0, batch, batch)
+        if parts.few:
+            self.decode(query[: parts.tokens or None], cache, parts.few, out)
+        if parts.many:
+            self.attend_many(query[parts.tokens :], cache, parts.many, out[parts.tokens :])
+
+    def attend_many(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        """The requests of many queries."""
+        step = self.launches_for(query, cache).given | self.step_arguments(cache, batch)
+        self.prefill.attend(query, batch, out, step, product_type(query), self.chip(query))
+
+    def decode(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+        """The requests of few queries; rows of others become any numbers."""
+        if query.shape[0] <= self.pass_tokens:
+            self.decode_pass(query, cache, batch, out)
+            return
+        for start, part in passes(batch, query.shape[0], self.pass_tokens):
             some = slice(start, start + self.pass_tokens)
-            self.attend_pass(query[some], cache, part, out[some])
+            self.decode_pass(query[some], cache, part, out[some])
 
     def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
-        """What one pass takes, without its kernels."""
+        """What a pass of decoding takes, and then as many prompts behind the longest contexts as have their queries."""
         turned, means = self.into_basis(query[: self.pass_tokens])
         pieces = turned.new_empty(piece_numbers(self.codec.slot, *self.tiling_of(query)))
         values = torch.bmm(means.zero_(), self.value_rows)
-        del turned, pieces, values  # which a pass holds to its end
+        del turned, means, pieces, values  # which a pass holds to its end
+        tokens = len(query)
+        requests = tokens // (MOST_QUERIES + 1) + 1
+        lengths = Lengths(requests, tokens, tokens, max(tokens, self.settings.max_seq_len or 0))
+        self.prefill.scratch(lengths, product_type(query), self.chip(query), query.device)
         out.zero_()
 
     def check(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
@@ -107,13 +129,11 @@ class TritonCodecAttention:
             check_cache(cache, self.codec.num_groups, self.codec.slot.bytes, packed=True)
             self.known_caches.add(of)
 
-    def attend_pass(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
+    def decode_pass(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         turned, means = self.into_basis(query)
         others = self.arguments(turned, cache, batch, means)
         launches = self.launches_for(query, cache)
         launches.decode(others, batch)
-        if batch.max_query_len > MOST_QUERIES:
-            launches.prefill(others, batch)
         launches.put_values(torch.bmm(means, self.value_rows), out, others)
 
     def into_basis(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,9 +147,12 @@ class TritonCodecAttention:
 
     def tiling_of(self, query: torch.Tensor) -> tuple[CodecTiling, int]:
         """And the programs of decoding."""
-        device = self.device or device_of(query.device)
-        tiling = codec_tiling(self.codec.slot, product_type(query).itemsize, device)
-        return tiling, device.multiprocessors * PROGRAMS
+        tiling = codec_tiling(self.codec.slot, product_type(query).itemsize, self.chip(query))
+        return tiling, self.chip(query).multiprocessors * PROGRAMS
+
+    def chip(self, query: torch.Tensor) -> Device:
+        """What tiles are chosen for."""
+        return self.device or device_of(query.device)
 
     def launches_for(self, query: torch.Tensor, cache: torch.Tensor) -> CodecLaunches:
         """Kernels for such queries and such a cache, made once."""
@@ -167,19 +190,24 @@ class TritonCodecAttention:
     def arguments(
         self, turned: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, means: torch.Tensor
     ) -> dict[str, Any]:
-        """What differs from step to step, by the names that the kernels have for it."""
+        """What differs from one call of decoding to the next, by the names that the kernels have for it."""
+        return self.step_arguments(cache, batch) | {
+            "query_ptr": turned,
+            "means_ptr": means,
+            "num_requests": batch.seq_lens.shape[0],
+            "tokens_in_batch": means.shape[1] // self.queries_per_kv,
+        }
+
+    def step_arguments(self, cache: torch.Tensor, batch: PagedBatch) -> dict[str, Any]:
+        """Those that prefill takes too."""
         blocks = self.positions.up_to(batch.max_seq_len)
         return {
-            "query_ptr": turned,
             "cache_ptr": cache,
             "block_table_ptr": batch.block_table,
             "seq_lens_ptr": batch.seq_lens,
             "query_start_loc_ptr": batch.query_start_loc,
             "blocks_ptr": blocks,
-            "means_ptr": means,
-            "num_requests": batch.seq_lens.shape[0],
             "num_positions": blocks.shape[0],
-            "tokens_in_batch": means.shape[1] // self.queries_per_kv,
             "stride_block_table_request": batch.block_table.stride(0),
         }
 

@@ -7,8 +7,7 @@ import torch
 from palu_vllm.format.latent_format import CodedSlot
 from palu_vllm.kernels.gpu.bound import BoundKernel
 from palu_vllm.kernels.gpu.codec.decode import decode_codes_kernel
-from palu_vllm.kernels.gpu.codec.plan import MOST_QUERIES, CodecTiling, piece_numbers, row_tiles
-from palu_vllm.kernels.gpu.codec.prefill import prefill_codes_kernel
+from palu_vllm.kernels.gpu.codec.plan import MOST_QUERIES, CodecTiling, piece_numbers
 from palu_vllm.kernels.gpu.codec.put_values import put_values_kernel
 from palu_vllm.kernels.gpu.codec.reduce import reduce_pieces_kernel
 from palu_vllm.kernels.gpu.codec.work import number_items_kernel
@@ -31,6 +30,7 @@ class CodecLaunches:
         self.pieces = piece_numbers(slot, tiling, programs)
         self.joining = programs, tiling.rows, ceil_div(given["COLUMNS_V"], REDUCED_COLUMNS)
         self.heads = given["GROUP_SIZE"] * given["QUERIES_PER_KV"]  # of a group
+        self.given = given
         given = given | {"TILE_TOKENS": tiling.tokens, "TILE_ROWS": tiling.rows, "num_groups": num_groups}
         wide = given | {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         items = {"HEADS": self.heads, "MOST_QUERIES": MOST_QUERIES, "TILE_REQUESTS": NUMBERED_REQUESTS, "num_warps": 4}
@@ -38,7 +38,6 @@ class CodecLaunches:
         self.number_items = BoundKernel(number_items_kernel, given | items)
         self.decode_codes = BoundKernel(decode_codes_kernel, wide)
         self.reduce_pieces = BoundKernel(reduce_pieces_kernel, given | joined)
-        self.prefill_codes = BoundKernel(prefill_codes_kernel, wide | {"LEAST_QUERIES": MOST_QUERIES + 1})
         self.put = BoundKernel(put_values_kernel, given | {"num_warps": 4})
         self.same_items = num_groups, self.heads, given["SLIDING_WINDOW"], tiling.tokens, tiling.rows
 
@@ -61,11 +60,6 @@ class CodecLaunches:
             self.number_items.launch((1, 1, 1), others | {"item_starts_ptr": found})
             batch.shared[made] = found
         return found
-
-    def prefill(self, others: Arguments, batch: PagedBatch) -> None:
-        """The requests of more queries."""
-        rows = row_tiles(batch.max_query_len, self.heads, self.rows)
-        self.prefill_codes.launch((rows, self.num_groups, len(batch.seq_lens)), others)
 
     def put_values(self, values: torch.Tensor, out: torch.Tensor, others: Arguments) -> None:
         """``values [kv_heads, tokens * queries_per_kv, value_dim]`` into the rows of the batch's queries."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from palu_vllm.format.latent_format import CodedSlot
 from palu_vllm.kernels.gpu.codec.layout import column_count
-from palu_vllm.kernels.gpu.tiling import SMALLEST_TILE, Device, ceil_div, padded
+from palu_vllm.kernels.gpu.tiling import SMALLEST_TILE, Device, padded
 
 MOST_QUERIES = 8  # of one request that is decoded; more are prefilled
 ROWS = 16  # of one program: fewer than any product has columns, so that Triton gives its warps columns alone
@@ -26,7 +26,7 @@ class CodecTiling:
 
 
 def codec_tiling(slot: CodedSlot, element_size: int, device: Device) -> CodecTiling:
-    """Of decoding and prefill, for products in numbers of ``element_size`` bytes. Never timed."""
+    """Of decoding, for products in numbers of ``element_size`` bytes. Never timed."""
     columns = column_count(slot.key), column_count(slot.value)
     tokens = TOKENS_OF_FLOAT32 if element_size == 4 else TOKENS
     while tokens > SMALLEST_TILE and shared_bytes(sum(columns), tokens, element_size) > device.shared_memory:
@@ -49,10 +49,6 @@ def pass_tokens(heads: int, columns: int) -> int:
 def piece_numbers(slot: CodedSlot, tiling: CodecTiling, programs: int) -> int:
     """Float32 numbers of sums of requests that several programs share, two of each at most, and of their states."""
     return 2 * programs * tiling.rows * (column_count(slot.value) + 3)
-
-
-def row_tiles(queries: int, heads: int, rows: int) -> int:
-    return ceil_div(queries * heads, rows)
 
 
 def features_width(count: int) -> int:

@@ -1,66 +1,107 @@
-"""Attention of many queries per request over codes, causal: one program per rows of a request and group."""
+"""Attention of many queries per request over codes: over whole keys and values that are restored once per step.
 
-import triton
-import triton.language as tl
+In the basis of codes a group's queries are as wide as the group, and every few rows would unpack all codes anew. Whole
+keys cost one product per token and head, which does not grow with the queries.
+"""
 
-from palu_vllm.kernels.gpu.codec.steps import attend_tile, find_rows, load_queries, nothing_seen, store_finished
-from palu_vllm.kernels.gpu.codec.work import VARYING, first_tile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from palu_vllm.format.codec.layer_codec import LayerCodec
+from palu_vllm.format.shape import LayerShape
+from palu_vllm.kernels.codec.constants import per_head
+from palu_vllm.kernels.codec.interface import CodecSettings
+from palu_vllm.kernels.gpu.arguments import log2_scale, taken_by
+from palu_vllm.kernels.gpu.codec.layout import in_columns
+from palu_vllm.kernels.gpu.codec.plan import MOST_QUERIES
+from palu_vllm.kernels.gpu.codec.restore import restore_keys_kernel, restore_values_kernel
+from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
+from palu_vllm.kernels.gpu.prefill.launches import attend_in_passes, lengths_of
+from palu_vllm.kernels.gpu.prefill.plan import (
+    WORKSPACE_BYTES,
+    Lengths,
+    Pass,
+    plan_prefill,
+    prefill_tiling,
+    scratch_shapes,
+)
+from palu_vllm.kernels.gpu.tiling import Device, padded
+from palu_vllm.kernels.interface import PagedBatch
 
 
-@triton.jit(do_not_specialize=VARYING)
-def prefill_codes_kernel(
-    query_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, columns of queries] float32, in the basis of codes
-    cache_ptr,  # [num_blocks, num_groups, BLOCK_SIZE, bytes] uint8
-    block_table_ptr,  # [requests, max_blocks] int32
-    seq_lens_ptr,  # [requests] int32
-    query_start_loc_ptr,  # [requests + 1] int32
-    levels_ptr,  # [128] float32
-    blocks_ptr,  # [num_blocks_of_positions, FEATURES] float32
-    sinks_ptr,  # None, or [num_heads] float32, in units of log 2
-    means_ptr,  # [kv_heads, tokens, QUERIES_PER_KV, COLUMNS_V + 2] float32
-    num_positions, tokens_in_batch,
-    stride_cache_block, stride_cache_group, stride_cache_slot, stride_block_table_request,
-    LEAST_QUERIES: tl.constexpr,
-    GROUP_SIZE: tl.constexpr, QUERIES_PER_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILES_K: tl.constexpr, TILES_V: tl.constexpr, COLUMNS_K: tl.constexpr, COLUMNS_V: tl.constexpr,
-    FEATURES: tl.constexpr, SLIDING_WINDOW: tl.constexpr, SOFT_CAP_LOG2: tl.constexpr, DTYPE: tl.constexpr,
-    TILE_TOKENS: tl.constexpr, TILE_ROWS: tl.constexpr,
-):  # fmt: skip
-    """One program: rows of one group of a request that has ``LEAST_QUERIES`` at least. The last rows, whose contexts
-    are the longest, come first.
+class CodecPrefill:
+    """Of one layer, for the requests of more than ``MOST_QUERIES`` queries. ``constants`` are those of the layer.
+
+    Whole keys and values take ``workspace_bytes`` at a time.
     """
-    HEADS: tl.constexpr = GROUP_SIZE * QUERIES_PER_KV
-    row_tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    group, request = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    token = tl.load(query_start_loc_ptr + request).to(tl.int64)
-    query_len = (tl.load(query_start_loc_ptr + request + 1) - token).to(tl.int32)
-    first_query = row_tile * TILE_ROWS // HEADS
-    if (query_len < LEAST_QUERIES) | (first_query >= query_len):
-        return
-    seq_len = tl.load(seq_lens_ptr + request)
-    row = row_tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    head, row_valid, position, place = find_rows(
-        row, group, token, query_len, seq_len, tokens_in_batch, GROUP_SIZE, QUERIES_PER_KV
-    )
-    row_ptrs = query_ptr + place * (COLUMNS_K + FEATURES + 1)
-    sink_score = tl.load(row_ptrs + (COLUMNS_K + FEATURES), mask=row_valid, other=0.0)
-    queries = load_queries(row_ptrs, row_valid, DTYPE, TILES_K)
-    state = nothing_seen(TILE_ROWS, TILES_V)
-    last_query = tl.minimum((row_tile * TILE_ROWS + TILE_ROWS - 1) // HEADS, query_len - 1)
-    stop = seq_len - query_len + last_query + 1
-    start = first_tile(seq_len, query_len - first_query, SLIDING_WINDOW, TILE_TOKENS) * TILE_TOKENS
-    table_row_ptr = block_table_ptr + request * stride_block_table_request
-    group_ptr = cache_ptr + group.to(tl.int64) * stride_cache_group
-    for tile_start in tl.range(start, stop, TILE_TOKENS, disable_licm=True):
-        state = attend_tile(
-            state=state, queries=queries, row_ptrs=row_ptrs, row_valid=row_valid, position=position,
-            sink_score=sink_score, tile_start=tile_start, table_row_ptr=table_row_ptr, group_ptr=group_ptr,
-            levels_ptr=levels_ptr, blocks_ptr=blocks_ptr, num_blocks=num_positions, seq_len=stop,
-            stride_cache_block=stride_cache_block, stride_cache_slot=stride_cache_slot, dtype=DTYPE,
-            BLOCK_SIZE=BLOCK_SIZE, TILES_K=TILES_K, TILES_V=TILES_V, FEATURES_START=COLUMNS_K, FEATURES=FEATURES,
-            SLIDING_WINDOW=SLIDING_WINDOW, SOFT_CAP_LOG2=SOFT_CAP_LOG2, TILE_TOKENS=TILE_TOKENS,
-        )  # fmt: skip
-    sink_ptrs = None
-    if sinks_ptr is not None:
-        sink_ptrs = sinks_ptr + group * HEADS + head
-    store_finished(state, means_ptr + place * (COLUMNS_V + 2), row_valid, sink_ptrs, TILES_V, COLUMNS_V)
+
+    def __init__(self, codec: LayerCodec, settings: CodecSettings, constants: dict[str, Any], values: torch.Tensor):
+        self.shape = whole_shape(codec, settings)
+        self.constants = constants | {
+            "decoder_k_ptr": columns_of_keys(codec), "decoder_v_ptr": values, "sink_k_ptr": codec.key.sink.contiguous(),
+            "centre_cos_ptr": codec.centre_cos.contiguous(), "centre_sin_ptr": codec.centre_sin.contiguous(),
+            "frequency_of_ptr": codec.frequency_of, "FREQUENCIES": len(codec.frequencies),
+            "HEADS_OF_GROUP": codec.num_kv_heads // codec.num_groups, "GROUP_SIZE": 1, "GROUP_SIZE_V": 1,
+            "HEAD_DIM": self.shape.head_dim, "ROTARY_DIM": self.shape.head_dim, "RANK_V": self.shape.rank_v,
+            "TILE_KEY": padded(self.shape.head_dim), "TILE_VALUE": padded(self.shape.rank_v),
+            "NUM_SINKS": 0, "SHIFT_SINKS": False, "cos_sin_ptr": None, "LEAST_QUERIES": MOST_QUERIES + 1,
+            "scale_log2": log2_scale(self.shape) * (2 / settings.soft_cap if settings.soft_cap else 1.0),
+        }  # fmt: skip
+        self.workspace_bytes = WORKSPACE_BYTES
+
+    @contextmanager
+    def in_workspaces_of(self, size: int) -> Iterator[None]:
+        """With so many bytes at a time."""
+        usual, self.workspace_bytes = self.workspace_bytes, size
+        try:
+            yield
+        finally:
+            self.workspace_bytes = usual
+
+    def attend(
+        self, query: torch.Tensor, batch: PagedBatch, out: torch.Tensor, step: dict[str, Any], dtype: torch.dtype,
+        device: Device,
+    ) -> None:  # fmt: skip
+        """Fills the rows of these requests. ``step`` are the step's arguments by name; products are of ``dtype``."""
+        shape, tiling = self.shape, prefill_tiling(self.shape, dtype.itemsize, device)
+        lengths = lengths_of(query, batch)
+        plan = plan_prefill(shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
+        scratch = self.scratch(lengths, dtype, device, query.device)
+        number_tiles(
+            batch, scratch[1].view(torch.int32), shape.sliding_window, tiling.context, least_queries=MOST_QUERIES + 1
+        )
+        strides = {"query_ptr": query, "stride_query_token": query.stride(0), "stride_query_head": query.stride(1)}
+        available = step | self.constants | strides
+        attend_in_passes(available, lengths, out, shape, tiling, plan, scratch, dtype, restore)
+
+    def scratch(
+        self, lengths: Lengths, dtype: torch.dtype, device: Device, place: torch.device
+    ) -> tuple[torch.Tensor, ...]:
+        """What such a batch takes, uninitialised."""
+        tiling = prefill_tiling(self.shape, dtype.itemsize, device)
+        plan = plan_prefill(self.shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
+        shapes = scratch_shapes(self.shape, lengths, tiling, plan, dtype.itemsize)
+        return tuple(torch.empty(shape, dtype=torch.float32, device=place) for shape in shapes)
+
+
+def whole_shape(codec: LayerCodec, settings: CodecSettings) -> LayerShape:
+    """Of a layer whose cache had whole keys and values, every KV head a group of its own."""
+    key_dim, value_dim = codec.key.sink.shape[1], codec.value.sink.shape[1]
+    return LayerShape(
+        settings.num_heads, codec.num_kv_heads, key_dim, 1, 1, key_dim, value_dim,
+        sliding_window=settings.sliding_window, softmax_scale=settings.scale,
+    )  # fmt: skip
+
+
+def columns_of_keys(codec: LayerCodec) -> torch.Tensor:
+    """The decoder of keys with its numbers in the columns of tiles: float32 ``[kv_heads, columns, head_dim]``."""
+    return in_columns(per_head(codec, codec.key.decoder), codec.key.form).transpose(1, 2).contiguous()
+
+
+def restore(available: dict[str, Any], shape: LayerShape, part: Pass) -> None:
+    """Writes the keys and the values of one pass."""
+    restore_keys_kernel[(part.tiles, part.groups)](**taken_by(restore_keys_kernel, available))
+    restore_values_kernel[(part.tiles, part.groups)](**taken_by(restore_values_kernel, available))

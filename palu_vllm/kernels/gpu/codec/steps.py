@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from palu_vllm.kernels.gpu.codec.load_codes import load_levels
-from palu_vllm.kernels.gpu.tiles.flash_steps import softmax_step
+from palu_vllm.kernels.gpu.tiles.flash_steps import capped, softmax_step
 
 WIDTH = tl.constexpr(32)
 POSITIONS = tl.constexpr(16)  # of one block of ``format.codec.positions``
@@ -103,14 +103,6 @@ def add_products(scores, queries, slot_ptrs, valid, levels_ptr, dtype: tl.conste
         for part in tl.static_range(len(levels)):
             query = queries[TILES_K[index][5] + part]
             scores = tl.dot(query, tl.trans(levels[part]), scores, input_precision="ieee")
-    return scores
-
-
-@triton.jit
-def capped(scores, SOFT_CAP_LOG2: tl.constexpr):
-    """``cap tanh(x / cap)`` in units of log 2, of ``scores`` that are ``2 x / (cap ln 2)``; without a cap no change."""
-    if SOFT_CAP_LOG2 is not None:
-        scores = SOFT_CAP_LOG2 * (1.0 - 2.0 / (1.0 + tl.exp2(scores)))
     return scores
 
 

@@ -23,8 +23,11 @@ def number_tiles_kernel(
     NUM_SINKS: tl.constexpr,
     TILE_CONTEXT: tl.constexpr,
     TILE_REQUESTS: tl.constexpr,
+    LEAST_QUERIES: tl.constexpr,
 ):
-    """A single program: request r gets the tiles ``tile_starts[r] : tile_starts[r + 1]``."""
+    """A single program: request r gets the tiles ``tile_starts[r] : tile_starts[r + 1]``, none where it has fewer than
+    ``LEAST_QUERIES`` queries.
+    """
     before = tl.zeros([], tl.int32)
     tl.store(tile_starts_ptr, before)
     for first_request in range(0, num_requests, TILE_REQUESTS):
@@ -35,7 +38,7 @@ def number_tiles_kernel(
         query_len = tl.load(query_start_loc_ptr + request + 1, mask=valid, other=0) - query_start
         seq_len = tl.load(seq_lens_ptr + request, mask=valid, other=0)
         visible = seq_len - first_place(seq_len, query_len, SLIDING_WINDOW, NUM_SINKS, TILE_CONTEXT)
-        tiles = tl.where(query_len > 0, tl.cdiv(visible, TILE_CONTEXT), 0)
+        tiles = tl.where(query_len >= LEAST_QUERIES, tl.cdiv(visible, TILE_CONTEXT), 0)
         tl.store(tile_starts_ptr + 1 + request, before + tl.cumsum(tiles, axis=0), mask=valid)
         before += tl.sum(tiles, axis=0)
 
@@ -62,9 +65,16 @@ def find_context_tile(
 
 
 def number_tiles(
-    batch: PagedBatch, tile_starts: torch.Tensor, sliding_window: int | None, tile_context: int, num_sinks: int = 0
+    batch: PagedBatch,
+    tile_starts: torch.Tensor,
+    sliding_window: int | None,
+    tile_context: int,
+    num_sinks: int = 0,
+    least_queries: int = 1,
 ) -> None:
-    """Fills ``tile_starts``, int32 ``[requests + 1]``: request r gets the tiles ``tile_starts[r : r + 2]``."""
+    """Fills ``tile_starts``, int32 ``[requests + 1]``: request r gets the tiles ``tile_starts[r : r + 2]``, none where
+    it has fewer queries than ``least_queries``.
+    """
     number_tiles_kernel[(1,)](
         seq_lens_ptr=batch.seq_lens,
         query_start_loc_ptr=batch.query_start_loc,
@@ -74,5 +84,6 @@ def number_tiles(
         NUM_SINKS=num_sinks,
         TILE_CONTEXT=tile_context,
         TILE_REQUESTS=256,
+        LEAST_QUERIES=least_queries,
         num_warps=4,
     )

@@ -5,17 +5,18 @@ prompts give the same result (Palu, section 3.2 and equation 3). Pass by pass, `
 which this is flash attention with values of ``rank_v`` numbers.
 """
 
-import torch
 import triton
 import triton.language as tl
 
-from palu_vllm.format.shape import LayerShape
-from palu_vllm.kernels.gpu.arguments import layer_constants, log2_scale, operands, taken_by
-from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
-from palu_vllm.kernels.gpu.prefill.plan import Lengths, Pass, PrefillPlan, PrefillTiling, query_tiles, value_programs
-from palu_vllm.kernels.gpu.prefill.rebuild_keys import VARYING, fill_workspace
-from palu_vllm.kernels.gpu.tiles.flash_steps import add_values, carried_values, divided, softmax_step, store_values
-from palu_vllm.kernels.interface import KeyRebuild, PagedBatch
+from palu_vllm.kernels.gpu.prefill.rebuild_keys import VARYING
+from palu_vllm.kernels.gpu.tiles.flash_steps import (
+    add_values,
+    capped,
+    carried_values,
+    divided,
+    softmax_step,
+    store_values,
+)
 from palu_vllm.kernels.windows import first_place, turned_back, within_window
 
 
@@ -76,6 +77,7 @@ def attend_to(
     RANK_V: tl.constexpr,
     SLIDING_WINDOW: tl.constexpr,
     NUM_SINKS: tl.constexpr,
+    SOFT_CAP_LOG2: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
 ):
     """Flash attention to a part of the workspace: the next sums of values, maxima and sums of weights."""
@@ -89,7 +91,7 @@ def attend_to(
         # [TILE_ROWS, TILE_TOKENS]
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale_log2
         visible = within_window(position[:, None] - tokens[None, :], tokens[None, :], SLIDING_WINDOW, NUM_SINKS)
-        scores = tl.where(visible, scores, float("-inf"))
+        scores = tl.where(visible, capped(scores, SOFT_CAP_LOG2), float("-inf"))
         probabilities, correction, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         value_ptrs = value_ptr + first_row * RANK_V
         accumulated = add_values(accumulated, correction, probabilities, value_ptrs, step * RANK_V, columns, RANK_V)
@@ -104,13 +106,14 @@ def prefill_kernel(
     seq_lens_ptr,  # [requests] int32
     query_start_loc_ptr,  # [requests + 1] int32
     tile_starts_ptr,  # [requests + 1] int32
-    cos_sin_ptr,  # [max_position, ROTARY_DIM] float32
+    cos_sin_ptr,  # None without sinks that are shifted, or [max_position, ROTARY_DIM] float32
+    sinks_ptr,  # None, or [num_heads] float32: scores of no token, in units of log 2
     out_ptr,  # [tokens, num_heads, RANK_V]
     carried_ptr,  # None, or [tokens, heads of the pass, RANK_V] float32, not normalised
     carried_max_ptr,  # None, or [programs for values, tokens, heads of the pass] float32, in units of log 2
     carried_sum_ptr,  # None, or [programs for values, tokens, heads of the pass] float32
     stride_query_token, stride_query_head, stride_out_token, stride_out_head,
-    scale_log2,  # scale / ln 2
+    scale_log2,  # scale / ln 2, with a soft cap twice that over the cap
     num_requests,
     num_queries,
     first_group,
@@ -122,14 +125,18 @@ def prefill_kernel(
     SLIDING_WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, SHIFT_SINKS: tl.constexpr,
     TILE_CONTEXT: tl.constexpr, TILE_HALF: tl.constexpr, TILE_ROWS: tl.constexpr,
     TILE_TOKENS: tl.constexpr, TILE_VALUES: tl.constexpr, VALUE_TILES: tl.constexpr,
+    SOFT_CAP_LOG2: tl.constexpr, LEAST_QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """One program: some queries of all heads of one KV head, for some tiles of the latent value, over one pass."""
+    """One program: some queries of all heads of one KV head, for some tiles of the latent value, over one pass.
+
+    Requests of fewer than ``LEAST_QUERIES`` are left alone.
+    """
     TILE_QUERIES: tl.constexpr = TILE_ROWS // QUERIES_PER_KV
     query_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most first
     request, first_query = find_query_tile(query_start_loc_ptr, query_tile, num_requests, TILE_QUERIES)
     query_start = tl.load(query_start_loc_ptr + request)
     query_len = tl.load(query_start_loc_ptr + request + 1) - query_start
-    if first_query >= query_len:
+    if (first_query >= query_len) | (query_len < LEAST_QUERIES):
         return
     seq_len = tl.load(seq_lens_ptr + request)
     cached = seq_len - query_len
@@ -186,13 +193,13 @@ def prefill_kernel(
             accumulated=accumulated, running_max=running_max, running_sum=running_sum, start=sinks_start,
             stop=sinks_stop, to_row=to_row, to_position=-first, queries=before_sinks.to(dtype), position=position,
             scale_log2=scale_log2, key_ptr=key_head_ptr, value_ptr=value_group_ptr, columns=columns, HEAD_DIM=HEAD_DIM,
-            RANK_V=RANK_V, SLIDING_WINDOW=0, NUM_SINKS=NUM_SINKS, TILE_TOKENS=TILE_TOKENS,
+            RANK_V=RANK_V, SLIDING_WINDOW=0, NUM_SINKS=NUM_SINKS, SOFT_CAP_LOG2=SOFT_CAP_LOG2, TILE_TOKENS=TILE_TOKENS,
         )  # fmt: skip
     accumulated, running_max, running_sum = attend_to(
         accumulated=accumulated, running_max=running_max, running_sum=running_sum, start=pass_start, stop=pass_stop,
         to_row=to_row, to_position=0, queries=queries.to(dtype), position=position, scale_log2=scale_log2,
         key_ptr=key_head_ptr, value_ptr=value_group_ptr, columns=columns, HEAD_DIM=HEAD_DIM, RANK_V=RANK_V,
-        SLIDING_WINDOW=SLIDING_WINDOW, NUM_SINKS=0, TILE_TOKENS=TILE_TOKENS,
+        SLIDING_WINDOW=SLIDING_WINDOW, NUM_SINKS=0, SOFT_CAP_LOG2=SOFT_CAP_LOG2, TILE_TOKENS=TILE_TOKENS,
     )  # fmt: skip
 
     if carried_ptr is not None:
@@ -202,68 +209,8 @@ def prefill_kernel(
             tl.store(carried_sum_ptr + state_row, running_sum, mask=row_valid)
             store_values(accumulated, carried_row_ptrs, row_valid, columns, RANK_V)
             return
+    if sinks_ptr is not None:
+        running_sum += tl.exp2(tl.load(sinks_ptr + head) - running_max)
     sums = tl.where(row_valid, running_sum, 1.0)  # a row of padding has seen nothing
     out_row_ptrs = out_ptr + token.to(tl.int64) * stride_out_token + head * stride_out_head
     store_values(divided(accumulated, sums), out_row_ptrs, row_valid, columns, RANK_V)
-
-
-def prefill_attention(
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    batch: PagedBatch,
-    out: torch.Tensor,
-    shape: LayerShape,
-    rebuild: KeyRebuild,
-    tiling: PrefillTiling,
-    plan: PrefillPlan,
-    scratch: tuple[torch.Tensor, ...],
-) -> None:
-    """``z[j] = sum_t softmax_t(scale * q_j . k[t, h]) c_v[t]`` for any number of queries per request.
-
-    Shapes as in ``operands``; ``scratch`` are contiguous float32 tensors of ``prefill_plan.scratch_shapes``, any
-    contents. Several passes give bit for bit what one gives.
-    """
-    workspace, tile_starts, *carried = scratch
-    workspace = workspace.view(query.dtype if cache.dtype == torch.uint8 else cache.dtype)
-    tile_starts = tile_starts.view(torch.int32)
-    number_tiles(batch, tile_starts, shape.sliding_window, tiling.context, shape.num_sinks)
-    available = (
-        operands(query, cache, batch, rebuild)
-        | layer_constants(shape, cache.shape[2])
-        | tiling.constants()
-        | dict(zip(("carried_ptr", "carried_max_ptr", "carried_sum_ptr"), carried or (None,) * 3, strict=True))
-        | {"out_ptr": out, "stride_out_token": out.stride(0), "stride_out_head": out.stride(1)}
-        | {"num_requests": batch.seq_lens.shape[0], "num_queries": query.shape[0], "tile_starts_ptr": tile_starts}
-        | {"scale_log2": log2_scale(shape)}
-    )
-    tiles_of_queries = query_tiles(shape, lengths_of(query, batch), tiling)
-    for part in plan.passes():
-        of_pass = available | pass_operands(workspace, shape, tiling, part)
-        fill_workspace(of_pass, shape, part)
-        programs = part.groups * shape.group_size * value_programs(shape, tiling)
-        prefill_kernel[(tiles_of_queries, programs)](**taken_by(prefill_kernel, of_pass))
-
-
-def pass_operands(
-    workspace: torch.Tensor, shape: LayerShape, tiling: PrefillTiling, part: Pass
-) -> dict[str, torch.Tensor | int]:
-    """Keys, then values of one pass in the workspace, and which they are."""
-    kv_heads = part.groups * shape.group_size
-    return {
-        "key_ptr": workspace,
-        "value_ptr": workspace[kv_heads * part.tiles * tiling.context * shape.head_dim :],
-        "first_group": part.first_group,
-        "kv_heads_of_pass": kv_heads,
-        "first_tile": part.first_tile,
-        "tiles": part.tiles,
-    }
-
-
-def lengths_of(query: torch.Tensor, batch: PagedBatch) -> Lengths:
-    return Lengths(
-        requests=batch.seq_lens.shape[0],
-        queries=query.shape[0],
-        max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
-        total_seq_len=batch.total_seq_len,
-    )

@@ -21,6 +21,14 @@ def softmax_step(scores, running_max, running_sum):
 
 
 @triton.jit
+def capped(scores, SOFT_CAP_LOG2: tl.constexpr):
+    """``cap tanh(x / cap)`` in units of log 2, of ``scores`` that are ``2 x / (cap ln 2)``; without a cap no change."""
+    if SOFT_CAP_LOG2 is not None:
+        scores = SOFT_CAP_LOG2 * (1.0 - 2.0 / (1.0 + tl.exp2(scores)))
+    return scores
+
+
+@triton.jit
 def add_values(accumulated, correction, probabilities, value_ptr, row_offsets, columns, RANK_V: tl.constexpr):
     """``accumulated * correction + probabilities @ values``, tile by tile of the columns of the latent values."""
     added = ()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from palu_vllm.kernels.gpu.codec import attention
 from palu_vllm.kernels.gpu.codec.attention import TritonCodecAttention
 from palu_vllm.kernels.gpu.codec.decode import decode_codes_kernel
 from palu_vllm.kernels.gpu.codec.work import number_items_kernel
+from palu_vllm.kernels.gpu.launch import STAND_IN
+from palu_vllm.kernels.gpu.prefill.launches import lengths_of
+from palu_vllm.kernels.interface import BatchParts
 from tests.support.codecs.batches import BLOCKS, FORMATS, WHOLE, attended, batch, cached, random_queries, tokens
 from tests.support.codecs.layers import layer_codec
 from tests.support.speed.cases import examples
@@ -24,6 +28,7 @@ from tests.support.speed.cases import examples
 MIXED = ((37, 5, 61, 190, 1, 70), (1, 5, 21, 3, 1, 2))  # decoding, drafts, a chunk of a prompt, a whole one
 DECODED = ((37, 120, 1, 70), (1, 3, 1, 2))
 BOTH = (TritonCodecAttention, CodecAttention)
+PLACE = (STAND_IN, torch.device("cpu"))
 
 
 def check(
@@ -177,20 +182,69 @@ class Taken(TorchDispatchMode):
 
 
 def test_what_is_measured_is_what_a_pass_takes():
-    """Every matrix of many rows, and the pieces of decoding."""
+    """Every matrix of many rows, the pieces of decoding, and no less scratch for prefill."""
     codec = layer_codec(*FORMATS["tiers"])
     cache, table = cached(codec, sizes=MIXED)
-    query = random_queries(codec, WHOLE, MIXED)
+    query, made = random_queries(codec, WHOLE, MIXED), batch(table, MIXED)
     out = torch.ones(len(query), WHOLE.num_heads, codec.value.sink.shape[1])
-    attention_of_layer = TritonCodecAttention(codec, replace(WHOLE, max_seq_len=256))  # a table that does not grow
+    layer = TritonCodecAttention(codec, replace(WHOLE, max_seq_len=256))  # a table that does not grow
     with Taken() as needed:
-        attention_of_layer.attend(query, cache, batch(table, MIXED), out)
+        layer.attend(query, cache, made, out)
     with Taken() as measured:
-        attention_of_layer.measure(query, out)
+        layer.measure(query, out)
     assert out.count_nonzero() == 0
-    large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1}
-    varying = attention_of_layer.arguments(query, cache, batch(table, MIXED), query).values()
-    arguments = (*varying, *attention_of_layer.constants.values(), out)
+    lengths = replace(lengths_of(query, made), requests=4)  # as many as can have so many queries
+    scratch = {tuple(each.shape) for each in layer.prefill.scratch(lengths, query.dtype, *PLACE)}
+    large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1} - scratch
+    arguments = (*layer.arguments(query, cache, made, query).values(), *layer.prefill.constants.values(), query, out)
     copied_by_the_interpreter = {tuple(each.shape) for each in arguments if isinstance(each, torch.Tensor)}
     assert large - copied_by_the_interpreter <= measured.shapes.keys()
     assert len(large) > 4
+    assert max(map(prod, scratch)) <= max(map(prod, measured.shapes))
+
+
+def parts_of(table: torch.Tensor, sizes: tuple, few: int) -> BatchParts:
+    """``few`` requests, and the others."""
+    parts = [tuple(tuple(side[some]) for side in sizes) for some in (slice(few), slice(few, None))]
+    batches = [batch(table[some], part) if part[0] else None
+               for some, part in zip((slice(few), slice(few, None)), parts, strict=True)]  # fmt: skip
+    return BatchParts(sum(sizes[1][:few]), *batches)
+
+
+def test_requests_that_come_first_are_decoded_without_the_others():
+    """Where the host knows how many these are, queries of prompts are not moved into the basis of codes."""
+    codec = layer_codec(((16, 4), (15, 3)), ((8, 8), (19, 2)), groups=2)
+    sizes = (37, 5, 1, 61, 190), (1, 5, 1, 21, 70)
+    cache, table = cached(codec, sizes=sizes)
+    query, made = random_queries(codec, WHOLE, sizes), batch(table, sizes)
+    attention_of_layer, outs, turned = TritonCodecAttention(codec, WHOLE), [], []
+    into_basis = attention_of_layer.into_basis
+    attention_of_layer.into_basis = lambda rows: (turned.append(len(rows)), into_basis(rows))[1]
+    for known in (None, parts_of(table, sizes, 3)):
+        outs.append(torch.empty(len(query), 4, codec.value.sink.shape[1]))
+        attention_of_layer.attend(query, cache, replace(made, parts=known), outs[-1])
+    assert turned == [98, 7] and torch.equal(*outs)
+
+
+def test_prompts_alone_are_not_decoded(monkeypatch):
+    codec, sizes = layer_codec(*FORMATS["4 bits"]), ((61, 190), (21, 70))
+    cache, table = cached(codec, sizes=sizes)
+    query, made = random_queries(codec, WHOLE, sizes), replace(batch(table, sizes), parts=parts_of(table, sizes, 0))
+    expected, out = torch.empty(2, len(query), 4, 32)
+    TritonCodecAttention(codec, WHOLE).attend(query, cache, batch(table, sizes), expected)
+    monkeypatch.setattr(TritonCodecAttention, "decode", None)
+    TritonCodecAttention(codec, WHOLE).attend(query, cache, made, out)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("layer", [WHOLE, CodecSettings(4, 0.2, sliding_window=33, soft_cap=5.0),
+                                   CodecSettings(4, 0.2, sinks=torch.tensor([0.5, -1.0, 2.0, 30.0]))],
+                         ids=["whole", "window and cap", "sinks"])  # fmt: skip
+def test_prompts_in_several_workspaces_are_those_in_one(layer):
+    codec = layer_codec(*FORMATS["tiers"])
+    cache, table = cached(codec, sizes=MIXED)
+    query, made = random_queries(codec, layer, MIXED), batch(table, MIXED)
+    attention_of_layer, outs = TritonCodecAttention(codec, layer), torch.empty(2, len(query), 4, 32)
+    for out, attention_of_layer.prefill.workspace_bytes in zip(outs, (2**26, 1), strict=True):
+        attention_of_layer.attend(query, cache, made, out)
+    assert torch.equal(*outs)

@@ -14,8 +14,8 @@ HEADS = {f"stride_{name}" for name in ("out_token", "out_head", "key_token", "ke
 SAME_IN_ALL_BATCHES = CACHE | HEADS
 KERNELS = {
     "decode": "decode_codes_kernel",
-    "prefill": "prefill_codes_kernel",
     "put_values": "put_values_kernel",
+    "restore": "restore_keys_kernel",
     "reduce": "reduce_pieces_kernel",
     "storing.store": "store_codes_kernel",
     "storing.widen": "widen_kernel",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palu_vllm.kernels.gpu.launch import TritonAttention, new_scratch
-from palu_vllm.kernels.gpu.prefill.kernel import lengths_of, prefill_attention
+from palu_vllm.kernels.gpu.prefill.launches import lengths_of, prefill_attention
 from palu_vllm.kernels.gpu.prefill.plan import WORKSPACE_BYTES, PrefillTiling, plan_prefill, scratch_shapes
 from palu_vllm.kernels.gpu.tiling import Device, padded
 from palu_vllm.kernels.interface import PagedBatch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
-from palu_vllm.kernels.gpu.prefill.kernel import lengths_of, prefill_attention
+from palu_vllm.kernels.gpu.prefill.launches import lengths_of, prefill_attention
 from palu_vllm.kernels.gpu.prefill.plan import PrefillPlan, PrefillTiling, scratch_shapes
 from palu_vllm.kernels.gpu.tiling import ceil_div, padded
 from palu_vllm.kernels.interface import PagedBatch
