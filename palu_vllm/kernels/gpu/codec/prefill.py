@@ -6,6 +6,7 @@ keys cost one product per token and head, which does not grow with the queries.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from palu_vllm.format.shape import LayerShape
 from palu_vllm.kernels.codec.constants import per_head
 from palu_vllm.kernels.codec.interface import CodecSettings
 from palu_vllm.kernels.gpu.arguments import log2_scale, taken_by
-from palu_vllm.kernels.gpu.codec.layout import in_columns
+from palu_vllm.kernels.gpu.codec.layout import in_columns, low_numbers, parts, width
 from palu_vllm.kernels.gpu.codec.plan import MOST_QUERIES
 from palu_vllm.kernels.gpu.codec.restore import restore_keys_kernel, restore_values_kernel
 from palu_vllm.kernels.gpu.prefill.context_tiles import number_tiles
@@ -24,12 +25,17 @@ from palu_vllm.kernels.gpu.prefill.plan import (
     WORKSPACE_BYTES,
     Lengths,
     Pass,
+    PrefillTiling,
     plan_prefill,
     prefill_tiling,
     scratch_shapes,
 )
-from palu_vllm.kernels.gpu.tiling import Device, padded
+from palu_vllm.kernels.gpu.tiling import SMALLEST_TILE, Device, ceil_div, padded
 from palu_vllm.kernels.interface import PagedBatch
+
+RESTORED_NUMBERS = 32768  # levels of a tier in the registers of 8 warps
+MOST_RESTORED = 64  # numbers of a head, beside whose sums their centres are in registers
+DECODER_NUMBERS = 8192  # of the decoder of a part, on their way to shared memory
 
 
 class CodecPrefill:
@@ -40,16 +46,21 @@ class CodecPrefill:
 
     def __init__(self, codec: LayerCodec, settings: CodecSettings, constants: dict[str, Any], values: torch.Tensor):
         self.shape = whole_shape(codec, settings)
+        tiers = codec.slot.key.tiers + codec.slot.value.tiers
+        self.part = max(width(low_numbers(tier)) for tier in tiers)  # columns of the widest one
+        self.widest = max(parts(tier) * width(low_numbers(tier)) for tier in tiers)  # of a tier
         self.constants = constants | {
-            "decoder_k_ptr": columns_of_keys(codec), "decoder_v_ptr": values, "sink_k_ptr": codec.key.sink.contiguous(),
+            "centres_v_ptr": values[:, -2:].contiguous(), "sink_k_ptr": codec.key.sink.contiguous(),
             "centre_cos_ptr": codec.centre_cos.contiguous(), "centre_sin_ptr": codec.centre_sin.contiguous(),
             "frequency_of_ptr": codec.frequency_of, "FREQUENCIES": len(codec.frequencies),
             "HEADS_OF_GROUP": codec.num_kv_heads // codec.num_groups, "GROUP_SIZE": 1, "GROUP_SIZE_V": 1,
             "HEAD_DIM": self.shape.head_dim, "ROTARY_DIM": self.shape.head_dim, "RANK_V": self.shape.rank_v,
-            "TILE_KEY": padded(self.shape.head_dim), "TILE_VALUE": padded(self.shape.rank_v),
+            "TILE_KEY": self.restored(self.shape.head_dim), "TILE_VALUE": self.restored(self.shape.rank_v),
             "NUM_SINKS": 0, "SHIFT_SINKS": False, "cos_sin_ptr": None, "LEAST_QUERIES": MOST_QUERIES + 1,
             "scale_log2": log2_scale(self.shape) * (2 / settings.soft_cap if settings.soft_cap else 1.0),
         }  # fmt: skip
+        self.decoders = columns_of_keys(codec), values[:, :-2]
+        self.decoders_in: dict[torch.dtype, dict[str, torch.Tensor]] = {}  # made once per type
         self.workspace_bytes = WORKSPACE_BYTES
 
     @contextmanager
@@ -66,22 +77,38 @@ class CodecPrefill:
         device: Device,
     ) -> None:  # fmt: skip
         """Fills the rows of these requests. ``step`` are the step's arguments by name; products are of ``dtype``."""
-        shape, tiling = self.shape, prefill_tiling(self.shape, dtype.itemsize, device)
-        lengths = lengths_of(query, batch)
+        shape, tiling, lengths = self.shape, self.tiling(dtype, device), lengths_of(query, batch)
         plan = plan_prefill(shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
         scratch = self.scratch(lengths, dtype, device, query.device)
         number_tiles(
             batch, scratch[1].view(torch.int32), shape.sliding_window, tiling.context, least_queries=MOST_QUERIES + 1
         )
         strides = {"query_ptr": query, "stride_query_token": query.stride(0), "stride_query_head": query.stride(1)}
-        available = step | self.constants | strides
+        available = step | self.constants | self.decoders_of(dtype) | strides
         attend_in_passes(available, lengths, out, shape, tiling, plan, scratch, dtype, restore)
+
+    def restored(self, numbers: int) -> int:
+        """Of these numbers of a head what one program restores, fewer where the decoder of a part is large."""
+        return min(padded(numbers), MOST_RESTORED, max(SMALLEST_TILE, DECODER_NUMBERS // self.part))
+
+    def decoders_of(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Operands of products of this type, as wide as levels."""
+        if dtype not in self.decoders_in:
+            key, value = (decoder.to(dtype).contiguous() for decoder in self.decoders)
+            self.decoders_in[dtype] = {"decoder_k_ptr": key, "decoder_v_ptr": value}
+        return self.decoders_in[dtype]
+
+    def tiling(self, dtype: torch.dtype, device: Device) -> PrefillTiling:
+        """That of whole keys, with fewer tokens restored by one program, which has the levels of a whole tier."""
+        usual = prefill_tiling(self.shape, dtype.itemsize, device)
+        context = min(usual.context, max(SMALLEST_TILE, RESTORED_NUMBERS // self.widest))
+        return replace(usual, context=context, tokens=min(usual.tokens, context))
 
     def scratch(
         self, lengths: Lengths, dtype: torch.dtype, device: Device, place: torch.device
     ) -> tuple[torch.Tensor, ...]:
         """What such a batch takes, uninitialised."""
-        tiling = prefill_tiling(self.shape, dtype.itemsize, device)
+        tiling = self.tiling(dtype, device)
         plan = plan_prefill(self.shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
         shapes = scratch_shapes(self.shape, lengths, tiling, plan, dtype.itemsize)
         return tuple(torch.empty(shape, dtype=torch.float32, device=place) for shape in shapes)
@@ -103,5 +130,6 @@ def columns_of_keys(codec: LayerCodec) -> torch.Tensor:
 
 def restore(available: dict[str, Any], shape: LayerShape, part: Pass) -> None:
     """Writes the keys and the values of one pass."""
-    restore_keys_kernel[(part.tiles, part.groups)](**taken_by(restore_keys_kernel, available))
-    restore_values_kernel[(part.tiles, part.groups)](**taken_by(restore_values_kernel, available))
+    keys, values = ceil_div(shape.head_dim, available["TILE_KEY"]), ceil_div(shape.rank_v, available["TILE_VALUE"])
+    restore_keys_kernel[(part.tiles, part.groups, keys)](**taken_by(restore_keys_kernel, available))
+    restore_values_kernel[(part.tiles, part.groups, values)](**taken_by(restore_values_kernel, available))

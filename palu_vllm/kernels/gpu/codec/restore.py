@@ -28,7 +28,7 @@ def decoded(slot_ptrs, valid, matrix_ptr, dim, levels_ptr, dtype: tl.constexpr, 
         for part in tl.static_range(len(levels)):
             column = TILES[index][4] + part * TILES[index][3] + tl.arange(0, TILES[index][3])
             rows = tl.load(matrix_ptr + (column[:, None] * DIM + dim[None, :]), mask=(dim < DIM)[None, :], other=0.0)
-            product = tl.dot(levels[part], rows.to(dtype), product, input_precision="ieee")
+            product = tl.dot(levels[part], rows, product, input_precision="ieee")
     return product
 
 
@@ -72,7 +72,7 @@ def restore_keys_kernel(
     blocks_ptr,  # [num_blocks_of_positions, FEATURES] float32
     frequency_of_ptr,  # [HEAD_DIM] int64
     centre_cos_ptr, centre_sin_ptr, sink_k_ptr,  # [kv_heads, HEAD_DIM] float32
-    decoder_k_ptr,  # [kv_heads, COLUMNS_K, HEAD_DIM] float32
+    decoder_k_ptr,  # [kv_heads, COLUMNS_K, HEAD_DIM]
     key_ptr,  # [KV heads of the pass, tiles of the pass * TILE_CONTEXT, HEAD_DIM]
     stride_cache_block, stride_cache_group, stride_cache_slot, stride_block_table_request,
     num_requests,
@@ -82,7 +82,7 @@ def restore_keys_kernel(
     COLUMNS_K: tl.constexpr, FEATURES: tl.constexpr, FREQUENCIES: tl.constexpr, SLIDING_WINDOW: tl.constexpr,
     TILE_CONTEXT: tl.constexpr, TILE_KEY: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """One program: keys of one KV head for one tile of the context; those past its end are finite.
+    """One program: some numbers of keys of one KV head for one tile of the context; those past its end are finite.
 
     A token whose key or value is no number has a key that is none, so that it reaches those that see it.
     """
@@ -99,7 +99,7 @@ def restore_keys_kernel(
     )  # fmt: skip
     size, of_sink, size_v, _ = load_scales(slot_ptrs, valid)
     size += tl.where(size_v < float("inf"), 0.0, float("nan"))
-    dim, head = tl.arange(0, TILE_KEY), kv_head * HEAD_DIM
+    dim, head = tl.program_id(2) * TILE_KEY + tl.arange(0, TILE_KEY), kv_head * HEAD_DIM
     # [TILE_CONTEXT, TILE_KEY]
     numbers = decoded(
         slot_ptrs, valid, decoder_k_ptr + kv_head * (COLUMNS_K * HEAD_DIM), dim, levels_ptr, DTYPE, HEAD_DIM, TILES_K
@@ -122,7 +122,8 @@ def restore_values_kernel(
     query_start_loc_ptr,  # [requests + 1] int32
     tile_starts_ptr,  # [requests + 1] int32
     levels_ptr,  # [128] float32
-    decoder_v_ptr,  # [kv_heads, COLUMNS_V + 2, RANK_V] float32: behind the decoder the usual centre, the sinks'
+    decoder_v_ptr,  # [kv_heads, COLUMNS_V, RANK_V]
+    centres_v_ptr,  # [kv_heads, 2, RANK_V] float32: the usual one, the sinks'
     value_ptr,  # [KV heads of the pass, tiles of the pass * TILE_CONTEXT, RANK_V]
     stride_cache_block, stride_cache_group, stride_cache_slot, stride_block_table_request,
     num_requests,
@@ -132,7 +133,7 @@ def restore_values_kernel(
     COLUMNS_V: tl.constexpr, SLIDING_WINDOW: tl.constexpr, TILE_CONTEXT: tl.constexpr, TILE_VALUE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """One program: values of one KV head for one tile of the context; those past its end are finite.
+    """One program: some numbers of values of one KV head for one tile of the context; those past its end are finite.
 
     A value that is no number is zero: it would reach those that do not see it, times a probability of zero.
     """
@@ -149,11 +150,11 @@ def restore_values_kernel(
     )  # fmt: skip
     _, _, size, of_sink = load_scales(slot_ptrs, valid)
     size = tl.where(size < float("inf"), size, 0.0)
-    dim = tl.arange(0, TILE_VALUE)
-    matrix_ptr = decoder_v_ptr + kv_head * ((COLUMNS_V + 2) * RANK_V)
+    dim = tl.program_id(2) * TILE_VALUE + tl.arange(0, TILE_VALUE)
+    matrix_ptr = decoder_v_ptr + kv_head * (COLUMNS_V * RANK_V)
     # [TILE_CONTEXT, TILE_VALUE]
     numbers = decoded(slot_ptrs, valid, matrix_ptr, dim, levels_ptr, DTYPE, RANK_V, TILES_V)
-    centre_ptrs = matrix_ptr + COLUMNS_V * RANK_V + dim
+    centre_ptrs = centres_v_ptr + kv_head * (2 * RANK_V) + dim
     usual = tl.load(centre_ptrs, mask=dim < RANK_V, other=0.0)
     sink = tl.load(centre_ptrs + RANK_V, mask=dim < RANK_V, other=0.0)
     value = numbers * size[:, None] + tl.where(of_sink[:, None], sink[None, :], usual[None, :])

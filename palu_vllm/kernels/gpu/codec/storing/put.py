@@ -71,10 +71,11 @@ class CodeStore:
         tokens, groups = slot_mapping.shape[0], self.codec.num_groups
         keys, values = self.wide(key, value, positions, tokens)
         stride_block, stride_group, stride_slot, _ = cache.stride()
+        y_k = torch.bmm(keys, self.encoder_k)
         self.code.launch(
             (tokens, groups, 1),
             {
-                "y_k_ptr": torch.bmm(keys, self.encoder_k), "y_v_ptr": torch.bmm(values, self.encoder_v),
+                "y_k_ptr": y_k, "usual_k_ptr": y_k[:, tokens:], "y_v_ptr": torch.bmm(values, self.encoder_v),
                 "cache_ptr": cache, "slot_mapping_ptr": slot_mapping, "tokens": tokens, "block_size": cache.shape[2],
                 "stride_cache_block": stride_block, "stride_cache_group": stride_group,
                 "stride_cache_slot": stride_slot,

@@ -160,6 +160,7 @@ def store_side(
 @triton.jit(do_not_specialize=["tokens"])  # compiled for no number of them
 def store_codes_kernel(
     y_k_ptr,  # [groups, 2, tokens, RANK_K] float64: of keys, of their usual centres
+    usual_k_ptr,  # the first of these centres
     sink_k_ptr,  # [groups, RANK_K] float64
     y_v_ptr,  # [groups, tokens, RANK_V] float64
     usual_v_ptr,  # [groups, RANK_V] float64
@@ -182,9 +183,9 @@ def store_codes_kernel(
     slot_ptr = cache_ptr + (place + slot % block_size * stride_cache_slot)
     scale_ptr = slot_ptr.to(tl.pointer_type(tl.uint16), bitcast=True)
     row = group * tokens + token
-    key_ptr = y_k_ptr + (row + group * tokens) * RANK_K
+    key_row = row + group * tokens
     store_side(
-        slot_ptr, scale_ptr, key_ptr, key_ptr + tokens.to(tl.int64) * RANK_K, sink_k_ptr + group * RANK_K,
+        slot_ptr, scale_ptr, y_k_ptr + key_row * RANK_K, usual_k_ptr + key_row * RANK_K, sink_k_ptr + group * RANK_K,
         units_k_ptr, weights_k_ptr, levels_ptr, TILES_K, RANK_K, USED_K, STOP_K,
     )  # fmt: skip
     store_side(

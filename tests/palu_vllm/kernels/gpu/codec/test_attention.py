@@ -196,7 +196,10 @@ def test_what_is_measured_is_what_a_pass_takes():
     lengths = replace(lengths_of(query, made), requests=4)  # as many as can have so many queries
     scratch = {tuple(each.shape) for each in layer.prefill.scratch(lengths, query.dtype, *PLACE)}
     large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1} - scratch
-    arguments = (*layer.arguments(query, cache, made, query).values(), *layer.prefill.constants.values(), query, out)
+    given = (
+        layer.arguments(query, cache, made, query) | layer.prefill.constants | layer.prefill.decoders_of(query.dtype)
+    )
+    arguments = (*given.values(), query, out)
     copied_by_the_interpreter = {tuple(each.shape) for each in arguments if isinstance(each, torch.Tensor)}
     assert large - copied_by_the_interpreter <= measured.shapes.keys()
     assert len(large) > 4
