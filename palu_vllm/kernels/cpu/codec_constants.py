@@ -8,7 +8,7 @@ from palu_vllm.format.latent_format import CodedFormat
 from palu_vllm.kernels.codec.constants import per_head, query_map, value_map
 from palu_vllm.kernels.codec.interface import CodecSettings
 
-COLUMNS = 32  # csrc/attention/matrix.hpp
+COLUMNS = 32  # csrc/codes/matrix.hpp
 
 
 def tiers(form: CodedFormat) -> list[int]:
@@ -32,14 +32,14 @@ def padded(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tensor]:
-    """The matrices above, and what a token is stored with: encoders ``[groups, width, rank]`` and the numbers of
-    constant centres ``[groups, rank]`` in float64.
+    """The matrices above, and what a token is stored with: encoders ``[groups, width, columns]`` in float32, as they
+    are rounded anyway, and the numbers of constant centres ``[groups, rank]`` in float64.
     """
     found = {
         "query_map": padded(query_map(codec, settings)),
         "value_map": padded(value_map(codec)),
-        "encoder_k": codec.key.encoder.transpose(1, 2).contiguous(),
-        "encoder_v": codec.value.encoder.transpose(1, 2).contiguous(),
+        "encoder_k": padded(codec.key.encoder.transpose(1, 2).float()),
+        "encoder_v": padded(codec.value.encoder.transpose(1, 2).float()),
         "sink_k": codec.key.numbers(codec.key.sink),
         "sink_v": codec.value.numbers(codec.value.sink),
         "value_mean": codec.value.numbers(codec.value_mean),

@@ -87,7 +87,7 @@ def store_latents(
     token_k, group_k, _ = latent_k.stride()
     token_v, group_v, _ = latent_v.stride()
     block, group, width, _ = cache.stride()
-    bound_store((size_k, size_v), (key_latents, value_latents), slot, cache.shape[2]).launch(
+    bound_store((size_k, size_v), (key_latents, value_latents), slot, cache.shape[2], cache.device).launch(
         (tokens, num_groups, 1),
         {
             "latent_k_ptr": latent_k, "latent_v_ptr": latent_v, "cache_ptr": cache, "slot_mapping_ptr": slot_mapping,
@@ -100,9 +100,9 @@ def store_latents(
 
 @cached
 def bound_store(
-    sizes: tuple[int, int], latents: tuple[int, int], slot: SlotFormat | None, block_size: int
+    sizes: tuple[int, int], latents: tuple[int, int], slot: SlotFormat | None, block_size: int, device: torch.device
 ) -> BoundKernel:
-    """The kernel for such layers: numbers and latents of K and V per group, and blocks of so many tokens."""
+    """The kernel for such layers on ``device``: numbers and latents of K and V per group, blocks of so many tokens."""
     given = {
         "clip_k": 1.0 if slot is None else clip_argument(slot.key),
         "clip_v": 1.0 if slot is None else clip_argument(slot.value),

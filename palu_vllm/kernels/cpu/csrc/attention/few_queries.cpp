@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "attention/coded.hpp"
-#include "attention/matrix.hpp"
+#include "codes/matrix.hpp"
 
 namespace palu {
 namespace {
@@ -174,6 +174,14 @@ void join_unit(const Layer& layer, const Prepared& prepared, States& states, con
   }
 }
 
+// Multiplications of a call: queries times numbers of all slots that they see, and times the matrices around.
+int64_t work_of(const Layer& layer, const std::vector<Unit>& units, int64_t tokens) {
+  int64_t numbers = layer.key.rank + layer.value.rank, seen = 0;
+  for (const Unit& unit : units) seen += (unit.end - unit.begin) * unit.request.queries * layer.group_heads();
+  int64_t around = layer.key_dim * layer.query_map.size(2) + (layer.value.rank + 2) * layer.padded_dim();
+  return seen * numbers + tokens * layer.heads * around;
+}
+
 } // namespace
 
 void attend_few(const Layer& layer, const Cache& cache, const float* query, int64_t tokens, const float* features,
@@ -202,7 +210,8 @@ void attend_few(const Layer& layer, const Cache& cache, const float* query, int6
   in_stages({{parts, [&](int64_t i) { prepare(layer, query, tokens, i, rows); }},
              {static_cast<int64_t>(pieces.size()), attend},
              {static_cast<int64_t>(units.size()), [&](int64_t i) { join_unit(layer, rows, all, units[i], tokens, means); }},
-             {parts, [&](int64_t i) { finish(layer, means, tokens, i, out); }}});
+             {parts, [&](int64_t i) { finish(layer, means, tokens, i, out); }}},
+            work_of(layer, units, tokens));
 }
 
 } // namespace palu

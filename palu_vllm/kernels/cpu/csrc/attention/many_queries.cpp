@@ -140,7 +140,9 @@ void attend_many(const Layer& layer, const Cache& cache, const float* query, con
       attend_run(layer, request, runs[i], segment);
       if (is_last) finish(layer, runs[i], out);
     };
-    in_stages({{layer.groups * segment.count, rebuild_tile}, {static_cast<int64_t>(runs.size()), attend}});
+    int64_t numbers = layer.heads * (layer.key_dim + layer.value_dim);
+    in_stages({{layer.groups * segment.count, rebuild_tile}, {static_cast<int64_t>(runs.size()), attend}},
+              request.queries * segment.count * TILE * numbers);
   }
 }
 

@@ -1,6 +1,6 @@
 // Tiles of context as whole keys and values in float32, for many queries, which share the work of rebuilding them.
 #pragma once
-#include "attention/matrix.hpp"
+#include "codes/matrix.hpp"
 #include "cache/tile.hpp"
 
 namespace palu {

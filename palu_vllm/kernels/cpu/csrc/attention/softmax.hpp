@@ -1,6 +1,6 @@
 // The softmax of a row of a tile's scores, one tile after the other.
 #pragma once
-#include "attention/matrix.hpp"
+#include "codes/matrix.hpp"
 #include "cache/tile.hpp"
 
 #include <ATen/cpu/vec/functional_base.h> // after vec.h, which has it already where vectors are those of AVX2

@@ -70,11 +70,13 @@ struct Stage {
 
 constexpr int TURNS = 20'000; // of waiting for the last items of a stage, some ten microseconds, before giving way
 
-// Runs stages one after the other on all threads, in one parallel region: on a busy machine every region waits until
-// each thread had its turn. Who does which item is left to chance, so items share no sums.
-inline void in_stages(const std::vector<Stage>& stages) {
+constexpr int64_t ALONE = 1 << 19; // multiplications that one thread has done before another one is awake
+
+// Runs stages one after the other, in one parallel region: on a busy machine every region waits until each thread had
+// its turn. Who does which item is left to chance, so items share no sums. `work` are multiplications, roughly.
+inline void in_stages(const std::vector<Stage>& stages, int64_t work) {
   std::vector<std::atomic<int64_t>> taken(stages.size()), done(stages.size());
-  int threads = at::get_num_threads();
+  int64_t threads = std::min<int64_t>(at::get_num_threads(), work / ALONE + 1);
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (size_t s = 0; s < stages.size(); s++) {
       for (int64_t i; (i = taken[s].fetch_add(1)) < stages[s].items; done[s].fetch_add(1)) stages[s].run(i);

@@ -7,8 +7,13 @@
 
 #include <cstring>
 
+#include "codes/matrix.hpp"
+
 namespace palu {
 namespace {
+
+constexpr int64_t FEW_ROWS = 64; // of a product that is made here
+constexpr int64_t CODING = 64;   // multiplications that coding a number takes as long as
 
 // Tokens that have a slot, and of every one its row among the distinct blocks of positions.
 struct Kept {
@@ -28,8 +33,8 @@ Kept kept_tokens(const int64_t* positions, const int64_t* slots, int64_t tokens)
   return kept;
 }
 
-// float64 [groups, tokens, width] of the kept rows of [tokens, kv_heads, dim].
-at::Tensor grouped(const Layer& layer, const at::Tensor& heads, const Kept& kept) {
+// float64 [kept tokens, kv_heads * dim].
+at::Tensor wide_rows(const at::Tensor& heads, const Kept& kept) {
   at::Tensor rows = heads;
   int64_t count = static_cast<int64_t>(kept.tokens.size());
   if (heads.size(0) != count || kept.tokens.back() != count - 1) {
@@ -37,19 +42,43 @@ at::Tensor grouped(const Layer& layer, const at::Tensor& heads, const Kept& kept
     std::memcpy(index.mutable_data_ptr(), kept.tokens.data(), count * sizeof(int64_t));
     rows = at::index_select(heads, 0, index);
   }
-  return rows.reshape({count, layer.groups, -1}).transpose(0, 1).to(at::kDouble);
+  return rows.reshape({count, -1}).to(at::kDouble);
 }
 
-// The usual centres of keys in blocks of positions, float64 [groups, blocks, width]; summed in float32.
+// The usual centres of keys in blocks of positions, float64 [blocks, kv_heads * dim]; summed in float32.
 at::Tensor centres(const Layer& layer, const Kept& kept, const at::Tensor& features) {
-  int64_t blocks = static_cast<int64_t>(kept.blocks.size()), group_width = layer.group_size() * layer.key_dim;
-  at::Tensor out = at::empty({layer.groups, blocks, group_width}, features.options().dtype(at::kDouble));
+  int64_t width = layer.kv_heads * layer.key_dim;
+  at::Tensor out = at::empty({static_cast<int64_t>(kept.blocks.size()), width}, features.options().dtype(at::kDouble));
   double* to = out.mutable_data_ptr<double>();
-  for (int64_t group = 0; group < layer.groups; group++)
-    for (int64_t block : kept.blocks) {
-      const float* row = features.const_data_ptr<float>() + block * layer.features;
-      for (int64_t i = 0; i < group_width; i++) *to++ = layer.usual_centre(group * group_width + i, row);
-    }
+  const float *of_cos = layer.centre_cos.const_data_ptr<float>(), *of_sin = layer.centre_sin.const_data_ptr<float>();
+  for (int64_t block : kept.blocks) {
+    const float* cos = features.const_data_ptr<float>() + block * layer.features;
+    const float* sin = cos + layer.features / 2;
+    for (int64_t head = 0; head < width; head += layer.key_dim)
+      for (int64_t i = 0; i < layer.key_dim; i++) {
+        int64_t frequency = layer.frequency_of[i];
+        *to++ = of_cos[head + i] * cos[frequency] + of_sin[head + i] * sin[frequency];
+      }
+  }
+  return out;
+}
+
+// Rows [rows, groups * width] times the encoder: float64 [groups, rows, columns of the encoder]. A product of few rows
+// by torch costs several times its arithmetic.
+at::Tensor numbers_of(const SideStore& side, const at::Tensor& rows) {
+  int64_t count = rows.size(0), groups = side.encoder.size(0), width = side.encoder.size(1), columns = side.encoder.size(2);
+  if (count > FEW_ROWS) return at::bmm(rows.view({count, groups, width}).transpose(0, 1), side.encoder.to(at::kDouble));
+  at::Tensor out = at::empty({groups, count, columns}, rows.options());
+  const double* from = rows.const_data_ptr<double>();
+  const float* encoder = side.encoder.const_data_ptr<float>();
+  double* to = out.mutable_data_ptr<double>();
+  int64_t blocks = columns / COLUMNS;
+  auto multiply = [&](int64_t i) {
+    int64_t group = i / blocks, column = i % blocks * COLUMNS;
+    product(count, COLUMNS, width, from + group * width, groups * width, encoder + group * width * columns + column,
+            columns, to + group * count * columns + column, columns);
+  };
+  in_stages({{groups * blocks, multiply}}, count * groups * width * columns);
   return out;
 }
 
@@ -87,23 +116,22 @@ void store(const Layer& layer, const Store& store, const at::Tensor& key, const 
   Kept kept = kept_tokens(positions, slots, tokens);
   int64_t count = static_cast<int64_t>(kept.tokens.size());
   if (!count) return;
-  at::Tensor rows = at::cat({grouped(layer, key, kept), centres(layer, kept, features)}, 1);
-  at::Tensor numbers_k = at::bmm(rows, store.key.encoder), numbers_v = at::bmm(grouped(layer, value, kept), store.value.encoder);
+  at::Tensor numbers_k = numbers_of(store.key, at::cat({wide_rows(key, kept), centres(layer, kept, features)}));
+  at::Tensor numbers_v = numbers_of(store.value, wide_rows(value, kept));
   const double *of_k = numbers_k.const_data_ptr<double>(), *of_v = numbers_v.const_data_ptr<double>();
   const double* mean = store.value_mean.const_data_ptr<double>();
-  int rank_k = layer.key.rank, rank_v = layer.value.rank;
-  int64_t rows_k = rows.size(1), block_size = cache.size(2);
+  int64_t rows_k = numbers_k.size(1), row_k = numbers_k.size(2), row_v = numbers_v.size(2), block_size = cache.size(2);
   uint8_t* start = cache.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, count * layer.groups, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      int64_t token = i / layer.groups, group = i % layer.groups, slot = kept.slots[token];
-      uint8_t* to = start + slot / block_size * cache.stride(0) + group * cache.stride(1) + slot % block_size * cache.stride(2);
-      const double* of_group = of_k + group * rows_k * rank_k;
-      write(store.key, of_group + token * rank_k, of_group + (count + kept.centre[token]) * rank_k, group, to,
-            to + layer.key.start);
-      write(store.value, of_v + (group * count + token) * rank_v, mean + group * rank_v, group, to + 2, to + layer.value.start);
-    }
-  });
+  auto code = [&](int64_t i) {
+    int64_t token = i / layer.groups, group = i % layer.groups, slot = kept.slots[token];
+    uint8_t* to = start + slot / block_size * cache.stride(0) + group * cache.stride(1) + slot % block_size * cache.stride(2);
+    const double* of_group = of_k + group * rows_k * row_k;
+    write(store.key, of_group + token * row_k, of_group + (count + kept.centre[token]) * row_k, group, to,
+          to + layer.key.start);
+    write(store.value, of_v + (group * count + token) * row_v, mean + group * layer.value.rank, group, to + 2,
+          to + layer.value.start);
+  };
+  in_stages({{count * layer.groups, code}}, count * layer.groups * (layer.key.rank + layer.value.rank) * CODING);
 }
 
 } // namespace palu

@@ -5,7 +5,8 @@
 
 namespace palu {
 
-// What one side is stored with; `encoder` float64 [groups, width, rank], the others float64 [groups, rank].
+// What one side is stored with; `encoder` float32 [groups, width, rank], columns in whole COLUMNS, zeros past the last;
+// the others float64 [groups, rank].
 struct SideStore {
   Encoder encode;
   at::Tensor encoder, sink;

@@ -2,12 +2,16 @@
 
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace palu {
 namespace {
 
+constexpr int TOGETHER = 64; // numbers
+constexpr float LARGEST = std::numeric_limits<float>::max();
 constexpr uint16_t HALF_NAN = 0x7e00, HALF_ONE = 0x3c00;
 
 uint16_t half_bits(float x) { return c10::Half(x).x; }
@@ -18,25 +22,30 @@ int nearest_whole(float x) {
   return static_cast<int>(below) + (number - below > 0.5);
 }
 
-// `x` over `size`; 0 where that is not finite.
-float over(float x, float size) {
-  float ratio = x / size;
-  return std::isfinite(ratio) ? ratio : 0.f;
+// `y` over `size`, 0 where that is not finite.
+void divide(const float* y, float size, int count, float* ratios) {
+  for (int i = 0; i < count; i++) {
+    float ratio = y[i] / size;
+    ratios[i] = std::fabs(ratio) <= LARGEST ? ratio : 0.f;
+  }
 }
 
+// Numbers after numbers are compared with one threshold, which vectors do.
 void codes_of(const Tier& tier, const Coder& coder, const float* y, float size, uint8_t* codes) {
-  if (tier.bits == 8) {
-    for (int i = 0; i < tier.size; i++) {
-      float bounded = std::min(std::max(over(y[i], size), -127.f), 127.f);
-      codes[i] = static_cast<uint8_t>(nearest_whole(bounded) + 128);
+  float ratios[TOGETHER];
+  int32_t found[TOGETHER];
+  for (int first = 0; first < tier.size; first += TOGETHER) {
+    int count = std::min(TOGETHER, tier.size - first);
+    divide(y + first, size, count, ratios);
+    if (tier.bits == 8) {
+      for (int i = 0; i < count; i++)
+        found[i] = nearest_whole(std::min(std::max(ratios[i], -127.f), 127.f)) + 128;
+    } else {
+      std::fill_n(found, count, 0);
+      for (float threshold : coder.thresholds)
+        for (int i = 0; i < count; i++) found[i] += threshold < ratios[i];
     }
-    return;
-  }
-  for (int i = 0; i < tier.size; i++) {
-    float ratio = over(y[i], size);
-    int code = 0;
-    for (float threshold : coder.thresholds) code += threshold < ratio;
-    codes[i] = static_cast<uint8_t>(code);
+    for (int i = 0; i < count; i++) codes[first + i] = static_cast<uint8_t>(found[i]);
   }
 }
 

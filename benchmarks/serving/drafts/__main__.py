@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.common.chats import prompts
 from benchmarks.common.metrics import metrics
@@ -21,21 +21,10 @@ from benchmarks.common.output import command_line, say
 from benchmarks.common.server import serve
 from benchmarks.serving.arms import Arm, make, parse_arms
 from benchmarks.serving.asked import add_arms, run
+from benchmarks.serving.drafts.distil import cut
 from benchmarks.serving.peers import streamed
 
 COUNTERS = "num_drafts", "num_draft_tokens", "num_accepted_tokens"
-
-
-def cut(model: Path, layers: int, out: Path) -> Path:
-    """A checkpoint of the model's first layers, its norm and its output projection."""
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    whole.model.layers = whole.model.layers[:layers]
-    whole.config.num_hidden_layers = layers
-    if getattr(whole.config, "layer_types", None):
-        whole.config.layer_types = whole.config.layer_types[:layers]
-    whole.save_pretrained(out)
-    AutoTokenizer.from_pretrained(model).save_pretrained(out)
-    return out
 
 
 def drafting(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -43,7 +32,8 @@ def drafting(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"num_speculative_tokens": options.drafts}
     if options.drafter_layers == 0:
         return told | {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3}
-    return told | {"method": "draft_model", "model": str(cut(options.model, options.drafter_layers, scratch / "draft"))}
+    drafter = cut(options.model, options.drafter_layers, scratch / "draft", options.distil, options.calib_data)
+    return told | {"method": "draft_model", "model": str(drafter)}
 
 
 def row_of(arm: Arm, asked: list[list[int]], told: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             say(rows[-1])
     for row in rows:
         row["times_acceptance"] = round(row["acceptance"] / rows[0]["acceptance"], 4)
-    shown = "prompts", "tokens", "drafts", "drafter_layers", "batch", "dtype"
+    shown = "prompts", "tokens", "drafts", "drafter_layers", "distil", "batch", "dtype"
     return {"model": options.model.name, **{name: getattr(options, name) for name in shown}, "rows": rows}
 
 
@@ -91,6 +81,7 @@ def main() -> None:
     add("--tokens", type=int, default=48, help="of each answer")
     add("--drafts", type=int, default=3, help="tokens that are proposed at once")
     add("--drafter-layers", type=int, default=0, help="of the model that draft; 0: n-grams")
+    add("--distil", type=int, default=0, help="steps for which these layers learn the model's predictions")
     add("--batch", type=int, default=8, help="prompts at a time")
     add("--dtype", default="float32")
     run(measure, parser.parse_args(), ("arm", "acceptance", "times_acceptance", "tokens_per_step", "tokens_per_second"))

@@ -1,0 +1,1 @@
+"""Acceptance of drafts over a compressed cache, and a drafter for it."""
