@@ -1,7 +1,7 @@
 """How long does storing new tokens of one layer take on a CPU, in a codec's slots beside vLLM's own copy?
 
-``python -m benchmarks.latency.cpu_store``. Between calls a step does other work, so before each one other memory is
-read: matrices of a layer are not in the caches of a core when it begins. Arms take turns; rows have medians.
+``python -m benchmarks.latency.cpu_store``. Between calls a step does other work, so before each one 4 MiB of other
+memory are read: matrices of a layer are not in the caches of a core when it begins. Arms take turns; rows have medians.
 """
 
 import torch
@@ -13,7 +13,7 @@ from palu_vllm.kernels.choose import codec_attention
 from palu_vllm.kernels.codec.interface import CodecSettings
 
 SHAPES = [Shape(requests, BLOCK_SIZE, *heads) for heads in (THREE_OF_THREE, EIGHT_OF_FOUR) for requests in (1, 8, 32)]
-OTHER_BYTES = 16 << 20
+OTHER_NUMBERS = 1 << 20  # float32
 COLUMNS = ("shape", "arm", "dense_us", "palu_us")
 
 
@@ -46,7 +46,7 @@ def coded(shape: Shape, arm: str) -> Run:
 
 def rows_of(shape: Shape, repeats: int) -> list[dict[str, object]]:
     """One per codec."""
-    other = torch.zeros(OTHER_BYTES, dtype=torch.uint8)
+    other = torch.zeros(OTHER_NUMBERS)
     arms: dict[str, Run] = {}
     for name in CODECS[shape.kv_heads, shape.queries_per_kv, shape.head_dim]:
         arms |= {f"before {name}": other.sum, name: coded(shape, name)}
