@@ -24,13 +24,10 @@ def batch_parts(batch: PagedBatch, starts: torch.Tensor, lengths: torch.Tensor |
             int(queries[:count].max()), batch.max_seq_len,
         )  # fmt: skip
     if count < len(queries):
-        longest, total = (batch.max_seq_len, None) if lengths is None else most_and_all(lengths[count:])
+        known = None if lengths is None else lengths[count:]
+        longest, total = (batch.max_seq_len, None) if known is None else (int(known.max()), int(known.sum()))
         many = PagedBatch(
             batch.block_table[count:], batch.seq_lens[count:].clone(), batch.query_start_loc[count:] - tokens,
             batch.max_query_len, longest, total,
         )  # fmt: skip
     return BatchParts(tokens, few, many)
-
-
-def most_and_all(lengths: torch.Tensor) -> tuple[int, int]:
-    return int(lengths.max()), int(lengths.sum())

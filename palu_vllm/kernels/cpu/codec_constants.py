@@ -45,7 +45,7 @@ def tensors(codec: LayerCodec, settings: CodecSettings) -> dict[str, torch.Tenso
         "value_mean": codec.value.numbers(codec.value_mean),
         "centre_cos": codec.centre_cos.contiguous(),
         "centre_sin": codec.centre_sin.contiguous(),
-        "frequency_of": codec.frequency_of.long(),
+        "frequency_of": codec.frequency_of.long().repeat(codec.num_kv_heads),
         "decoder_k": per_head(codec, codec.key.decoder).contiguous(),
         "first_k": codec.key.sink.contiguous(),
         "first_v": codec.value.sink.contiguous(),

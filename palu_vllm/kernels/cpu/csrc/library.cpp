@@ -28,6 +28,10 @@ using Tensors = c10::Dict<std::string, at::Tensor>;
 
 constexpr int64_t MOST_FEW = 128; // queries of a request; more are better off with whole keys
 
+template <class T> std::vector<T> numbers_of(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<T>(), tensor.const_data_ptr<T>() + tensor.numel()};
+}
+
 at::Tensor rows_of(const std::vector<Request>& requests, int64_t first) {
   std::vector<int64_t> rows;
   for (const Request& request : requests)
@@ -55,10 +59,10 @@ struct Codec : torch::CustomClassHolder {
     stored.value = {make_encoder(layer.value, levels, units), tensors.at("encoder_v"), tensors.at("sink_v")};
     stored.value_mean = tensors.at("value_mean");
     layer.decoder_k = tensors.at("decoder_k");
-    layer.centre_cos = tensors.at("centre_cos"), layer.centre_sin = tensors.at("centre_sin");
+    layer.centre_cos = numbers_of<float>(tensors.at("centre_cos"));
+    layer.centre_sin = numbers_of<float>(tensors.at("centre_sin"));
     layer.sink_k = tensors.at("first_k"), layer.sink_v = tensors.at("first_v"), layer.mean_v = tensors.at("mean_v");
-    const int64_t* frequency_of = tensors.at("frequency_of").const_data_ptr<int64_t>();
-    layer.frequency_of.assign(frequency_of, frequency_of + layer.key_dim);
+    layer.frequency_of = numbers_of<int64_t>(tensors.at("frequency_of"));
     layer.scale = static_cast<float>(scale);
   }
 

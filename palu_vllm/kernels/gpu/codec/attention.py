@@ -31,7 +31,7 @@ from palu_vllm.kernels.gpu.codec.storing.put import CodeStore
 from palu_vllm.kernels.gpu.launch import device_of
 from palu_vllm.kernels.gpu.prefill.plan import Lengths
 from palu_vllm.kernels.gpu.tiling import Device
-from palu_vllm.kernels.interface import BatchParts, PagedBatch
+from palu_vllm.kernels.interface import PagedBatch
 
 
 class TritonCodecAttention:
@@ -78,14 +78,16 @@ class TritonCodecAttention:
         self.check(query, cache, batch, out)
         if not query.shape[0] or not batch.seq_lens.shape[0]:
             return
-        if batch.max_query_len <= MOST_QUERIES:
+        if batch.parts is None or batch.max_query_len <= MOST_QUERIES:
             self.decode(query, cache, batch, out)
+            if batch.max_query_len > MOST_QUERIES:
+                self.attend_many(query, cache, batch, out)
             return
-        parts = batch.parts or BatchParts(0, batch, batch)
-        if parts.few:
-            self.decode(query[: parts.tokens or None], cache, parts.few, out)
-        if parts.many:
-            self.attend_many(query[parts.tokens :], cache, parts.many, out[parts.tokens :])
+        few, many, tokens = batch.parts.few, batch.parts.many, batch.parts.tokens
+        if few:
+            self.decode(query[:tokens], cache, few, out)
+        if many:
+            self.attend_many(query[tokens:], cache, many, out[tokens:])
 
     def attend_many(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:
         """The requests of many queries."""
@@ -102,15 +104,14 @@ class TritonCodecAttention:
             self.decode_pass(query[some], cache, part, out[some])
 
     def measure(self, query: torch.Tensor, out: torch.Tensor) -> None:
-        """What a pass of decoding takes, and then as many prompts behind the longest contexts as have their queries."""
+        """What a pass of decoding takes, and then the most that a prompt takes beside any other requests."""
         turned, means = self.into_basis(query[: self.pass_tokens])
         pieces = turned.new_empty(piece_numbers(self.codec.slot, *self.tiling_of(query)))
         values = torch.bmm(means.zero_(), self.value_rows)
         del turned, means, pieces, values  # which a pass holds to its end
-        tokens = len(query)
-        requests = tokens // (MOST_QUERIES + 1) + 1
-        lengths = Lengths(requests, tokens, tokens, max(tokens, self.settings.max_seq_len or 0))
-        self.prefill.scratch(lengths, product_type(query), self.chip(query), query.device)
+        tokens, dtype = len(query), product_type(query)
+        lengths = Lengths(tokens, tokens, tokens, max(tokens, self.settings.max_seq_len or 0))
+        self.prefill.scratch(lengths, *self.prefill.plan(lengths, dtype, self.chip(query)), dtype, query.device)
         out.zero_()
 
     def check(self, query: torch.Tensor, cache: torch.Tensor, batch: PagedBatch, out: torch.Tensor) -> None:

@@ -25,6 +25,7 @@ from palu_vllm.kernels.gpu.prefill.plan import (
     WORKSPACE_BYTES,
     Lengths,
     Pass,
+    PrefillPlan,
     PrefillTiling,
     plan_prefill,
     prefill_tiling,
@@ -77,9 +78,9 @@ class CodecPrefill:
         device: Device,
     ) -> None:  # fmt: skip
         """Fills the rows of these requests. ``step`` are the step's arguments by name; products are of ``dtype``."""
-        shape, tiling, lengths = self.shape, self.tiling(dtype, device), lengths_of(query, batch)
-        plan = plan_prefill(shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
-        scratch = self.scratch(lengths, dtype, device, query.device)
+        shape, lengths = self.shape, lengths_of(query, batch)
+        tiling, plan = self.plan(lengths, dtype, device)
+        scratch = self.scratch(lengths, tiling, plan, dtype, query.device)
         number_tiles(
             batch, scratch[1].view(torch.int32), shape.sliding_window, tiling.context, least_queries=MOST_QUERIES + 1
         )
@@ -104,12 +105,15 @@ class CodecPrefill:
         context = min(usual.context, max(SMALLEST_TILE, RESTORED_NUMBERS // self.widest))
         return replace(usual, context=context, tokens=min(usual.tokens, context))
 
+    def plan(self, lengths: Lengths, dtype: torch.dtype, device: Device) -> tuple[PrefillTiling, PrefillPlan]:
+        """Of such a batch."""
+        tiling = self.tiling(dtype, device)
+        return tiling, plan_prefill(self.shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
+
     def scratch(
-        self, lengths: Lengths, dtype: torch.dtype, device: Device, place: torch.device
+        self, lengths: Lengths, tiling: PrefillTiling, plan: PrefillPlan, dtype: torch.dtype, place: torch.device
     ) -> tuple[torch.Tensor, ...]:
         """What such a batch takes, uninitialised."""
-        tiling = self.tiling(dtype, device)
-        plan = plan_prefill(self.shape, lengths, tiling, dtype.itemsize, device, self.workspace_bytes)
         shapes = scratch_shapes(self.shape, lengths, tiling, plan, dtype.itemsize)
         return tuple(torch.empty(shape, dtype=torch.float32, device=place) for shape in shapes)
 

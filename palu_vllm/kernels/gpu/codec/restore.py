@@ -7,14 +7,12 @@ them. Attention over these is that of any whole keys.
 import triton
 import triton.language as tl
 
-from palu_vllm.format.codec.positions import BLOCK
 from palu_vllm.kernels.gpu.codec.load_codes import load_levels
-from palu_vllm.kernels.gpu.codec.steps import load_scales
+from palu_vllm.kernels.gpu.codec.steps import POSITIONS, load_scales
 from palu_vllm.kernels.gpu.prefill.context_tiles import find_context_tile
 from palu_vllm.kernels.gpu.prefill.rebuild_keys import VARYING
 from palu_vllm.kernels.gpu.tiles.keys import slot_offsets
 
-POSITIONS = tl.constexpr(BLOCK)
 ANY_VALUE = [*VARYING, "stride_block_table_request"]  # compiled for none, nor for where the table of a part begins
 
 

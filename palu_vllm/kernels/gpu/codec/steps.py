@@ -7,11 +7,12 @@ are in the basis of the codes, in columns as ``layout`` says, so that scores com
 import triton
 import triton.language as tl
 
+from palu_vllm.format.codec.positions import BLOCK
 from palu_vllm.kernels.gpu.codec.load_codes import load_levels
 from palu_vllm.kernels.gpu.tiles.flash_steps import capped, softmax_step
 
 WIDTH = tl.constexpr(32)
-POSITIONS = tl.constexpr(16)  # of one block of ``format.codec.positions``
+POSITIONS = tl.constexpr(BLOCK)  # of one block
 
 
 @triton.jit

@@ -28,9 +28,10 @@ struct Layer {
   at::Tensor sinks;     // float32 [heads], or undefined
   // for many queries, see `rebuild.hpp`
   at::Tensor decoder_k; // float32 [kv_heads, key_dim, rank_k]
-  at::Tensor centre_cos, centre_sin, sink_k; // float32 [kv_heads, key_dim]
+  at::Tensor sink_k;                         // float32 [kv_heads, key_dim]
   at::Tensor mean_v, sink_v;                 // float32 [kv_heads, value_dim]
-  std::vector<int64_t> frequency_of;         // [key_dim]
+  std::vector<float> centre_cos, centre_sin; // [kv_heads * key_dim]
+  std::vector<int64_t> frequency_of;         // [kv_heads * key_dim]
   float scale;
   int64_t window;       // tokens that a query sees; 0: all
   float soft_cap;       // 0: none
@@ -39,9 +40,8 @@ struct Layer {
   int64_t group_size() const { return kv_heads / groups; }
   // Of number `i` of all heads' keys, in the block of positions with these features.
   float usual_centre(int64_t i, const float* block) const {
-    int64_t frequency = frequency_of[i % key_dim];
-    return centre_cos.const_data_ptr<float>()[i] * block[frequency] +
-           centre_sin.const_data_ptr<float>()[i] * block[features / 2 + frequency];
+    int64_t frequency = frequency_of[i];
+    return centre_cos[i] * block[frequency] + centre_sin[i] * block[features / 2 + frequency];
   }
   int64_t padded_dim() const { return value_map.size(2); }
 };
@@ -70,7 +70,7 @@ struct Stage {
 
 constexpr int TURNS = 20'000; // of waiting for the last items of a stage, some ten microseconds, before giving way
 
-constexpr int64_t ALONE = 1 << 19; // multiplications that one thread has done before another one is awake
+constexpr int64_t ALONE = 1 << 19; // multiplications per thread: fewer are not worth waking another one
 
 // Runs stages one after the other, in one parallel region: on a busy machine every region waits until each thread had
 // its turn. Who does which item is left to chance, so items share no sums. `work` are multiplications, roughly.

@@ -13,7 +13,7 @@ namespace palu {
 namespace {
 
 constexpr int64_t FEW_ROWS = 64; // of a product that is made here
-constexpr int64_t CODING = 64;   // multiplications that coding a number takes as long as
+constexpr int64_t CODING = 64;   // multiplications that coding a number is counted as
 
 // Tokens that have a slot, and of every one its row among the distinct blocks of positions.
 struct Kept {
@@ -50,21 +50,15 @@ at::Tensor centres(const Layer& layer, const Kept& kept, const at::Tensor& featu
   int64_t width = layer.kv_heads * layer.key_dim;
   at::Tensor out = at::empty({static_cast<int64_t>(kept.blocks.size()), width}, features.options().dtype(at::kDouble));
   double* to = out.mutable_data_ptr<double>();
-  const float *of_cos = layer.centre_cos.const_data_ptr<float>(), *of_sin = layer.centre_sin.const_data_ptr<float>();
   for (int64_t block : kept.blocks) {
-    const float* cos = features.const_data_ptr<float>() + block * layer.features;
-    const float* sin = cos + layer.features / 2;
-    for (int64_t head = 0; head < width; head += layer.key_dim)
-      for (int64_t i = 0; i < layer.key_dim; i++) {
-        int64_t frequency = layer.frequency_of[i];
-        *to++ = of_cos[head + i] * cos[frequency] + of_sin[head + i] * sin[frequency];
-      }
+    const float* row = features.const_data_ptr<float>() + block * layer.features;
+    for (int64_t i = 0; i < width; i++) *to++ = layer.usual_centre(i, row);
   }
   return out;
 }
 
-// Rows [rows, groups * width] times the encoder: float64 [groups, rows, columns of the encoder]. A product of few rows
-// by torch costs several times its arithmetic.
+// Rows [rows, groups * width] times the encoder: float64 [groups, rows, columns of the encoder]. Few rows are
+// multiplied here: torch converts and copies more than it multiplies.
 at::Tensor numbers_of(const SideStore& side, const at::Tensor& rows) {
   int64_t count = rows.size(0), groups = side.encoder.size(0), width = side.encoder.size(1), columns = side.encoder.size(2);
   if (count > FEW_ROWS) return at::bmm(rows.view({count, groups, width}).transpose(0, 1), side.encoder.to(at::kDouble));

@@ -3,9 +3,7 @@
 import triton
 import triton.language as tl
 
-from palu_vllm.format.codec.positions import BLOCK
-
-POSITIONS = tl.constexpr(BLOCK)
+from palu_vllm.kernels.gpu.codec.steps import POSITIONS
 
 
 @triton.jit(do_not_specialize=["tokens", "num_blocks"])

@@ -28,7 +28,6 @@ from tests.support.speed.cases import examples
 MIXED = ((37, 5, 61, 190, 1, 70), (1, 5, 21, 3, 1, 2))  # decoding, drafts, a chunk of a prompt, a whole one
 DECODED = ((37, 120, 1, 70), (1, 3, 1, 2))
 BOTH = (TritonCodecAttention, CodecAttention)
-PLACE = (STAND_IN, torch.device("cpu"))
 
 
 def check(
@@ -193,8 +192,9 @@ def test_what_is_measured_is_what_a_pass_takes():
     with Taken() as measured:
         layer.measure(query, out)
     assert out.count_nonzero() == 0
-    lengths = replace(lengths_of(query, made), requests=4)  # as many as can have so many queries
-    scratch = {tuple(each.shape) for each in layer.prefill.scratch(lengths, query.dtype, *PLACE)}
+    lengths = lengths_of(query, made)
+    plan = layer.prefill.plan(lengths, query.dtype, STAND_IN)
+    scratch = {tuple(each.shape) for each in layer.prefill.scratch(lengths, *plan, query.dtype, query.device)}
     large = {shape for shape in needed.shapes if torch.Size(shape).numel() > 1000 and len(shape) > 1} - scratch
     given = (
         layer.arguments(query, cache, made, query) | layer.prefill.constants | layer.prefill.decoders_of(query.dtype)
